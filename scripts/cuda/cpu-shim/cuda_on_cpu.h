@@ -1,0 +1,195 @@
+// Runs CUDA kernels on the CPU, for tests: correctness only, no speed and no memory model.
+//
+// Every CUDA thread is a fiber; the fibers of a block take turns on one CPU thread, and a barrier is a
+// turn given up until the others have come. So that mistakes show: shared memory is filled with NaN
+// before each block, the order of the turns changes all the time, and a barrier that some threads never
+// reach, or a shuffle that names a thread that has left, ends the program with a message.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+// All shared variables lie together, so that they can be filled before each block.
+#define __shared__ static __attribute__((section("cuda_shared")))
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+inline float __bfloat162float(__nv_bfloat16 x) {
+    const uint32_t wide = uint32_t(x.bits) << 16;
+    float f;
+    std::memcpy(&f, &wide, sizeof f);
+    return f;
+}
+// Round to nearest, ties to even; a NaN stays one.
+inline __nv_bfloat16 __float2bfloat16(float f) {
+    if (std::isnan(f)) return {0x7fff};
+    uint32_t wide;
+    std::memcpy(&wide, &f, sizeof f);
+    return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
+}
+
+namespace on_cpu {
+
+struct Index {
+    unsigned x = 1, y = 1, z = 1;
+};
+
+enum class Waits { nothing, warp, block, left };
+
+struct Thread {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Waits waits = Waits::nothing;
+    unsigned lanes = 0;     // of its warp, that a warp barrier waits for
+    uint64_t offered = 0;   // to the other lanes in a shuffle
+    Index index;
+};
+
+// The running block. One at a time, so plain globals are enough.
+inline std::vector<Thread> threads;
+inline size_t running;
+inline ucontext_t scheduler;
+inline Index block_index, block_size, grid_size;
+inline std::function<void()> kernel;
+inline std::vector<char> dynamic_shared;
+
+extern "C" char __attribute__((weak)) __start_cuda_shared[];
+extern "C" char __attribute__((weak)) __stop_cuda_shared[];
+
+[[noreturn]] inline void fail(const char *what) {
+    std::fprintf(stderr, "block (%u, %u, %u), thread %zu: %s\n", block_index.x, block_index.y, block_index.z, running, what);
+    std::exit(3);
+}
+
+inline void give_up_turn(Waits waits) {
+    threads[running].waits = waits;
+    swapcontext(&threads[running].context, &scheduler);
+}
+
+inline void sync_warp(unsigned lanes) {
+    if (!(lanes >> running % 32 & 1)) fail("a warp barrier whose mask leaves out the thread that calls it");
+    threads[running].lanes = lanes;
+    give_up_turn(Waits::warp);
+}
+
+template <class T>
+T shuffle(unsigned lanes, T value, unsigned from_lane) {
+    static_assert(sizeof value <= sizeof(uint64_t));
+    Thread &me = threads[running];
+    std::memcpy(&me.offered, &value, sizeof value);
+    sync_warp(lanes);
+    const size_t from = running / 32 * 32 + from_lane % 32;
+    if (!(lanes >> from % 32 & 1)) fail("a shuffle from a lane outside its mask");
+    std::memcpy(&value, &threads[from].offered, sizeof value);
+    sync_warp(lanes);
+    return value;
+}
+
+inline void enter() {
+    kernel();
+    give_up_turn(Waits::left);
+}
+
+// Lets go on every warp whose named lanes have all come to a warp barrier.
+inline bool release_warps() {
+    bool any = false;
+    for (size_t t = 0; t < threads.size(); t++) {
+        if (threads[t].waits != Waits::warp) continue;
+        const size_t warp = t / 32 * 32;
+        const unsigned lanes = threads[t].lanes;
+        bool all = true;
+        for (size_t lane = 0; lane < 32; lane++) {
+            if (!(lanes >> lane & 1)) continue;
+            running = warp + lane;
+            if (running >= threads.size() || threads[running].waits == Waits::left) fail("a warp barrier names this thread, which has left the kernel or never was");
+            all &= threads[running].waits == Waits::warp && threads[running].lanes == lanes;
+        }
+        if (!all) continue;
+        for (size_t lane = 0; lane < 32; lane++)
+            if (lanes >> lane & 1) threads[warp + lane].waits = Waits::nothing;
+        any = true;
+    }
+    return any;
+}
+
+// Lets the block go on when every thread that has not left waits for it.
+inline bool release_block() {
+    const auto passed = [](const Thread &t) { return t.waits == Waits::block || t.waits == Waits::left; };
+    if (!std::all_of(threads.begin(), threads.end(), passed)) return false;
+    for (auto &t : threads)
+        if (t.waits == Waits::block) t.waits = Waits::nothing;
+    return true;
+}
+
+inline void run_block(uint32_t &order_seed) {
+    const size_t stack_bytes = 64 << 10;
+    const size_t shared_bytes = __stop_cuda_shared - __start_cuda_shared;  // 0 where no kernel has any
+    if (shared_bytes) std::memset(__start_cuda_shared, 0xff, shared_bytes);
+    std::fill(dynamic_shared.begin(), dynamic_shared.end(), char(0xff));
+    std::vector<size_t> order(threads.size());
+    std::iota(order.begin(), order.end(), 0);
+    for (size_t t = 0; t < threads.size(); t++) {
+        Thread &thread = threads[t];
+        if (!thread.stack) thread.stack.reset(new char[stack_bytes]);
+        thread.waits = Waits::nothing;
+        thread.index = {unsigned(t % block_size.x), unsigned(t / block_size.x % block_size.y), unsigned(t / block_size.x / block_size.y)};
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = thread.stack.get();
+        thread.context.uc_stack.ss_size = stack_bytes;
+        thread.context.uc_link = nullptr;
+        makecontext(&thread.context, enter, 0);
+    }
+    const auto left = [](const Thread &t) { return t.waits == Waits::left; };
+    while (!std::all_of(threads.begin(), threads.end(), left)) {
+        order_seed = order_seed * 1664525u + 1013904223u;
+        std::rotate(order.begin(), order.begin() + (order_seed >> 8) % order.size(), order.end());
+        if (order_seed >> 31) std::reverse(order.begin(), order.end());
+        for (size_t t : order) {
+            running = t;
+            if (threads[t].waits == Waits::nothing) swapcontext(&scheduler, &threads[t].context);
+        }
+        const bool warps = release_warps();
+        if (!release_block() && !warps && !std::all_of(threads.begin(), threads.end(), left)) fail("threads wait at barriers that the others never reach");
+    }
+}
+
+inline void launch(Index grid, Index block, size_t shared_bytes, std::function<void()> body) {
+    grid_size = grid;
+    block_size = block;
+    kernel = std::move(body);
+    threads.resize(size_t(block.x) * block.y * block.z);
+    dynamic_shared.resize(shared_bytes);
+    uint32_t order_seed = 1;
+    // Last block first: nothing may rest on the blocks' order.
+    for (size_t b = size_t(grid.x) * grid.y * grid.z; b-- > 0;) {
+        block_index = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
+        run_block(order_seed);
+    }
+}
+
+}  // namespace on_cpu
+
+#define threadIdx (on_cpu::threads[on_cpu::running].index)
+#define blockIdx (on_cpu::block_index)
+#define blockDim (on_cpu::block_size)
+#define gridDim (on_cpu::grid_size)
+#define __syncthreads() on_cpu::give_up_turn(on_cpu::Waits::block)
+#define __syncwarp() on_cpu::sync_warp(0xffffffffu)
+#define __shfl_sync(lanes, value, lane) on_cpu::shuffle(lanes, value, lane)
+#define __shfl_xor_sync(lanes, value, mask) on_cpu::shuffle(lanes, value, unsigned(on_cpu::running % 32) ^ (mask))

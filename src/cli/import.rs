@@ -1,0 +1,57 @@
+//! `rlvr import`: a GGUF file becomes a model directory in Hugging Face layout.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use candle_core::DType;
+
+use crate::model::gguf::import;
+
+/// Convert a GGUF file into a model directory that the other commands load.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file to read; Llama architecture.
+    #[arg(value_name = "FILE.gguf")]
+    pub gguf: PathBuf,
+    /// The directory to write; absent or empty.
+    pub out_dir: PathBuf,
+    /// How the dequantised weights are stored.
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub dtype: StoredAs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub enum StoredAs {
+    Bf16,
+    F32,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let dtype = match args.dtype {
+        StoredAs::Bf16 => DType::BF16,
+        StoredAs::F32 => DType::F32,
+    };
+    let start = Instant::now();
+    let report = import(&args.gguf, &args.out_dir, dtype)?;
+    let kinds = report.stored_as.iter().map(|(kind, count)| format!("{count} {kind}"));
+    println!("read     {} ({})", args.gguf.display(), kinds.collect::<Vec<_>>().join(", "));
+    println!(
+        "model    llama, {} layers, {:.1} M parameters, {} tokens, context {}{}",
+        report.config.num_hidden_layers,
+        report.parameters as f64 / 1e6,
+        report.vocab,
+        report.config.max_position_embeddings,
+        if report.config.tie_word_embeddings { ", tied head" } else { "" },
+    );
+    println!(
+        "wrote    {} ({} tensors, {:.1} MB, {:.1} s)",
+        args.out_dir.display(),
+        report.tensors,
+        report.written_bytes as f64 / 1e6,
+        start.elapsed().as_secs_f64(),
+    );
+    for note in &report.notes {
+        println!("note     {note}");
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// `[data]`: what is trained and evaluated on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// JSONL rows to train on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<PathBuf>,
+    /// JSONL rows to evaluate on. Choose settings here, never on the test set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid: Option<PathBuf>,
+    /// Logs made from the seed instead of files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub synthetic: Option<SyntheticConfig>,
+    /// Longer prompts are dropped and counted, never truncated. Tokens.
+    pub max_prompt_tokens: usize,
+    /// Longer SFT answers are dropped and counted. Tokens, end token included.
+    pub max_target_tokens: usize,
+    /// Rows of each file to use at most, from the top; 0 uses all.
+    pub max_train_rows: usize,
+    pub max_valid_rows: usize,
+}
+
+/// `[data.synthetic]`: see docs/synthetic.md.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyntheticConfig {
+    /// Rows for the SFT warm-up.
+    pub sft_rows: usize,
+    /// Share of them that is Safe. RiskCue's training set has 0.235: a warm-up on it over-flags.
+    pub sft_safe_share: f64,
+    /// Prompts for GRPO, half of them Safe.
+    pub grpo_rows: usize,
+    /// Held-out rows of another style, half of them Safe.
+    pub valid_rows: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            train: None,
+            valid: None,
+            synthetic: None,
+            max_prompt_tokens: 3072,
+            max_target_tokens: 512,
+            max_train_rows: 0,
+            max_valid_rows: 0,
+        }
+    }
+}
+
+impl DataConfig {
+    pub fn validate(&self) -> Result<()> {
+        match (&self.synthetic, &self.train, &self.valid) {
+            (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+            (Some(_), ..) => {
+                return Err(Error::input(
+                    "data",
+                    "[data.synthetic] and files are both given",
+                    "Keep data.train and data.valid, or [data.synthetic]",
+                ));
+            }
+            (None, train, _) => {
+                let missing = if train.is_none() { "data.train" } else { "data.valid" };
+                return Err(Error::input(
+                    missing,
+                    "is not set",
+                    format!("Name a JSONL file with --set {missing}=FILE"),
+                ));
+            }
+        }
+        for (key, value) in [
+            ("data.max_prompt_tokens", self.max_prompt_tokens),
+            ("data.max_target_tokens", self.max_target_tokens),
+        ] {
+            if value == 0 {
+                return Err(Error::config(key, value, "1 or more", "0 drops every row"));
+            }
+        }
+        if let Some(s) = &self.synthetic {
+            if !(0.0..=1.0).contains(&s.sft_safe_share) {
+                let key = "data.synthetic.sft_safe_share";
+                return Err(Error::config(key, s.sft_safe_share, "between 0 and 1", "it is a share"));
+            }
+            for (name, rows) in
+                [("sft_rows", s.sft_rows), ("grpo_rows", s.grpo_rows), ("valid_rows", s.valid_rows)]
+            {
+                if rows == 0 {
+                    let key = format!("data.synthetic.{name}");
+                    return Err(Error::config(&key, rows, "1 or more", "a stage needs rows"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+//! One typed tree: defaults < preset < TOML file < `--set a.b=v`. Unknown keys are errors.
+
+pub mod data;
+pub mod loss;
+pub mod model;
+pub mod optim;
+pub mod sampling;
+pub mod stages;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::error::{Error, Result};
+
+/// A training run, whole.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Keys every random draw of the run.
+    pub seed: u64,
+    /// Task file, or the name of a built-in one.
+    pub task: String,
+    /// Stages in order. Evaluation runs before the first and after each.
+    pub stages: Vec<Stage>,
+    /// "auto" takes a CUDA device when the build and the machine have one.
+    pub device: DeviceKind,
+    /// CPU threads; 0 takes all cores.
+    pub threads: usize,
+    pub run: RunConfig,
+    pub model: model::ModelConfig,
+    pub data: data::DataConfig,
+    pub pack: PackConfig,
+    pub sft: stages::SftConfig,
+    pub grpo: stages::GrpoConfig,
+    pub eval: stages::EvalConfig,
+    pub checkpoint: CheckpointConfig,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    Sft,
+    Grpo,
+}
+
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Grpo => "grpo",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// `[run]`: where the run's directory goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Folder that holds run directories.
+    pub root: PathBuf,
+    /// Name of this run's directory. Absent: the task's name and the first free number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationMemory {
+    /// Block inputs only; blocks are computed again. Least memory.
+    Recompute,
+    /// Everything. Fastest.
+    Keep,
+}
+
+/// `[pack]`: how work is cut into packed batches. Results do not depend on it, only speed and memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PackConfig {
+    /// Tokens in one training pack.
+    pub max_tokens_per_pack: usize,
+    /// Tokens whose keys and values are alive at once while sampling.
+    pub max_rollout_tokens: usize,
+    pub activations: ActivationMemory,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Optimiser steps between two checkpoints. 0: only at the ends of stages.
+    pub every_steps: usize,
+    /// Older checkpoints are removed once a newer one is safe.
+    pub keep_last: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            task: "riskcue".into(),
+            stages: vec![Stage::Sft, Stage::Grpo],
+            device: DeviceKind::Auto,
+            threads: 0,
+            run: RunConfig::default(),
+            model: model::ModelConfig::default(),
+            data: data::DataConfig::default(),
+            pack: PackConfig::default(),
+            sft: stages::SftConfig::default(),
+            grpo: stages::GrpoConfig::default(),
+            eval: stages::EvalConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+        }
+    }
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self { root: "runs".into(), name: None }
+    }
+}
+
+impl Default for PackConfig {
+    fn default() -> Self {
+        Self {
+            max_tokens_per_pack: 8192,
+            max_rollout_tokens: 32768,
+            activations: ActivationMemory::Recompute,
+        }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { every_steps: 0, keep_last: 1 }
+    }
+}
+
+/// Shipped configs by name; `preset = "NAME"` starts from one.
+pub const PRESETS: [(&str, &str); 3] = [
+    ("demo", include_str!("../../configs/demo.toml")),
+    ("riskcue-smollm2-135m", include_str!("../../configs/riskcue-smollm2-135m.toml")),
+    ("riskcue-llama3.1-8b", include_str!("../../configs/riskcue-llama3.1-8b.toml")),
+];
+
+impl Config {
+    /// From a file, or a preset's name, with overrides `a.b=v` on top.
+    pub fn load(source: &str, overrides: &[String]) -> Result<Self> {
+        let (place, text) = read_source(source)?;
+        Self::from_toml(&place, &text, overrides)
+    }
+
+    /// `place` names the text in errors.
+    pub fn from_toml(place: &str, text: &str, overrides: &[String]) -> Result<Self> {
+        let mut table = parse(place, text)?;
+        if let Some(preset) = table.remove("preset") {
+            let name = preset.as_str().unwrap_or_default();
+            let Some((_, base)) = PRESETS.iter().find(|(n, _)| *n == name) else {
+                let names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
+                let want = format!("one of {}", names.join(", "));
+                return Err(Error::config("preset", preset, want, "no other preset is shipped"));
+            };
+            let mut base = parse(name, base)?;
+            merge(&mut base, table);
+            table = base;
+        }
+        for text in overrides {
+            apply_override(&mut table, text)?;
+        }
+        let config: Self = serde_path_to_error::deserialize(table).map_err(|error| {
+            let key = error.path().to_string();
+            let problem = error.into_inner().to_string();
+            let place = if key == "." { place.to_string() } else { format!("{place}: {key}") };
+            Error::input(place, problem, "`rlvr train --help` says how to print every key with its value")
+        })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The whole tree, defaults filled in.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::Compute(e.to_string().into()))
+    }
+
+    pub fn validate(&self) -> Result<()> {
+        if self.stages.is_empty() {
+            let why = "a run without a stage trains nothing; use `rlvr eval` to evaluate only";
+            return Err(Error::config("stages", "[]", "a list such as [\"sft\", \"grpo\"]", why));
+        }
+        if self.stages.iter().enumerate().any(|(i, s)| self.stages[..i].contains(s)) {
+            let got = self.stages.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
+            return Err(Error::config("stages", got, "without repeats", "results are named by stage"));
+        }
+        self.model.validate()?;
+        self.data.validate()?;
+        if self.model.random.is_some() && self.data.synthetic.is_none() {
+            return Err(Error::input(
+                "model.random",
+                "builds its tokenizer from the synthetic logs, but [data.synthetic] is not set",
+                "Add [data.synthetic], or name a model with model.path",
+            ));
+        }
+        if self.stages.contains(&Stage::Sft) {
+            self.sft.validate()?;
+        }
+        if self.stages.contains(&Stage::Grpo) {
+            self.grpo.validate()?;
+        }
+        self.eval.validate()?;
+        let positive = [
+            ("pack.max_tokens_per_pack", self.pack.max_tokens_per_pack),
+            ("pack.max_rollout_tokens", self.pack.max_rollout_tokens),
+            ("checkpoint.keep_last", self.checkpoint.keep_last),
+            ("model.max_positions", self.model.max_positions),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                return Err(Error::config(key, value, "1 or more", "nothing fits into 0"));
+            }
+        }
+        let budget = self.eval.max_completion_tokens.max(self.grpo.max_completion_tokens);
+        if self.data.max_prompt_tokens + budget > self.model.max_positions {
+            return Err(Error::config(
+                "model.max_positions",
+                self.model.max_positions,
+                format!("at least {}", self.data.max_prompt_tokens + budget),
+                "data.max_prompt_tokens plus the completion budget has to fit",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn read_source(source: &str) -> Result<(String, String)> {
+    if let Some((name, text)) = PRESETS.iter().find(|(name, _)| *name == source) {
+        return Ok(((*name).into(), (*text).into()));
+    }
+    let path = Path::new(source);
+    // The presets are embedded: `configs/demo.toml` works wherever the binary is run from.
+    let shipped = PRESETS.iter().find(|(name, _)| path == Path::new("configs").join(format!("{name}.toml")));
+    match (std::fs::read_to_string(path), shipped) {
+        (Ok(text), _) => Ok((source.into(), text)),
+        (Err(e), Some((_, text))) if e.kind() == std::io::ErrorKind::NotFound => {
+            Ok((source.into(), (*text).into()))
+        }
+        (Err(e), _) => Err(Error::io(path, "read the config")(e)),
+    }
+}
+
+fn parse(place: &str, text: &str) -> Result<Table> {
+    text.parse::<Table>().map_err(|error| {
+        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        Error::input(format!("{place}:{line}"), error.message(), "Correct the TOML on that line")
+    })
+}
+
+/// `over` wins; tables merge key by key, except that a table with another `type` replaces the whole.
+fn merge(base: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(Value::Table(b)), Value::Table(o))
+                if o.get("type").is_none() || o.get("type") == b.get("type") =>
+            {
+                merge(b, o);
+            }
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+/// `a.b=v`: v is TOML, or a bare string when it is not.
+fn apply_override(table: &mut Table, text: &str) -> Result<()> {
+    let fix = "Write --set section.key=value";
+    let Some((path, value)) = text.split_once('=') else {
+        return Err(Error::input(format!("--set {text}"), "has no `=`", fix));
+    };
+    let value = match format!("v = {value}").parse::<Table>() {
+        Ok(mut parsed) => parsed.remove("v").unwrap_or(Value::String(value.into())),
+        Err(_) => Value::String(value.into()),
+    };
+    let mut over = value;
+    for key in path.trim().rsplit('.') {
+        if key.is_empty() {
+            return Err(Error::input(format!("--set {text}"), "has an empty key", fix));
+        }
+        over = Value::Table(Table::from_iter([(key.to_string(), over)]));
+    }
+    if let Value::Table(over) = over {
+        merge(table, over);
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// `[model]`: where the weights come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder in HF layout: config.json, safetensors, tokenizer.json. Absent: `random` makes a model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// A small model from the seed, with a byte-level tokenizer built from the synthetic logs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random: Option<RandomModelConfig>,
+    /// Folder with the tokenizer, when not the model's own (guards run with another model's tokenizer).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// Jinja file that replaces the tokenizer's chat template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<PathBuf>,
+    /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
+    pub max_positions: usize,
+}
+
+/// `[model.random]`: shape of a Llama made from the seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomModelConfig {
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub layers: usize,
+    pub attention_heads: usize,
+    pub key_value_heads: usize,
+    /// Entries of the byte-level tokenizer, special tokens included.
+    pub vocab_size: usize,
+    pub rope_theta: f64,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self { path: None, random: None, tokenizer: None, chat_template: None, max_positions: 4096 }
+    }
+}
+
+impl ModelConfig {
+    pub fn validate(&self) -> Result<()> {
+        match (&self.path, &self.random) {
+            (None, None) => Err(Error::input(
+                "model",
+                "neither model.path nor [model.random] is set",
+                "Name a model folder with --set model.path=DIR, or use a preset",
+            )),
+            (Some(_), Some(_)) => Err(Error::input(
+                "model",
+                "model.path and [model.random] are both set",
+                "Keep one: a folder to load, or a shape to make from the seed",
+            )),
+            (None, Some(random)) => {
+                let unused = [("tokenizer", &self.tokenizer), ("chat_template", &self.chat_template)];
+                if let Some((name, path)) = unused.iter().find_map(|(n, p)| Some((n, p.as_ref()?))) {
+                    let want = "unset with [model.random]";
+                    let why = "its tokenizer is built from the synthetic logs";
+                    return Err(Error::config(&format!("model.{name}"), path.display(), want, why));
+                }
+                random.validate()
+            }
+            (Some(_), None) => Ok(()),
+        }
+    }
+}
+
+impl RandomModelConfig {
+    fn validate(&self) -> Result<()> {
+        let positive = [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("layers", self.layers),
+            ("attention_heads", self.attention_heads),
+            ("key_value_heads", self.key_value_heads),
+        ];
+        for (name, value) in positive {
+            if value == 0 {
+                let key = format!("model.random.{name}");
+                return Err(Error::config(&key, value, "1 or more", "the model has to have some"));
+            }
+        }
+        if self.hidden_size % (2 * self.attention_heads) != 0 {
+            return Err(Error::config(
+                "model.random.hidden_size",
+                self.hidden_size,
+                "a multiple of twice attention_heads",
+                "each head gets an even share of it",
+            ));
+        }
+        if self.attention_heads % self.key_value_heads != 0 {
+            return Err(Error::config(
+                "model.random.key_value_heads",
+                self.key_value_heads,
+                "a divisor of attention_heads",
+                "query heads share key/value heads evenly",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How a token is drawn from the model's distribution.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingConfig {
+    /// Divides the logits; the trainer's log-probs use the same. 0 is greedy (evaluation only).
+    pub temperature: f32,
+    /// Keep the k most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of tokens with this much probability; 1 keeps all.
+    pub top_p: f32,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0 }
+    }
+}
+
+impl SamplingConfig {
+    /// `key` is the section's path in the config.
+    pub fn validate(&self, key: &str) -> Result<()> {
+        let refuse = |name: &str, got: f32, want: &str, why: &str| {
+            Err(Error::config(&format!("{key}.{name}"), got, want, why))
+        };
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return refuse("temperature", self.temperature, "0 or more", "it divides the logits");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", self.top_p, "above 0 and at most 1", "it is a share of probability");
+        }
+        if self.temperature == 0.0 && (self.top_k != 0 || self.top_p != 1.0) {
+            let why = "greedy decoding ignores top_k and top_p";
+            return refuse("temperature", 0.0, "above 0 when top_k or top_p is set", why);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,111 @@
+//! How a log is written down. Training logs mix three styles; test logs have one of their own.
+
+use super::scenarios::{self, Event, Pool};
+use crate::rng::Sequential;
+use serde_json::{Map, Value};
+
+/// Which generator writes the logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StyleSet {
+    /// `key=value`, colon and JSON-object lines in equal shares.
+    Train,
+    /// Call-like lines, `event(key=value; key=value)`, with other filler lines and, in every family, names
+    /// that its training logs never use.
+    Test,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldOrder {
+    AsTold,
+    Reversed,
+    Shuffled,
+}
+
+/// One way to write a line. `Text` puts the marks around event, keys and values; `Object` is a JSON object.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    Text { after_event: &'static str, after_key: &'static str, between: &'static str, end: &'static str },
+    Object,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Style {
+    pub name: &'static str,
+    line: Line,
+    order: FieldOrder,
+    fillers: &'static [&'static str],
+}
+
+const TRAIN_FILLERS: &[&str] = &["heartbeat", "sync", "probe", "flush", "renew"];
+const TEST_FILLERS: &[&str] = &["probe", "renew"];
+
+const TRAIN: [Style; 3] = [
+    Style {
+        name: "key-value",
+        line: Line::Text { after_event: " ", after_key: "=", between: " ", end: "" },
+        order: FieldOrder::AsTold,
+        fillers: TRAIN_FILLERS,
+    },
+    Style {
+        name: "colon",
+        line: Line::Text { after_event: ": ", after_key: ":", between: ", ", end: "" },
+        order: FieldOrder::Reversed,
+        fillers: TRAIN_FILLERS,
+    },
+    Style { name: "object", line: Line::Object, order: FieldOrder::Shuffled, fillers: TRAIN_FILLERS },
+];
+
+const TEST: [Style; 1] = [Style {
+    name: "call",
+    line: Line::Text { after_event: "(", after_key: "=", between: "; ", end: ")" },
+    order: FieldOrder::Shuffled,
+    fillers: TEST_FILLERS,
+}];
+
+impl StyleSet {
+    pub(super) fn draw(self, draws: &mut Sequential) -> Style {
+        match self {
+            Self::Train => *draws.choose(&TRAIN),
+            Self::Test => *draws.choose(&TEST),
+        }
+    }
+
+    pub(super) fn pool(self) -> Pool {
+        match self {
+            Self::Train => Pool::Train,
+            Self::Test => Pool::HeldOut,
+        }
+    }
+}
+
+impl Style {
+    /// The log: the story with one or two filler lines put somewhere into it, one JSON value a line.
+    pub(super) fn write(&self, mut story: Vec<Event>, draws: &mut Sequential) -> Value {
+        for _ in 0..1 + draws.below(2) {
+            let filler = scenarios::filler(self.fillers, draws);
+            story.insert(draws.below(story.len() + 1), filler);
+        }
+        Value::Array(story.into_iter().map(|event| self.line(event, draws)).collect())
+    }
+
+    fn line(&self, mut event: Event, draws: &mut Sequential) -> Value {
+        match self.order {
+            FieldOrder::AsTold => {}
+            FieldOrder::Reversed => event.fields.reverse(),
+            FieldOrder::Shuffled => draws.shuffle(&mut event.fields),
+        }
+        match self.line {
+            Line::Text { after_event, after_key, between, end } => {
+                let fields: Vec<_> =
+                    event.fields.iter().map(|(key, value)| format!("{key}{after_key}{value}")).collect();
+                format!("{}{after_event}{}{end}", event.what, fields.join(between)).into()
+            }
+            Line::Object => {
+                let mut object = Map::new();
+                object.insert("event".into(), event.what.into());
+                object.extend(event.fields.into_iter().map(|(key, value)| (key.to_string(), value.into())));
+                Value::Object(object)
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! rlvr: GRPO/RLVR fine-tuning of LLM classifiers and detectors in one native binary.
+//!
+//! Rooms import downward only; see `docs/design.md` for the floors and `tests/suite/layering.rs` for the check.
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod model;
+pub mod ops;
+pub mod pack;
+pub mod rng;
+pub mod types;

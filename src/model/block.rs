@@ -1,0 +1,139 @@
+//! One decoder block, forward and backward by hand: two norms, grouped-query attention, SwiGLU, two residuals.
+//!
+//! The oracle of the backward pass is candle's autograd over plain candle operations, in
+//! `tests/suite/gradients.rs`.
+
+use candle_core::Tensor;
+
+use super::decoder::Gradients;
+use crate::error::Result;
+use crate::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
+use crate::ops::rope::{Direction, RopeTable};
+use crate::ops::{linear, rms_norm, swiglu};
+
+/// Where a block's weights stand among the model's parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockParameters {
+    pub input_norm: usize,
+    pub q: usize,
+    pub k: usize,
+    pub v: usize,
+    pub o: usize,
+    pub post_norm: usize,
+    pub gate: usize,
+    pub up: usize,
+    pub down: usize,
+}
+
+/// What every block of one pass shares.
+#[derive(Clone, Copy)]
+pub struct Pass<'a> {
+    pub layout: &'a AttentionLayout,
+    pub positions: &'a [u32],
+    pub rope: &'a RopeTable,
+    pub heads: Heads,
+    pub eps: f32,
+}
+
+/// What the backward pass reads. The norms and the SwiGLU product are cheap and are computed again.
+pub struct Activations {
+    /// Block input `[T, H]`
+    pub x: Tensor,
+    q: Tensor,
+    /// Rotated keys `[T, key/value width]`
+    pub k: Tensor,
+    pub v: Tensor,
+    attended: Tensor,
+    lse: Tensor,
+    /// Input of the MLP half `[T, H]`
+    x_mid: Tensor,
+    gate: Tensor,
+    up: Tensor,
+}
+
+/// A block over borrowed weights.
+pub struct Block<'a> {
+    pub weights: &'a [Tensor],
+    pub at: BlockParameters,
+}
+
+/// Queries, rotated keys, and values of one attention layer.
+pub struct Projected {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+}
+
+impl Block<'_> {
+    fn w(&self, index: usize) -> &Tensor {
+        &self.weights[index]
+    }
+
+    /// Norm, projections and rotation; shared by the packed pass and the decode step.
+    pub fn project(&self, x: &Tensor, positions: &[u32], rope: &RopeTable, eps: f32) -> Result<Projected> {
+        let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
+        let q = linear::forward(&normed, self.w(self.at.q))?;
+        let k = linear::forward(&normed, self.w(self.at.k))?;
+        let v = linear::forward(&normed, self.w(self.at.v))?;
+        rope.rotate(&q, positions, Direction::Forward)?;
+        rope.rotate(&k, positions, Direction::Forward)?;
+        Ok(Projected { q, k, v })
+    }
+
+    /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, gate and up.
+    pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, [Tensor; 3])> {
+        let x_mid = linear::forward_add(x, attended, self.w(self.at.o))?;
+        let normed = rms_norm::forward(&x_mid, self.w(self.at.post_norm), eps)?;
+        let gate = linear::forward(&normed, self.w(self.at.gate))?;
+        let up = linear::forward(&normed, self.w(self.at.up))?;
+        let y = linear::forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.w(self.at.down))?;
+        Ok((y, [x_mid, gate, up]))
+    }
+
+    /// `x: [T, H]` -> `[T, H]` and the activations.
+    pub fn forward(&self, pass: Pass, x: Tensor) -> Result<(Tensor, Activations)> {
+        let Projected { q, k, v } = self.project(&x, pass.positions, pass.rope, pass.eps)?;
+        let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &q, k: &k, v: &v };
+        let (attended, lse) = attention::forward(inputs)?;
+        let (y, [x_mid, gate, up]) = self.finish(&x, &attended, pass.eps)?;
+        Ok((y, Activations { x, q, k, v, attended, lse, x_mid, gate, up }))
+    }
+
+    /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
+    pub fn backward(&self, pass: Pass, a: Activations, dy: Tensor, gradients: &Gradients) -> Result<Tensor> {
+        let g = |index: usize| gradients.at(index);
+        let eps = pass.eps;
+        let at = self.at;
+        // MLP half: y = x_mid + down(swiglu(gate(n2), up(n2))).
+        let dact = linear::backward_input(&[(&dy, self.w(at.down))])?;
+        let mlp = swiglu::backward(&a.gate, &a.up, &dact)?;
+        drop((dact, a.gate, a.up));
+        linear::backward_weight(g(at.down), &dy, &mlp.act_nf)?;
+        let n2 = rms_norm::forward(&a.x_mid, self.w(at.post_norm), eps)?;
+        linear::backward_weight(g(at.gate), &mlp.dgate_nf, &n2)?;
+        linear::backward_weight(g(at.up), &mlp.dup_nf, &n2)?;
+        drop(n2);
+        let dn2 = linear::backward_input(&[(&mlp.dgate_nf, self.w(at.gate)), (&mlp.dup_nf, self.w(at.up))])?;
+        drop(mlp);
+        let norm = rms_norm::Input { x_nh: &a.x_mid, w_h: self.w(at.post_norm), eps };
+        rms_norm::backward(norm, &dn2, &dy, g(at.post_norm))?;
+        drop(dn2);
+        // Attention half: x_mid = x + o(attention(rope(q(n1)), rope(k(n1)), v(n1))). dy now is dx_mid.
+        let dout = linear::backward_input(&[(&dy, self.w(at.o))])?;
+        linear::backward_weight(g(at.o), &dy, &a.attended)?;
+        let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &a.q, k: &a.k, v: &a.v };
+        let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
+        let d = attention::backward(inputs, upstream)?;
+        pass.rope.rotate(&d.dq, pass.positions, Direction::Inverse)?;
+        pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
+        let n1 = rms_norm::forward(&a.x, self.w(at.input_norm), eps)?;
+        for (weight, gradient) in [(at.q, &d.dq), (at.k, &d.dk), (at.v, &d.dv)] {
+            linear::backward_weight(g(weight), gradient, &n1)?;
+        }
+        let dn1 =
+            linear::backward_input(&[(&d.dq, self.w(at.q)), (&d.dk, self.w(at.k)), (&d.dv, self.w(at.v))])?;
+        let norm = rms_norm::Input { x_nh: &a.x, w_h: self.w(at.input_norm), eps };
+        rms_norm::backward(norm, &dn1, &dy, g(at.input_norm))?;
+        Ok(dy)
+    }
+}

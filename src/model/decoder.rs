@@ -1,0 +1,329 @@
+//! The decoder: one set of weights for rollout, reference, training and evaluation.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::block::{Activations, Block, BlockParameters, Pass};
+use super::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::ops::attention::{AttentionLayout, Heads};
+use crate::ops::rope::RopeTable;
+use crate::ops::token_logprob::{self, TokenLogprobs};
+use crate::ops::{embedding, linear, rms_norm, sum_squares, zero};
+use crate::rng::{Purpose, Stream};
+use crate::types::{PackedBatch, Target};
+
+/// Llama-architecture decoder, f32.
+pub struct Decoder {
+    pub config: ModelConfig,
+    /// HF names, in `ModelConfig::parameter_names` order.
+    names: Vec<String>,
+    weights: Vec<Tensor>,
+    blocks: Vec<BlockParameters>,
+    embedding: usize,
+    final_norm: usize,
+    /// The embedding when tied.
+    head: usize,
+    rope: RopeTable,
+}
+
+/// What a forward pass keeps for later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Final hidden states only: reference log-probs, evaluation.
+    Nothing,
+    /// Keys and values: rollout prefill.
+    KeysAndValues,
+    /// Block inputs; each block is computed again in the backward pass. Peak memory is one block's
+    /// activations plus T x hidden x layers.
+    Inputs,
+    /// Every activation the backward pass reads: 4/3 the speed of `Inputs` at many times the memory.
+    Activations,
+}
+
+enum Kept {
+    Input(Tensor),
+    Activations(Box<Activations>),
+}
+
+/// A finished forward pass over one packed batch.
+pub struct Forward {
+    /// Before the final norm. `[T, H]`
+    pub hidden: Tensor,
+    /// Rotated keys and values of each layer, `[T, key/value width]`; empty unless kept.
+    pub keys_and_values: Vec<(Tensor, Tensor)>,
+    kept: Vec<Kept>,
+    layout: AttentionLayout,
+}
+
+/// Gradients of every parameter, in parameter order; backward passes add to them.
+pub struct Gradients {
+    tensors: Vec<Tensor>,
+}
+
+impl Gradients {
+    pub fn at(&self, index: usize) -> &Tensor {
+        &self.tensors[index]
+    }
+
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// All zero again, for the next optimiser step.
+    pub fn clear(&self) -> Result<()> {
+        self.tensors.iter().try_for_each(zero)
+    }
+
+    /// L2 norm over all parameters.
+    pub fn norm(&self) -> Result<f64> {
+        Ok(self.tensors.iter().map(sum_squares).sum::<Result<f64>>()?.sqrt())
+    }
+}
+
+/// Sequences' target log-probs and what they were computed from.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub targets: &'a [Target],
+    pub temperature: f32,
+}
+
+impl Decoder {
+    /// `tensors`: every name of `config.parameter_names()`, f32. `max_positions` bounds prompt plus completion.
+    pub fn new(
+        config: ModelConfig,
+        tensors: impl IntoIterator<Item = (String, Tensor)>,
+        max_positions: usize,
+    ) -> Result<Self> {
+        let mut by_name: HashMap<String, Tensor> = tensors.into_iter().collect();
+        let mut names = Vec::new();
+        let mut weights = Vec::new();
+        for (name, shape) in config.parameter_names() {
+            let tensor = by_name.remove(&name).ok_or_else(|| {
+                Error::input(&name, "the tensor is missing", "Load a checkpoint that has all weights")
+            })?;
+            if tensor.dims() != shape.as_slice() {
+                return Err(Error::input(
+                    &name,
+                    format!("has shape {:?}, config.json asks for {shape:?}", tensor.dims()),
+                    "Use the config.json that belongs to the weights",
+                ));
+            }
+            names.push(name);
+            weights.push(tensor.to_dtype(DType::F32)?.contiguous()?);
+        }
+        let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
+        let find = |name: String| {
+            index
+                .get(name.as_str())
+                .copied()
+                .ok_or_else(|| Error::Compute(format!("no weight {name}").into()))
+        };
+        let mut blocks = Vec::new();
+        for layer in 0..config.num_hidden_layers {
+            let find = |name: &str| find(format!("model.layers.{layer}.{name}.weight"));
+            blocks.push(BlockParameters {
+                input_norm: find("input_layernorm")?,
+                q: find("self_attn.q_proj")?,
+                k: find("self_attn.k_proj")?,
+                v: find("self_attn.v_proj")?,
+                o: find("self_attn.o_proj")?,
+                post_norm: find("post_attention_layernorm")?,
+                gate: find("mlp.gate_proj")?,
+                up: find("mlp.up_proj")?,
+                down: find("mlp.down_proj")?,
+            });
+        }
+        let embedding = find("model.embed_tokens.weight".into())?;
+        let head = if config.tie_word_embeddings { embedding } else { find("lm_head.weight".into())? };
+        let final_norm = find("model.norm.weight".into())?;
+        let positions = max_positions.min(config.max_position_embeddings);
+        let rope = RopeTable::new(&config.rope_inverse_frequencies(), positions);
+        Ok(Self { names, weights, blocks, embedding, final_norm, head, rope, config })
+    }
+
+    /// Fresh weights from a seed: norms 1; matrices normal with deviation `1 / sqrt(inputs)`, those that write
+    /// to the residual stream divided by `sqrt(2 layers)`.
+    pub fn random(config: ModelConfig, seed: u64, max_positions: usize) -> Result<Self> {
+        let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
+        let mut tensors = Vec::new();
+        for (i, (name, shape)) in config.parameter_names().into_iter().enumerate() {
+            let count: usize = shape.iter().product();
+            let values = if shape.len() == 1 {
+                vec![1f32; count]
+            } else {
+                let to_residual = name.contains("o_proj") || name.contains("down_proj");
+                let std = if to_residual { residual } else { 1.0 } / (shape[1] as f32).sqrt();
+                let stream = Stream::new(seed, Purpose::WeightInit, [i as u32, 0, 0]);
+                (0..count as u32).into_par_iter().map(|j| std * stream.normal(j)).collect()
+            };
+            tensors.push((name, Tensor::from_vec(values, shape, &Device::Cpu)?));
+        }
+        Self::new(config, tensors, max_positions)
+    }
+
+    /// The same values in memory of their own: a frozen reference.
+    pub fn deep_copy(&self) -> Result<Self> {
+        let tensors = self.names.iter().zip(&self.weights).map(|(n, w)| Ok((n.clone(), w.copy()?)));
+        Self::new(self.config.clone(), tensors.collect::<Result<Vec<_>>>()?, self.rope.positions())
+    }
+
+    /// Longest sequence, prompt plus completion, in tokens.
+    pub fn max_positions(&self) -> usize {
+        self.rope.positions()
+    }
+
+    pub fn heads(&self) -> Heads {
+        Heads {
+            query: self.config.num_attention_heads,
+            key_value: self.config.num_key_value_heads,
+            dim: self.config.head_dim,
+        }
+    }
+
+    /// HF name and tensor of every parameter. The tensors are updated in place by the optimiser.
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.weights)
+    }
+
+    pub fn zero_gradients(&self) -> Result<Gradients> {
+        let tensors = self.weights.iter().map(|w| Ok(w.zeros_like()?)).collect::<Result<_>>()?;
+        Ok(Gradients { tensors })
+    }
+
+    fn eps(&self) -> f32 {
+        self.config.rms_norm_eps as f32
+    }
+
+    fn block(&self, layer: usize) -> Block<'_> {
+        Block { weights: &self.weights, at: self.blocks[layer] }
+    }
+
+    fn pass<'a>(&'a self, layout: &'a AttentionLayout, positions: &'a [u32]) -> Pass<'a> {
+        Pass { layout, positions, rope: &self.rope, heads: self.heads(), eps: self.eps() }
+    }
+
+    /// Hidden states of every token of the batch.
+    pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
+        let layout = AttentionLayout::new(&batch.segments)?;
+        if layout.tokens() != batch.tokens.len() || batch.positions.len() != batch.tokens.len() {
+            return Err(Error::Compute("packed batch: segments, tokens and positions disagree".into()));
+        }
+        let mut x = embedding::gather(&self.weights[self.embedding], &rows(&batch.tokens))?;
+        let mut kept = Vec::new();
+        let mut keys_and_values = Vec::new();
+        for layer in 0..self.blocks.len() {
+            let (y, a) = self.block(layer).forward(self.pass(&layout, &batch.positions), x)?;
+            match keep {
+                Keep::Nothing => {}
+                Keep::KeysAndValues => keys_and_values.push((a.k, a.v)),
+                Keep::Inputs => kept.push(Kept::Input(a.x)),
+                Keep::Activations => kept.push(Kept::Activations(Box::new(a))),
+            }
+            x = y;
+        }
+        Ok(Forward { hidden: x, keys_and_values, kept, layout })
+    }
+
+    /// Log-probabilities of the targets, `[targets]`; the LM head runs on their rows only.
+    pub fn logprobs(&self, hidden: &Tensor, head: Head) -> Result<TokenLogprobs> {
+        if head.targets.is_empty() {
+            return Ok(TokenLogprobs::default());
+        }
+        let raw = self.target_rows(hidden, head.targets)?;
+        let normed = rms_norm::forward(&raw, &self.weights[self.final_norm], self.eps())?;
+        let tokens = self.target_tokens(head.targets)?;
+        token_logprob::forward(self.head_inputs(&normed, &tokens, head.temperature))
+    }
+
+    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i]` to `gradients`.
+    pub fn backward(
+        &self,
+        batch: &PackedBatch,
+        forward: Forward,
+        temperature: f32,
+        dlogprobs: &[f32],
+        gradients: &Gradients,
+    ) -> Result<()> {
+        let Forward { hidden, kept, layout, .. } = forward;
+        if kept.len() != self.blocks.len() {
+            return Err(Error::Compute("backward needs a forward pass that kept inputs".into()));
+        }
+        let targets = &batch.targets;
+        let dx = hidden.zeros_like()?;
+        if !targets.is_empty() {
+            let raw = self.target_rows(&hidden, targets)?;
+            let norm = rms_norm::Input { x_nh: &raw, w_h: &self.weights[self.final_norm], eps: self.eps() };
+            let normed = rms_norm::forward(&raw, norm.w_h, norm.eps)?;
+            let tokens = self.target_tokens(targets)?;
+            let inputs = self.head_inputs(&normed, &tokens, temperature);
+            let dnormed = token_logprob::backward(inputs, dlogprobs, gradients.at(self.head))?;
+            let draw = raw.zeros_like()?;
+            rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm))?;
+            let target_rows: Vec<usize> = targets.iter().map(|t| t.row).collect();
+            embedding::scatter_add(&dx, &target_rows, &draw)?;
+        }
+        drop(hidden);
+        let mut dx = dx;
+        for (layer, kept) in kept.into_iter().enumerate().rev() {
+            let pass = self.pass(&layout, &batch.positions);
+            let block = self.block(layer);
+            let activations = match kept {
+                Kept::Input(x) => block.forward(pass, x)?.1,
+                Kept::Activations(a) => *a,
+            };
+            dx = block.backward(pass, activations, dx, gradients)?;
+        }
+        embedding::scatter_add(gradients.at(self.embedding), &rows(&batch.tokens), &dx)
+    }
+
+    /// Logits of hidden rows `[R, H]` -> `[R, V]`: decode steps only, a few rows.
+    pub fn logits(&self, hidden_rh: &Tensor) -> Result<Tensor> {
+        let normed = rms_norm::forward(hidden_rh, &self.weights[self.final_norm], self.eps())?;
+        linear::forward(&normed, &self.weights[self.head])
+    }
+
+    /// One decode step's pieces for `kv_cache`: the embedding of the new tokens.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        embedding::gather(&self.weights[self.embedding], &rows(tokens))
+    }
+
+    pub(super) fn layers(&self) -> impl Iterator<Item = Block<'_>> {
+        (0..self.blocks.len()).map(|layer| self.block(layer))
+    }
+
+    pub(super) fn rope(&self) -> &RopeTable {
+        &self.rope
+    }
+
+    fn target_rows(&self, hidden: &Tensor, targets: &[Target]) -> Result<Tensor> {
+        embedding::gather(hidden, &targets.iter().map(|t| t.row).collect::<Vec<_>>())
+    }
+
+    fn target_tokens(&self, targets: &[Target]) -> Result<Vec<u32>> {
+        let tokens: Vec<u32> = targets.iter().map(|t| t.token).collect();
+        match tokens.iter().find(|t| **t as usize >= self.config.vocab_size) {
+            None => Ok(tokens),
+            Some(token) => Err(Error::input(
+                format!("token id {token}"),
+                format!("is outside the vocabulary of {}", self.config.vocab_size),
+                "Use the tokenizer that belongs to the model",
+            )),
+        }
+    }
+
+    fn head_inputs<'a>(
+        &'a self,
+        normed: &'a Tensor,
+        targets: &'a [u32],
+        temperature: f32,
+    ) -> token_logprob::Inputs<'a> {
+        token_logprob::Inputs { hidden_rh: normed, head_vh: &self.weights[self.head], targets, temperature }
+    }
+}
+
+fn rows(tokens: &[u32]) -> Vec<usize> {
+    tokens.iter().map(|t| *t as usize).collect()
+}

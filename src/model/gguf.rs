@@ -1,0 +1,279 @@
+//! GGUF import: a quantised file becomes a model directory in Hugging Face layout.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use candle_core::{DType, Tensor};
+use serde_json::{Map, json};
+
+use crate::error::{Error, Result};
+use crate::model::config::{Llama3Scaling, ModelConfig};
+use crate::model::gguf_header::Gguf;
+use crate::model::gguf_tokenizer::{SpecialIds, tokenizer_files};
+use crate::model::weights::{SaveOptions, save_with, write_json};
+
+/// llama.cpp's table of rotary divisors, how llama3 scaling is stored in GGUF. f32 `[head_dim / 2]`
+const ROPE_TABLE: &str = "rope_freqs.weight";
+const AGAIN: &str = "Convert the model again";
+const OTHER_MODEL: &str = "Import a Llama model without it";
+
+/// What [`import`] did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImportReport {
+    pub config: ModelConfig,
+    pub tensors: usize,
+    pub parameters: u64,
+    /// Tensors by how the file stored them, such as `Q4_1`.
+    pub stored_as: BTreeMap<String, usize>,
+    /// Tokens of the tokenizer.
+    pub vocab: usize,
+    /// Tensor data written, in bytes.
+    pub written_bytes: u64,
+    /// What the file left open and how it was settled, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Dequantises `gguf` into `out_dir` as `dtype` (bf16, f16 or f32), tensor by tensor.
+///
+/// Writes config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
+/// special_tokens_map.json. `out_dir` must be absent or empty. Everything but the tensor data is checked before
+/// the first file is written.
+pub fn import(gguf: &Path, out_dir: &Path, dtype: DType) -> Result<ImportReport> {
+    refuse_filled(out_dir)?;
+    let file = Gguf::open(gguf)?;
+    match file.text("general.architecture")? {
+        Some("llama") => {}
+        other => {
+            let problem = format!("\"{}\" is not supported", other.unwrap_or("none"));
+            return Err(file.wrong(
+                "general.architecture",
+                problem,
+                "Import a model of the \"llama\" architecture",
+            ));
+        }
+    }
+    let tokenizer = tokenizer_files(&file)?;
+    let config = config(&file, &tokenizer.ids)?;
+    if tokenizer.vocab > config.vocab_size {
+        let problem = format!("{} rows for {} tokens", config.vocab_size, tokenizer.vocab);
+        return Err(file.wrong("token_embd.weight", problem, AGAIN));
+    }
+    let stored_as = check_tensors(&file, &config)?;
+
+    std::fs::create_dir_all(out_dir).map_err(Error::io(out_dir, "create the directory"))?;
+    write_json(&out_dir.join("tokenizer.json"), &tokenizer.tokenizer)?;
+    write_json(&out_dir.join("tokenizer_config.json"), &tokenizer.tokenizer_config)?;
+    write_json(&out_dir.join("special_tokens_map.json"), &tokenizer.special_tokens_map)?;
+    write_json(&out_dir.join("generation_config.json"), &generation_config(&tokenizer.ids).into())?;
+    let written_bytes = save_with(out_dir, &config, SaveOptions::new(dtype), |name| {
+        let tensor = file.dequantise(&gguf_name(name))?;
+        let heads = match name.rsplit_once(".self_attn.") {
+            Some((_, "q_proj.weight")) => config.num_attention_heads,
+            Some((_, "k_proj.weight")) => config.num_key_value_heads,
+            _ => return Ok(tensor),
+        };
+        rotate_half_rows(&tensor, heads).map_err(|e| Error::Compute(Box::new(e)))
+    })?;
+    Ok(ImportReport {
+        tensors: config.parameter_names().len(),
+        parameters: config.parameter_count(),
+        stored_as,
+        vocab: tokenizer.vocab,
+        written_bytes,
+        notes: tokenizer.notes,
+        config,
+    })
+}
+
+fn refuse_filled(dir: &Path) -> Result<()> {
+    let filled = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io(dir, "list")(e)),
+    };
+    if filled {
+        return Err(Error::input(
+            dir.display(),
+            "the output directory is not empty",
+            "Name a new or an empty one",
+        ));
+    }
+    Ok(())
+}
+
+fn config(file: &Gguf, ids: &SpecialIds) -> Result<ModelConfig> {
+    let hidden_size = file.required_size("llama.embedding_length")?;
+    let heads = file.required_size("llama.attention.head_count")?;
+    let head_dim = match file.size("llama.attention.key_length")? {
+        Some(size) => size,
+        None if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
+        None => {
+            let problem = format!("{heads} does not divide llama.embedding_length = {hidden_size}");
+            return Err(file.wrong("llama.attention.head_count", problem, AGAIN));
+        }
+    };
+    let fixed = [
+        ("llama.attention.value_length", head_dim),
+        ("llama.rope.dimension_count", head_dim),
+        ("llama.expert_count", 0),
+    ];
+    for (key, wanted) in fixed {
+        if let Some(found) = file.size(key)?.filter(|&found| found != wanted) {
+            return Err(file.wrong(key, format!("{found} is not supported, only {wanted}"), OTHER_MODEL));
+        }
+    }
+    if let Some(kind) = file.text("llama.rope.scaling.type")?.filter(|&kind| kind != "none") {
+        return Err(file.wrong(
+            "llama.rope.scaling.type",
+            format!("\"{kind}\" is not supported"),
+            OTHER_MODEL,
+        ));
+    }
+    let Some(&[vocab_size, _]) = file.shape("token_embd.weight") else {
+        return Err(file.wrong("token_embd.weight", "missing, or not a matrix", AGAIN));
+    };
+    let epsilon = "llama.attention.layer_norm_rms_epsilon";
+    let mut config = ModelConfig {
+        hidden_size,
+        intermediate_size: file.required_size("llama.feed_forward_length")?,
+        num_hidden_layers: file.required_size("llama.block_count")?,
+        num_attention_heads: heads,
+        num_key_value_heads: file.size("llama.attention.head_count_kv")?.unwrap_or(heads),
+        head_dim,
+        vocab_size,
+        rms_norm_eps: file.number(epsilon)?.ok_or_else(|| file.wrong(epsilon, "missing", AGAIN))?,
+        rope_theta: file.number("llama.rope.freq_base")?.unwrap_or(10_000.0),
+        rope_scaling: None,
+        tie_word_embeddings: file.shape("output.weight").is_none(),
+        max_position_embeddings: file.required_size("llama.context_length")?,
+        bos_token_id: ids.bos,
+        eos_token_id: ids.eos.clone(),
+        pad_token_id: ids.pad,
+    };
+    config.validate(&file.place())?;
+    config.rope_scaling = rope_scaling(file, &config)?;
+    Ok(config)
+}
+
+/// The llama3 scaling behind [`ROPE_TABLE`]. GGUF keeps the table alone, so the numbers published with Llama 3.1
+/// to 3.3 are tried, the factor being the table's largest entry; another table is refused, not approximated.
+fn rope_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scaling>> {
+    if file.shape(ROPE_TABLE).is_none() {
+        return Ok(None);
+    }
+    let divisors = file.dequantise(ROPE_TABLE)?.flatten_all().and_then(|table| table.to_vec1::<f32>());
+    let divisors = divisors.map_err(|e| Error::Compute(Box::new(e)))?;
+    let factor = divisors.iter().copied().fold(1.0f32, f32::max) as f64;
+    let scaling = Llama3Scaling {
+        factor,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let plain = config.rope_inverse_frequencies();
+    let fits = plain.len() == divisors.len()
+        && plain.iter().zip(&divisors).all(|(&frequency, &divisor)| {
+            (frequency / scaling.apply(frequency) / divisor as f64 - 1.0).abs() < 1e-4
+        });
+    match fits {
+        true if factor == 1.0 => Ok(None),
+        true => Ok(Some(scaling)),
+        false => Err(file.wrong(ROPE_TABLE, "not the rotary scaling of Llama 3.1 to 3.3", OTHER_MODEL)),
+    }
+}
+
+/// Names, shapes and storage types, all before anything is written. Returns how many tensors have which type.
+fn check_tensors(file: &Gguf, config: &ModelConfig) -> Result<BTreeMap<String, usize>> {
+    let mut stored_as = BTreeMap::new();
+    let mut wanted = BTreeSet::from([ROPE_TABLE.to_string()]);
+    for (name, shape) in config.parameter_names() {
+        let name = gguf_name(&name);
+        let (Some(found), Some((kind, readable))) = (file.shape(&name), file.kind(&name)) else {
+            return Err(file.wrong(&name, "missing", AGAIN));
+        };
+        if found != shape {
+            return Err(file.wrong(
+                &name,
+                format!("shape {found:?}, but the metadata want {shape:?}"),
+                AGAIN,
+            ));
+        }
+        if !readable {
+            let fix =
+                "Import a file with F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K tensors";
+            return Err(file.wrong(&name, format!("stored as {kind}, which is not supported"), fix));
+        }
+        *stored_as.entry(kind).or_default() += 1;
+        wanted.insert(name);
+    }
+    match file.tensor_names().find(|name| !wanted.contains(*name)) {
+        Some(extra) => {
+            Err(file.wrong(extra, "not a tensor of the Llama architecture rlvr knows", OTHER_MODEL))
+        }
+        None => Ok(stored_as),
+    }
+}
+
+/// GGUF's name of a Hugging Face parameter.
+fn gguf_name(name: &str) -> String {
+    let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let Some((layer, part)) = parts else {
+        return match name {
+            "model.embed_tokens.weight" => "token_embd.weight",
+            "model.norm.weight" => "output_norm.weight",
+            _ => "output.weight",
+        }
+        .into();
+    };
+    let part = match part {
+        "input_layernorm.weight" => "attn_norm",
+        "self_attn.q_proj.weight" => "attn_q",
+        "self_attn.k_proj.weight" => "attn_k",
+        "self_attn.v_proj.weight" => "attn_v",
+        "self_attn.o_proj.weight" => "attn_output",
+        "post_attention_layernorm.weight" => "ffn_norm",
+        "mlp.gate_proj.weight" => "ffn_gate",
+        "mlp.up_proj.weight" => "ffn_up",
+        _ => "ffn_down",
+    };
+    format!("blk.{layer}.{part}.weight")
+}
+
+/// Undoes GGUF's row order of `attn_q` and `attn_k`: within each head it stores the two channels of a rotated
+/// pair side by side (0, d/2, 1, d/2 + 1, ...), where Hugging Face keeps the halves apart (0, 1, ..., d - 1).
+fn rotate_half_rows(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let (rows, columns) = tensor.dims2()?;
+    let pairs = rows / heads / 2;
+    tensor.reshape((heads, pairs, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+}
+
+fn generation_config(ids: &SpecialIds) -> Map<String, serde_json::Value> {
+    let mut config = Map::new();
+    if let Some(bos) = ids.bos {
+        config.insert("bos_token_id".into(), bos.into());
+    }
+    match ids.eos[..] {
+        [] => {}
+        [eos] => drop(config.insert("eos_token_id".into(), eos.into())),
+        _ => drop(config.insert("eos_token_id".into(), json!(ids.eos))),
+    }
+    if let Some(pad) = ids.pad {
+        config.insert("pad_token_id".into(), pad.into());
+    }
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn pairs_stored_side_by_side_go_back_to_halves() {
+        // Two heads of four channels: GGUF order 0 2 1 3 within each.
+        let stored =
+            Tensor::new(&[[0f32], [2.], [1.], [3.], [10.], [12.], [11.], [13.]], &Device::Cpu).unwrap();
+        let rows = rotate_half_rows(&stored, 2).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(rows, [0., 1., 2., 3., 10., 11., 12., 13.]);
+    }
+}

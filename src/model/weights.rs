@@ -1,0 +1,360 @@
+//! Weights in Hugging Face layout: one `model.safetensors`, or shards named by `model.safetensors.index.json`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::{Load, MmapedSafetensors};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Tensors listed by name in one error; the rest are counted.
+const MAX_LISTED: usize = 6;
+
+/// Reads every parameter of `config` from `dir` onto `device`, converted to `dtype` one tensor at a time.
+///
+/// Keys are the names of [`ModelConfig::parameter_names`]. Stored tensors may be bf16, f16 or f32. A missing,
+/// extra, duplicate or wrongly shaped tensor is an error that names it; rotary `inv_freq` buffers and the
+/// `lm_head.weight` of a tied model are skipped.
+pub fn load(
+    dir: &Path,
+    config: &ModelConfig,
+    device: &Device,
+    dtype: DType,
+) -> Result<BTreeMap<String, Tensor>> {
+    let files = weight_files(dir)?;
+    let maps = files.iter().map(|path| map_file(path)).collect::<Result<Vec<_>>>()?;
+    let mut stored = BTreeMap::new();
+    let mut faults = Faults::default();
+    for (file, map) in maps.iter().enumerate() {
+        for (name, view) in map.tensors() {
+            faults.check_dtype(&name, view.dtype());
+            if let Some((_, earlier)) = stored.insert(name.clone(), (view.shape().to_vec(), file)) {
+                let [a, b] = [earlier, file].map(|f| files[f].display().to_string());
+                faults.duplicate.push(format!("{name} (in {a} and {b})"));
+            }
+        }
+    }
+    faults.compare(&config.parameter_names(), &stored, config.tie_word_embeddings);
+    faults.into_result(dir)?;
+
+    let mut tensors = BTreeMap::new();
+    for (name, _) in config.parameter_names() {
+        let (_, file) = &stored[&name];
+        let tensor = maps[*file]
+            .get(&name)
+            .and_then(|view| view.load(device))
+            .and_then(|tensor| tensor.to_dtype(dtype))
+            .map_err(compute)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// How [`save`] stores weights.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// bf16, f16 or f32. Rounds to nearest even.
+    pub dtype: DType,
+    /// Tensor data of one file; past it the model is cut into shards with an index. A single larger tensor
+    /// still goes into one file.
+    pub max_shard_bytes: u64,
+}
+
+impl SaveOptions {
+    /// Shards of at most 5 GB.
+    pub fn new(dtype: DType) -> Self {
+        Self { dtype, max_shard_bytes: 5_000_000_000 }
+    }
+}
+
+/// Writes `tensors` and `config.json` into `dir`, which is made if absent.
+///
+/// The names and shapes must be those of [`ModelConfig::parameter_names`]. Every file is written aside, synced
+/// and renamed, `config.json` last, so a killed save leaves no file cut short. Weight files of an earlier save
+/// that the new one does not use are removed at the end.
+pub fn save(
+    dir: &Path,
+    config: &ModelConfig,
+    tensors: &[(String, Tensor)],
+    options: SaveOptions,
+) -> Result<()> {
+    let mut by_name = BTreeMap::new();
+    let mut faults = Faults::default();
+    for (name, tensor) in tensors {
+        if by_name.insert(name.clone(), (tensor.dims().to_vec(), tensor)).is_some() {
+            faults.duplicate.push(name.clone());
+        }
+    }
+    faults.compare(&config.parameter_names(), &by_name, false);
+    faults.into_result(dir)?;
+    save_with(dir, config, options, |name| Ok(by_name[name].1.clone())).map(|_| ())
+}
+
+/// [`save`] for weights made one at a time: `make` is called once for each of
+/// [`ModelConfig::parameter_names`], in that order, and only one tensor is held. Returns the bytes written.
+pub fn save_with(
+    dir: &Path,
+    config: &ModelConfig,
+    options: SaveOptions,
+    mut make: impl FnMut(&str) -> Result<Tensor>,
+) -> Result<u64> {
+    let SaveOptions { dtype, max_shard_bytes } = options;
+    let Some(dtype_name) = stored_dtype(dtype) else {
+        let fix = "Choose bf16, f16 or f32";
+        return Err(Error::input("dtype", format!("weights cannot be stored as {dtype:?}"), fix));
+    };
+    std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the directory"))?;
+    let bytes_of = |shape: &[usize]| (shape.iter().product::<usize>() * dtype.size_in_bytes()) as u64;
+    let mut shards = vec![(0u64, Vec::new())];
+    for (name, shape) in config.parameter_names() {
+        let bytes = bytes_of(&shape);
+        let (filled, parameters) = &shards[shards.len() - 1];
+        if !parameters.is_empty() && filled + bytes > max_shard_bytes {
+            shards.push((0, Vec::new()));
+        }
+        if let Some((filled, parameters)) = shards.last_mut() {
+            *filled += bytes;
+            parameters.push((name, shape));
+        }
+    }
+
+    let count = shards.len();
+    let mut kept = BTreeSet::new();
+    let mut weight_map = Map::new();
+    let mut written = 0;
+    for (number, (bytes, parameters)) in shards.iter().enumerate() {
+        let file = match count {
+            1 => SINGLE.to_string(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), json!({"format": "pt"}));
+        let mut offset = 0;
+        for (name, shape) in parameters {
+            let end = offset + bytes_of(shape);
+            let entry = json!({"dtype": dtype_name, "shape": shape, "data_offsets": [offset, end]});
+            header.insert(name.clone(), entry);
+            weight_map.insert(name.clone(), file.clone().into());
+            offset = end;
+        }
+        write_aside(&dir.join(&file), |out| {
+            let mut header = Value::Object(header).to_string().into_bytes();
+            header.resize(header.len().next_multiple_of(8), b' ');
+            let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io(dir.join(&file), "write"));
+            put(&(header.len() as u64).to_le_bytes())?;
+            put(&header)?;
+            for (name, _) in parameters {
+                put(&little_endian_bytes(&make(name)?, dtype).map_err(compute)?)?;
+            }
+            Ok(())
+        })?;
+        written += bytes;
+        kept.insert(file);
+    }
+    if count > 1 {
+        let index = json!({"metadata": {"total_size": written}, "weight_map": weight_map});
+        write_json(&dir.join(INDEX), &index)?;
+        kept.insert(INDEX.into());
+    }
+    remove_stale(dir, &kept)?;
+    write_json(&dir.join("config.json"), &config.to_json(dtype))?;
+    Ok(written)
+}
+
+/// Writes pretty JSON aside, syncs it and renames it to `path`.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_aside(path, |out| {
+        let text = format!("{value:#}\n");
+        out.write_all(text.as_bytes()).map_err(Error::io(path, "write"))
+    })
+}
+
+/// The one file, or the files of the index. An index beside `model.safetensors` is ignored, as transformers does.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    if !index.is_file() {
+        let problem = format!("no {SINGLE} and no {INDEX}");
+        let fix = "Give a model directory in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
+        return Err(Error::input(dir.display(), problem, fix));
+    }
+    let text = std::fs::read_to_string(&index).map_err(Error::io(&index, "read"))?;
+    let broken = |problem: String| Error::input(index.display(), problem, "Fetch the file again");
+    let json: Value = serde_json::from_str(&text).map_err(|e| broken(format!("not valid JSON ({e})")))?;
+    let map = json.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| broken("no weight_map object".into()))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        match file.as_str() {
+            Some(name) if Path::new(name).file_name().is_some_and(|f| f == name) => names.insert(name),
+            _ => {
+                return Err(broken(format!(
+                    "weight_map gives {tensor} the file {file}, not a name in this directory"
+                )));
+            }
+        };
+    }
+    if let Some(absent) = names.iter().find(|name| !dir.join(name).is_file()) {
+        return Err(Error::input(
+            dir.join(absent).display(),
+            format!("named by {INDEX} but absent"),
+            "Fetch it",
+        ));
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+#[allow(unsafe_code)]
+fn map_file(path: &Path) -> Result<MmapedSafetensors> {
+    File::open(path).map_err(Error::io(path, "open"))?;
+    // SAFETY: the map is read-only, lives no longer than `load`, and every tensor is copied out of it; rlvr never
+    // rewrites a file in place (`write_aside` renames), so its bytes do not change underneath.
+    let map = unsafe { MmapedSafetensors::new(path) };
+    map.map_err(|e| {
+        let problem = format!("not a whole safetensors file ({})", reason(&e));
+        Error::input(path.display(), problem, "A download or copy was probably cut short: fetch it again")
+    })
+}
+
+/// The cause alone: candle wraps it in the path and, when asked for, a backtrace.
+pub(crate) fn reason(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithPath { inner, .. } | candle_core::Error::WithBacktrace { inner, .. } => {
+            reason(inner)
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What is wrong with a set of tensors, all of it, by name.
+#[derive(Default)]
+struct Faults {
+    missing: Vec<String>,
+    extra: Vec<String>,
+    duplicate: Vec<String>,
+    shape: Vec<String>,
+    dtype: Vec<String>,
+}
+
+impl Faults {
+    fn check_dtype(&mut self, name: &str, dtype: safetensors::Dtype) {
+        use safetensors::Dtype::{BF16, F16, F32};
+        if !matches!(dtype, BF16 | F16 | F32) && !is_skipped(name, false) {
+            self.dtype.push(format!("{name} is {dtype:?}"));
+        }
+    }
+
+    fn compare<T>(
+        &mut self,
+        wanted: &[(String, Vec<usize>)],
+        stored: &BTreeMap<String, (Vec<usize>, T)>,
+        tied: bool,
+    ) {
+        for (name, shape) in wanted {
+            match stored.get(name) {
+                None => self.missing.push(name.clone()),
+                Some((found, _)) if found != shape => {
+                    self.shape.push(format!("{name} is {found:?}, wanted {shape:?}"));
+                }
+                Some(_) => {}
+            }
+        }
+        let wanted = wanted.iter().map(|(name, _)| name).collect::<BTreeSet<_>>();
+        let extra = stored.keys().filter(|name| !wanted.contains(name) && !is_skipped(name, tied));
+        self.extra.extend(extra.cloned());
+    }
+
+    fn into_result(self, dir: &Path) -> Result<()> {
+        let kinds = [
+            ("missing tensors", self.missing),
+            ("unexpected tensors", self.extra),
+            ("tensors stored twice", self.duplicate),
+            ("tensors of the wrong shape", self.shape),
+            ("tensors of an unsupported type", self.dtype),
+        ];
+        let problems = kinds.into_iter().filter(|(_, names)| !names.is_empty()).map(|(kind, names)| {
+            let listed = names.iter().take(MAX_LISTED).cloned().collect::<Vec<_>>().join(", ");
+            match names.len().saturating_sub(MAX_LISTED) {
+                0 => format!("{kind}: {listed}"),
+                more => format!("{kind}: {listed} and {more} more"),
+            }
+        });
+        let problems = problems.collect::<Vec<_>>();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        let fix = "Give weights that fit config.json: its names and shapes, stored as bf16, f16 or f32";
+        Err(Error::input(dir.display(), problems.join("; "), fix))
+    }
+}
+
+/// Stored by other programs, computed here: rotary buffers, and the copy of a tied head.
+fn is_skipped(name: &str, tied: bool) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+}
+
+fn stored_dtype(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::BF16 => Some("BF16"),
+        DType::F16 => Some("F16"),
+        DType::F32 => Some("F32"),
+        _ => None,
+    }
+}
+
+fn little_endian_bytes(tensor: &Tensor, dtype: DType) -> candle_core::Result<Vec<u8>> {
+    let flat = tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?.flatten_all()?;
+    Ok(match dtype {
+        DType::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
+        DType::F16 => flat.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
+        _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+    })
+}
+
+/// Runs `fill` on a temporary file beside `path`, syncs it and renames it; on an error nothing is left behind.
+pub(crate) fn write_aside(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".partial");
+    let aside = PathBuf::from(aside);
+    let write = || {
+        let mut out =
+            BufWriter::with_capacity(1 << 20, File::create(&aside).map_err(Error::io(&aside, "create"))?);
+        fill(&mut out)?;
+        let file = out.into_inner().map_err(|e| Error::io(&aside, "write")(e.into_error()))?;
+        file.sync_all().map_err(Error::io(&aside, "sync"))?;
+        std::fs::rename(&aside, path).map_err(Error::io(path, "move the finished file into place"))?;
+        // The rename itself lasts through a power cut once the directory is synced.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir, "sync"))
+    };
+    write().inspect_err(|_| {
+        let _ = std::fs::remove_file(&aside);
+    })
+}
+
+fn remove_stale(dir: &Path, kept: &BTreeSet<String>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        let name = entry.map_err(Error::io(dir, "list"))?.file_name();
+        let name = name.to_string_lossy();
+        let is_shard = name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
+        if (is_shard || name == SINGLE || name == INDEX) && !kept.contains(&*name) {
+            let path = dir.join(&*name);
+            std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+        }
+    }
+    Ok(())
+}
+
+fn compute(error: candle_core::Error) -> Error {
+    Error::Compute(Box::new(error))
+}

@@ -1,0 +1,143 @@
+//! The operations a decoder is made of: each a forward and a backward function on tensors, one file an op.
+//!
+//! They know segments and rows, no language model. f32 on the CPU; tensors must be contiguous (views with an
+//! offset are fine). Backward functions are explicit instead of candle's autograd: see `docs/design.md`.
+//!
+//! Shape suffixes: `n` tokens (rows), `h` hidden, `o` output features, `v` vocabulary, `r` target rows.
+
+pub mod adamw;
+pub mod attention;
+pub mod decode_attention;
+pub mod embedding;
+pub mod gemm;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod simd;
+pub mod swiglu;
+pub mod token_logprob;
+
+use std::ops::{Deref, Range};
+
+use candle_core::{CpuStorage, Device, Layout, Storage, StorageRef, Tensor};
+
+use crate::error::{Error, Result};
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        // candle appends a backtrace over many lines; the first says what happened.
+        let text = error.to_string();
+        Self::Compute(text.lines().next().unwrap_or("unknown candle error").to_string().into())
+    }
+}
+
+fn cpu_range(layout: &Layout) -> candle_core::Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => candle_core::bail!("rlvr ops need contiguous tensors, got strides {:?}", layout.stride()),
+    }
+}
+
+const CPU_ONLY: &str = "rlvr ops run on f32 CPU tensors; CUDA kernels are not wired yet";
+
+/// The elements of a contiguous f32 CPU tensor, row-major.
+pub struct View<'a> {
+    guard: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl<'a> View<'a> {
+    pub fn new(tensor: &'a Tensor) -> Result<Self> {
+        let (guard, layout) = tensor.storage_and_layout();
+        let range = cpu_range(layout)?;
+        match &*guard {
+            Storage::Cpu(CpuStorage::F32(_)) => Ok(Self { guard, range }),
+            _ => Err(Error::Compute(CPU_ONLY.into())),
+        }
+    }
+}
+
+impl Deref for View<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            _ => &[], // `new` accepts nothing else
+        }
+    }
+}
+
+/// For in-place ops: the destination's elements.
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
+    let range = cpu_range(layout)?;
+    match storage {
+        CpuStorage::F32(values) => Ok(&mut values[range]),
+        _ => candle_core::bail!("{CPU_ONLY}"),
+    }
+}
+
+/// For in-place ops: a source's elements.
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let range = cpu_range(layout)?;
+    match storage {
+        CpuStorage::F32(values) => Ok(&values[range]),
+        _ => candle_core::bail!("{CPU_ONLY}"),
+    }
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
+}
+
+/// Adds `term` to `sum` in place; same shape, f32.
+pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
+    struct AddAssign;
+    impl candle_core::InplaceOp2 for AddAssign {
+        fn name(&self) -> &'static str {
+            "add-assign"
+        }
+        fn cpu_fwd(
+            &self,
+            sum: &mut CpuStorage,
+            l_sum: &Layout,
+            term: &CpuStorage,
+            l_term: &Layout,
+        ) -> candle_core::Result<()> {
+            use rayon::prelude::*;
+            let (sum, term) = (slice_mut(sum, l_sum)?, slice(term, l_term)?);
+            sum.par_chunks_mut(1 << 14).zip(term.par_chunks(1 << 14)).for_each(|(sum, term)| {
+                sum.iter_mut().zip(term).for_each(|(s, t)| *s += t);
+            });
+            Ok(())
+        }
+    }
+    Ok(sum.inplace_op2(term, &AddAssign)?)
+}
+
+/// Sets every element of an f32 tensor to zero, in place.
+pub fn zero(values: &Tensor) -> Result<()> {
+    struct Zero;
+    impl candle_core::InplaceOp1 for Zero {
+        fn name(&self) -> &'static str {
+            "zero"
+        }
+        fn cpu_fwd(&self, values: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            use rayon::prelude::*;
+            slice_mut(values, layout)?.par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(0.0));
+            Ok(())
+        }
+    }
+    Ok(values.inplace_op1(&Zero)?)
+}
+
+/// Sum of squares in f64, in a fixed order; NaN or infinity in the input shows in the result.
+pub fn sum_squares(values: &Tensor) -> Result<f64> {
+    use rayon::prelude::*;
+    let view = View::new(values)?;
+    let partial: Vec<f64> = view
+        .par_chunks(1 << 14)
+        .map(|chunk| f64::from(simd::vectorize(|| simd::dot(chunk, chunk))))
+        .collect();
+    Ok(partial.iter().sum())
+}

@@ -1,0 +1,94 @@
+//! Rotary position embedding in HF's rotate-half layout, Su et al., arXiv:2104.09864.
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use rayon::prelude::*;
+
+use super::simd::vectorize;
+use super::slice_mut;
+use crate::error::Result;
+
+/// Cosines and sines by position: the angle of pair `j` at position `p` is `p * inverse_frequency[j]`.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    half: usize,
+    /// `[positions, half]`
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    /// The transpose of the rotation: the backward pass.
+    Inverse,
+}
+
+impl RopeTable {
+    /// Angles in f64 from `inverse_frequencies` (`head_dim / 2` of them) for positions `0..positions`.
+    pub fn new(inverse_frequencies: &[f64], positions: usize) -> Self {
+        let half = inverse_frequencies.len();
+        let mut table = Self {
+            half,
+            cos: Vec::with_capacity(positions * half),
+            sin: Vec::with_capacity(positions * half),
+        };
+        for position in 0..positions {
+            for frequency in inverse_frequencies {
+                let angle = position as f64 * frequency;
+                table.cos.push(angle.cos() as f32);
+                table.sin.push(angle.sin() as f32);
+            }
+        }
+        table
+    }
+
+    /// Number of positions the table covers.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+
+    /// Rotates every head of `x_nd: [N, heads * head_dim]` in place by its row's position.
+    pub fn rotate(&self, x_nd: &Tensor, positions: &[u32], direction: Direction) -> Result<()> {
+        Ok(x_nd.inplace_op1(&Rotate { table: self, positions, direction })?)
+    }
+}
+
+struct Rotate<'a> {
+    table: &'a RopeTable,
+    positions: &'a [u32],
+    direction: Direction,
+}
+
+impl InplaceOp1 for Rotate<'_> {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (n, width) = layout.shape().dims2()?;
+        let half = self.table.half;
+        if n != self.positions.len() || width % (2 * half) != 0 {
+            candle_core::bail!("rope: {n} rows of {width} for {} positions", self.positions.len());
+        }
+        if let Some(p) = self.positions.iter().find(|p| **p as usize >= self.table.positions()) {
+            candle_core::bail!("rope: position {p} is past the table's {}", self.table.positions());
+        }
+        let sign = if self.direction == Direction::Forward { 1f32 } else { -1f32 };
+        let rows = slice_mut(x, layout)?.par_chunks_mut(width).zip(self.positions).with_min_len(16);
+        rows.for_each(|(row, &position)| {
+            let start = position as usize * half;
+            let (cos, sin) = (&self.table.cos[start..start + half], &self.table.sin[start..start + half]);
+            vectorize(|| {
+                for head in row.chunks_exact_mut(2 * half) {
+                    let (a, b) = head.split_at_mut(half);
+                    for j in 0..half {
+                        let (x, y, s) = (a[j], b[j], sin[j] * sign);
+                        a[j] = x * cos[j] - y * s;
+                        b[j] = y * cos[j] + x * s;
+                    }
+                }
+            });
+        });
+        Ok(())
+    }
+}

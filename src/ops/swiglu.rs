@@ -1,0 +1,58 @@
+//! SwiGLU, Shazeer, arXiv:2002.05202: `act = silu(gate) * up`.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::simd::{sigmoid, vectorize};
+use super::{View, tensor};
+use crate::error::Result;
+
+const CHUNK: usize = 1 << 13;
+
+/// `gate`, `up`: same shape `[N, F]` -> `[N, F]`.
+pub fn forward(gate_nf: &Tensor, up_nf: &Tensor) -> Result<Tensor> {
+    let (gate, up) = (View::new(gate_nf)?, View::new(up_nf)?);
+    let mut act = vec![0f32; gate.len()];
+    act.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(
+        |((act, gate), up)| {
+            vectorize(|| {
+                for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
+                    *a = g * sigmoid(*g) * u;
+                }
+            });
+        },
+    );
+    tensor(act, gate_nf.shape())
+}
+
+/// Gradients of gate and up, and the forward's result again (the weight gradient of the next layer needs it).
+pub struct Backward {
+    pub act_nf: Tensor,
+    pub dgate_nf: Tensor,
+    pub dup_nf: Tensor,
+}
+
+/// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`; one pass computes all three outputs.
+pub fn backward(gate_nf: &Tensor, up_nf: &Tensor, dact_nf: &Tensor) -> Result<Backward> {
+    let (gate, up, dact) = (View::new(gate_nf)?, View::new(up_nf)?, View::new(dact_nf)?);
+    let n = gate.len();
+    let (mut act, mut dgate, mut dup) = (vec![0f32; n], vec![0f32; n], vec![0f32; n]);
+    act.par_chunks_mut(CHUNK)
+        .zip(dgate.par_chunks_mut(CHUNK))
+        .zip(dup.par_chunks_mut(CHUNK))
+        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dact.par_chunks(CHUNK)))
+        .for_each(|(((act, dgate), dup), ((gate, up), dact))| {
+            vectorize(|| {
+                for j in 0..act.len() {
+                    let (g, u, d) = (gate[j], up[j], dact[j]);
+                    let s = sigmoid(g);
+                    let silu = g * s;
+                    act[j] = silu * u;
+                    dup[j] = d * silu;
+                    dgate[j] = d * u * (s + silu * (1.0 - s));
+                }
+            });
+        });
+    let shape = gate_nf.shape();
+    Ok(Backward { act_nf: tensor(act, shape)?, dgate_nf: tensor(dgate, shape)?, dup_nf: tensor(dup, shape)? })
+}

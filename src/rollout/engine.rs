@@ -1,0 +1,178 @@
+//! The rollout engine: prefill packs prompts, decode advances all their completions one token at a time.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::sampling::{Sampled, sample};
+use crate::config::sampling::SamplingConfig;
+use crate::error::{Error, Result};
+use crate::model::decoder::{Decoder, Keep};
+use crate::model::kv_cache::{DecodeStep, KvCache};
+use crate::ops::View;
+use crate::ops::decode_attention::SharedPrefix;
+use crate::ops::embedding;
+use crate::pack::runs;
+use crate::rng::{Purpose, Stream};
+use crate::types::{FinishReason, Group, PackedBatch, Prompt, Rollout, Segment};
+
+/// How completions are drawn. The same for every prompt of a call.
+#[derive(Clone, Debug)]
+pub struct Engine<'a> {
+    pub decoder: &'a Decoder,
+    pub stop_tokens: &'a BTreeSet<u32>,
+    pub sampling: SamplingConfig,
+    /// Completions per prompt, G.
+    pub group_size: usize,
+    pub max_completion_tokens: usize,
+    /// Bounds the tokens whose keys and values are alive at once.
+    pub max_tokens_per_pack: usize,
+    pub seed: u64,
+    pub purpose: Purpose,
+    /// Optimiser step, part of every draw's key.
+    pub step: u32,
+}
+
+/// A prompt and the number that keys its draws: unique within a step, independent of the batch's order.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub prompt: &'a Prompt,
+    pub sample_id: u32,
+}
+
+/// Seconds spent in each phase, summed over packs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    pub prefill_seconds: f64,
+    pub decode_seconds: f64,
+}
+
+impl Engine<'_> {
+    /// One group a request, in order.
+    ///
+    /// # Errors
+    /// A prompt that leaves no room for `max_completion_tokens` within the model's positions.
+    pub fn generate(&self, requests: &[Request]) -> Result<(Vec<Group>, Timing)> {
+        for request in requests {
+            let longest = request.prompt.token_ids.len() + self.max_completion_tokens;
+            if request.prompt.token_ids.is_empty() || longest > self.decoder.max_positions() {
+                return Err(Error::input(
+                    format!("prompt of sample {}", request.sample_id),
+                    format!(
+                        "{} prompt tokens and {} completion tokens do not fit the model's {} positions",
+                        request.prompt.token_ids.len(),
+                        self.max_completion_tokens,
+                        self.decoder.max_positions()
+                    ),
+                    "Lower data.max_prompt_tokens or the completion budget, or raise model.max_positions",
+                ));
+            }
+        }
+        let size = |r: &Request| r.prompt.token_ids.len() + self.group_size * self.max_completion_tokens;
+        let mut groups = Vec::with_capacity(requests.len());
+        let mut timing = Timing::default();
+        for run in runs(requests.iter().map(size), self.max_tokens_per_pack) {
+            groups.extend(self.generate_pack(&requests[run], &mut timing)?);
+        }
+        Ok((groups, timing))
+    }
+
+    fn generate_pack(&self, requests: &[Request], timing: &mut Timing) -> Result<Vec<Group>> {
+        let start = Instant::now();
+        let batch = prompts_batch(requests);
+        let prefill = self.decoder.forward(&batch, Keep::KeysAndValues)?;
+        let last_rows: Vec<usize> = batch.segments.iter().map(|s| s.start + s.len - 1).collect();
+        let first_logits = self.decoder.logits(&embedding::gather(&prefill.hidden, &last_rows)?)?;
+        timing.prefill_seconds += start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        let sequences = requests.len() * self.group_size;
+        let cache = KvCache::new(prefill, self.decoder.heads(), sequences, self.max_completion_tokens)?;
+        let mut rollouts: Vec<Rollout> = (0..sequences)
+            .map(|_| Rollout { token_ids: Vec::new(), logprobs: Vec::new(), finish: FinishReason::Length })
+            .collect();
+        let mut active: Vec<usize> = (0..sequences).collect();
+        let group_of = |sequence: &usize| sequence / self.group_size;
+        let vocab = self.decoder.config.vocab_size;
+        let mut drawn = {
+            let logits = View::new(&first_logits)?;
+            self.draw(requests, &active, 0, |i| {
+                let g = group_of(&active[i]);
+                &logits[g * vocab..(g + 1) * vocab]
+            })
+        };
+        for t in 0..self.max_completion_tokens {
+            for (sequence, s) in active.iter().zip(&drawn) {
+                let rollout = &mut rollouts[*sequence];
+                rollout.token_ids.push(s.token);
+                rollout.logprobs.push(s.logprob);
+                if self.stop_tokens.contains(&s.token) {
+                    rollout.finish = FinishReason::Stop;
+                }
+            }
+            active.retain(|sequence| rollouts[*sequence].finish == FinishReason::Length);
+            if active.is_empty() || t + 1 == self.max_completion_tokens {
+                break;
+            }
+            let last = |s: &usize| rollouts[*s].token_ids.last().copied().unwrap_or_default();
+            let tokens: Vec<u32> = active.iter().map(last).collect();
+            let prompt_len = |s: &usize| batch.segments[group_of(s)].len;
+            let positions: Vec<u32> = active.iter().map(|s| (prompt_len(s) + t) as u32).collect();
+            let prefixes: Vec<SharedPrefix> = active
+                .chunk_by(|a, b| group_of(a) == group_of(b))
+                .map(|rows| {
+                    let segment = batch.segments[group_of(&rows[0])];
+                    SharedPrefix { start: segment.start, len: segment.len, rows: rows.len() }
+                })
+                .collect();
+            let step = DecodeStep {
+                tokens: &tokens,
+                positions: &positions,
+                sequences: &active,
+                prefixes: &prefixes,
+                cached: t,
+            };
+            let logits = self.decoder.logits(&self.decoder.decode(&cache, step)?)?;
+            let logits = View::new(&logits)?;
+            drawn =
+                self.draw(requests, &active, t as u32 + 1, |i| &logits[i * vocab..(i + 1) * vocab]);
+        }
+        timing.decode_seconds += start.elapsed().as_secs_f64();
+        let mut rollouts = rollouts.into_iter();
+        let group = |request: &Request| Group {
+            prompt: request.prompt.clone(),
+            rollouts: rollouts.by_ref().take(self.group_size).collect(),
+        };
+        Ok(requests.iter().map(group).collect())
+    }
+
+    /// One token for every active sequence; `row(i)` are the logits of the i-th.
+    fn draw<'l>(
+        &self,
+        requests: &[Request],
+        active: &[usize],
+        token_index: u32,
+        row: impl Fn(usize) -> &'l [f32] + Sync,
+    ) -> Vec<Sampled> {
+        let draw = |i: usize| {
+            let (group, rollout) = (active[i] / self.group_size, active[i] % self.group_size);
+            let ids = [self.step, requests[group].sample_id, rollout as u32];
+            let uniform = Stream::new(self.seed, self.purpose, ids).uniform(token_index);
+            sample(row(i), &self.sampling, uniform)
+        };
+        (0..active.len()).into_par_iter().map(draw).collect()
+    }
+}
+
+/// Prompts as segments of their own.
+fn prompts_batch(requests: &[Request]) -> PackedBatch {
+    let mut batch = PackedBatch::default();
+    for request in requests {
+        let ids = &request.prompt.token_ids;
+        batch.segments.push(Segment { start: batch.tokens.len(), len: ids.len(), prefix: None });
+        batch.tokens.extend_from_slice(ids);
+        batch.positions.extend(0..ids.len() as u32);
+    }
+    batch
+}

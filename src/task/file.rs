@@ -1,0 +1,473 @@
+//! The task file: TOML in, checked `Task` out. Every mistake is one line with the file, the key and the fix.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use serde::Deserialize;
+
+use super::row::{RowPath, Template};
+use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
+use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
+use crate::error::{Error, Result};
+use crate::types::FinishReason;
+
+const MANUAL: &str = "docs/tasks.md lists every key";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TaskFile {
+    name: String,
+    #[serde(default)]
+    truncated: Truncated,
+    input: InputSection,
+    gold: GoldSection,
+    sft: Option<SftSection>,
+    labels: LabelsSection,
+    verdict: Vec<RuleEntry>,
+    #[serde(default)]
+    reward: Reward,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InputSection {
+    messages: Option<String>,
+    template: Option<String>,
+    system: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GoldSection {
+    path: String,
+    #[serde(default)]
+    map: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SftSection {
+    target: Option<String>,
+    target_template: Option<TargetTemplates>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TargetTemplates {
+    negative: String,
+    positive: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LabelsSection {
+    negative: String,
+    positive: Vec<String>,
+    #[serde(default)]
+    ignore_case: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleEntry {
+    regex: Option<String>,
+    label: Option<String>,
+    take: Option<Take>,
+    default: Option<String>,
+    paper: Option<PaperReading>,
+}
+
+/// `place` is what errors call the file.
+pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
+    let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
+    let check = Check { place };
+    if file.name.trim().is_empty() {
+        return Err(check.at("name", "the name is empty", "Name the task, for example `name = \"riskcue\"`"));
+    }
+    let labels = check.labels(file.labels)?;
+    let gold = check.gold(file.gold, &labels)?;
+    let input = check.input(file.input, &gold)?;
+    let target = file.sft.map(|sft| check.target(sft)).transpose()?;
+    let rules = check.rules(file.verdict, &labels, file.truncated)?;
+    check.reward(&file.reward)?;
+    let task = Task { name: file.name, labels, input, gold, target, rules, reward: file.reward };
+    check.templates_agree_with_rules(&task)?;
+    Ok(task)
+}
+
+fn toml_error(text: &str, place: &str, error: &toml::de::Error) -> Error {
+    let place = match error.span() {
+        // A span of the whole file says nothing: the key is missing from it.
+        Some(span) if span.start > 0 || span.end < text.len() => {
+            let line = text.get(..span.start).map_or(1, |before| before.matches('\n').count() + 1);
+            let key = text.lines().nth(line - 1).and_then(|line| line.split_once('='));
+            match key {
+                Some((key, _)) if !error.message().contains(" field `") => {
+                    format!("{place}:{line}: {}", key.trim())
+                }
+                _ => format!("{place}:{line}"),
+            }
+        }
+        _ => place.to_string(),
+    };
+    Error::input(place, error.message(), format!("Correct it; {MANUAL}"))
+}
+
+struct Check<'a> {
+    place: &'a str,
+}
+
+impl Check<'_> {
+    fn at(&self, key: &str, problem: impl ToString, fix: impl ToString) -> Error {
+        Error::input(format!("{}: {key}", self.place), problem, fix)
+    }
+
+    fn path(&self, key: &str, text: &str) -> Result<RowPath> {
+        let fix = "Write keys joined by dots and list indices in brackets, for example `security_type[-1]`";
+        RowPath::parse(text).map_err(|problem| self.at(key, problem, fix))
+    }
+
+    fn template(&self, key: &str, text: &str) -> Result<Template> {
+        let fix = "Write `{path}` for a field of the row, and {{ or }} for a brace";
+        Template::parse(text).map_err(|problem| self.at(key, problem, fix))
+    }
+
+    fn labels(&self, section: LabelsSection) -> Result<LabelSet> {
+        if section.positive.is_empty() {
+            return Err(self.at("labels.positive", "the list is empty", "Give at least one positive label"));
+        }
+        if section.positive.len() >= usize::from(u16::MAX) {
+            let problem = format!("{} labels are too many", section.positive.len());
+            return Err(self.at("labels.positive", problem, format!("Give fewer than {}", u16::MAX)));
+        }
+        let names = std::iter::once(section.negative).chain(section.positive).collect::<Vec<_>>();
+        let set = LabelSet { names, ignore_case: section.ignore_case };
+        for (i, name) in set.names.iter().enumerate() {
+            let key = if i == 0 { "labels.negative".into() } else { format!("labels.positive[{}]", i - 1) };
+            if name.trim() != name || name.is_empty() {
+                let problem = format!("`{name}` is empty or has blanks around it");
+                return Err(self.at(&key, problem, "Give the label as the answers spell it"));
+            }
+            if name.starts_with(['@', '$']) {
+                let problem = format!("`{name}` begins with `@` or `$`, which verdict rules use");
+                return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
+            }
+            if set.names[..i].iter().any(|earlier| set.same(earlier, name)) {
+                let fix = "Name each label once; the negative label is not among the positive ones";
+                return Err(self.at(&key, format!("`{name}` is a label already"), fix));
+            }
+        }
+        Ok(set)
+    }
+
+    fn known(&self, key: &str, name: &str, labels: &LabelSet) -> Result<LabelId> {
+        labels.find(name).ok_or_else(|| {
+            let fix = format!("Use one of: {}", labels.names.join(", "));
+            self.at(key, format!("`{name}` is not a label of this task"), fix)
+        })
+    }
+
+    fn gold(&self, section: GoldSection, labels: &LabelSet) -> Result<Gold> {
+        let map = section.map.into_iter().map(|(raw, label)| {
+            let label = self.known(&format!("gold.map.{raw}"), &label, labels)?;
+            Ok((raw, label))
+        });
+        Ok(Gold { path: self.path("gold.path", &section.path)?, map: map.collect::<Result<_>>()? })
+    }
+
+    fn input(&self, section: InputSection, gold: &Gold) -> Result<super::Input> {
+        let conversation = match (section.messages, section.template) {
+            (Some(path), None) => Conversation::Messages(self.path("input.messages", &path)?),
+            (None, Some(text)) => {
+                let template = self.template("input.template", &text)?;
+                if template.holes().any(|path| *path == gold.path) {
+                    let problem =
+                        format!("`{{{}}}` is gold.path, so the prompt gives the label away", gold.path);
+                    return Err(self.at("input.template", problem, "Leave it out of the template"));
+                }
+                Conversation::Template(template)
+            }
+            _ => {
+                let fix =
+                    "Give `messages = \"path\"` or `template = \"text with {path}\"`, and only one of them";
+                return Err(self.at("input", "exactly one of messages and template is wanted", fix));
+            }
+        };
+        Ok(super::Input { conversation, system: section.system })
+    }
+
+    fn target(&self, section: SftSection) -> Result<Target> {
+        match (section.target, section.target_template) {
+            (Some(path), None) => Ok(Target::Text(self.path("sft.target", &path)?)),
+            (None, Some(text)) => Ok(Target::Templates {
+                negative: self.template("sft.target_template.negative", &text.negative)?,
+                positive: self.template("sft.target_template.positive", &text.positive)?,
+            }),
+            _ => {
+                let fix = "Give `target = \"path\"` or a target_template, and only one of them; \
+                           a task without SFT has no [sft]";
+                Err(self.at("sft", "exactly one of target and target_template is wanted", fix))
+            }
+        }
+    }
+
+    fn rules(&self, mut entries: Vec<RuleEntry>, labels: &LabelSet, truncated: Truncated) -> Result<Rules> {
+        let missing = || {
+            let fix =
+                "End the rules with [[verdict]] `default = \"@malformed\"` or `default = \"@negative\"`";
+            self.at("verdict", "the last rule is not a default", fix)
+        };
+        let last = entries.pop().ok_or_else(missing)?;
+        let Some(default) = &last.default else { return Err(missing()) };
+        let key = format!("verdict[{}]", entries.len());
+        if last.regex.is_some() || last.label.is_some() || last.take.is_some() {
+            let problem = "regex, label and take have no effect beside default";
+            return Err(self.at(&key, problem, "Make them a rule of their own before the default"));
+        }
+        let default = match (default.as_str(), last.paper) {
+            ("@negative", None) => Verdict::Negative,
+            ("@malformed", paper) => Verdict::Malformed(paper.unwrap_or_default()),
+            ("@negative", Some(_)) => return Err(self.paper_without_effect(&key)),
+            (other, _) => {
+                let fix = "Use \"@negative\" or \"@malformed\"";
+                return Err(self.at(&format!("{key}.default"), format!("`{other}` is not a default"), fix));
+            }
+        };
+        let ordered = entries.into_iter().enumerate().map(|(i, entry)| self.rule(i, entry, labels));
+        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated })
+    }
+
+    fn paper_without_effect(&self, key: &str) -> Error {
+        let problem = "paper has no effect, because this rule never yields a malformed verdict";
+        self.at(&format!("{key}.paper"), problem, "Remove it, or set the label to \"@malformed\" or \"$1\"")
+    }
+
+    fn rule(&self, index: usize, entry: RuleEntry, labels: &LabelSet) -> Result<Rule> {
+        let key = format!("verdict[{index}]");
+        if entry.default.is_some() {
+            let problem = "a default before the last rule leaves the later rules without effect";
+            return Err(self.at(&key, problem, "Move it to the end, and keep only one"));
+        }
+        let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
+            return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
+        };
+        let regex = Regex::new(&pattern).map_err(|e| {
+            // The last line says what is wrong; those before draw the pattern.
+            let why = e.to_string().lines().last().unwrap_or_default().to_string();
+            let fix =
+                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
+            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(&pattern)), fix)
+        })?;
+        let label_key = format!("{key}.label");
+        let rule_label = match label.strip_prefix('$') {
+            Some(group) => {
+                let group = group.parse::<usize>().ok().filter(|group| *group < regex.captures_len());
+                let group = group.ok_or_else(|| {
+                    let groups = regex.captures_len() - 1;
+                    let problem = format!("`{label}` is not a capture group: the regex has {groups}");
+                    self.at(&label_key, problem, "Put (...) around the label in the regex, and use \"$1\"")
+                })?;
+                RuleLabel::Capture(group)
+            }
+            None => match label.as_str() {
+                "@malformed" => RuleLabel::Malformed,
+                "@negative" => RuleLabel::Label(LabelId::NEGATIVE),
+                other if other.starts_with('@') => {
+                    let fix = "Use \"@negative\", \"@malformed\", \"$1\" or a label";
+                    return Err(self.at(&label_key, format!("`{other}` is unknown"), fix));
+                }
+                name => RuleLabel::Label(self.known(&label_key, name, labels)?),
+            },
+        };
+        if entry.paper.is_some() && matches!(rule_label, RuleLabel::Label(_)) {
+            return Err(self.paper_without_effect(&key));
+        }
+        if entry.take.is_some() && !matches!(rule_label, RuleLabel::Capture(_)) {
+            let problem = "take has no effect, because the label is not a capture";
+            return Err(self.at(&format!("{key}.take"), problem, "Remove it, or set the label to \"$1\""));
+        }
+        let (take, paper) = (entry.take.unwrap_or_default(), entry.paper.unwrap_or_default());
+        Ok(Rule { regex, label: rule_label, take, paper })
+    }
+
+    fn reward(&self, reward: &Reward) -> Result<()> {
+        let entries = reward.entries();
+        for (key, value) in entries {
+            if !value.is_finite() {
+                let key = format!("reward.{key}");
+                return Err(self.at(&key, format!("{value} is not a finite number"), "Give a finite number"));
+            }
+        }
+        if entries.iter().all(|(_, value)| *value == entries[0].1) {
+            let fix = "Give exact_positive and exact_negative more than the others";
+            return Err(self.at("reward", "all six rewards are equal, so nothing can be learned", fix));
+        }
+        Ok(())
+    }
+
+    /// SFT must not teach answers that the task's own rules judge to be something else.
+    fn templates_agree_with_rules(&self, task: &Task) -> Result<()> {
+        let Some(Target::Templates { negative, positive }) = &task.target else { return Ok(()) };
+        for (index, label) in task.labels().iter().enumerate() {
+            let (key, template) = if index == 0 { ("negative", negative) } else { ("positive", positive) };
+            // A template with fields of the row is known only row by row.
+            let Ok(text) = template.render(&serde_json::Value::Null, Some(label)) else { continue };
+            let gold = LabelId(index as u16);
+            if !Outcome::of(gold, task.judge(&text, FinishReason::Stop)).is_exact() {
+                let problem = format!("`{}` is not judged to be `{label}`", shorten(&text));
+                let fix = "Make the template and the [[verdict]] rules agree";
+                return Err(self.at(&format!("sft.target_template.{key}"), problem, fix));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"name = "guard"
+truncated = "judge"
+[input]
+messages = "chat"
+[gold]
+path = "label"
+[labels]
+negative = "safe"
+positive = ["S1", "S2"]
+[[verdict]]
+regex = 'unsafe (S\d)'
+label = "$1"
+[[verdict]]
+default = "@malformed"
+[reward]
+malformed = 0
+"#;
+
+    #[test]
+    fn the_base_of_the_bad_files_is_good() {
+        let task = parse(GOOD, "t.toml").unwrap();
+        assert_eq!((task.name(), task.labels().len()), ("guard", 3));
+    }
+
+    #[test]
+    fn every_mistake_names_file_key_and_fix() {
+        for (from, to, want) in [
+            // Not a task file.
+            ("name = \"guard\"", "name = ", "t.toml:1: "),
+            (
+                "name = \"guard\"",
+                "nmae = \"guard\"",
+                "t.toml:1: unknown field `nmae`, expected one of `name`",
+            ),
+            ("truncated = \"judge\"", "truncated = \"cut\"", "t.toml:2: truncated: unknown variant `cut`"),
+            ("messages =", "mesages =", "t.toml:4: unknown field `mesages`, expected"),
+            ("path = \"label\"", "path = 3", "t.toml:6: path: invalid type: integer `3`, expected a string"),
+            ("malformed = 0\n", "malfromed = 0\n", "t.toml:16: unknown field `malfromed`"),
+            ("malformed = 0\n", "malformed = \"0\"\n", "t.toml:16: malformed: invalid type: string"),
+            ("[labels]", "[label]", "unknown field `label`"),
+            ("name = \"guard\"", "name = \" \"", "t.toml: name: the name is empty. Name the task"),
+            // Labels.
+            ("[\"S1\", \"S2\"]", "[]", "t.toml: labels.positive: the list is empty. Give at least one"),
+            (
+                "\"S2\"]",
+                "\"S1\"]",
+                "t.toml: labels.positive[1]: `S1` is a label already. Name each label once",
+            ),
+            ("\"S2\"]", "\"safe\"]", "t.toml: labels.positive[1]: `safe` is a label already"),
+            ("\"S2\"]", "\"s1\"]\nignore_case = true", "labels.positive[1]: `s1` is a label already"),
+            ("\"S2\"]", "\" S2\"]", "t.toml: labels.positive[1]: ` S2` is empty or has blanks"),
+            ("\"safe\"", "\"@none\"", "t.toml: labels.negative: `@none` begins with `@`"),
+            // Rows.
+            (
+                "messages = \"chat\"",
+                "",
+                "t.toml: input: exactly one of messages and template is wanted. Give",
+            ),
+            ("messages = \"chat\"", "messages = \"chat[\"", "t.toml: input.messages: `chat[` is not a path"),
+            ("messages = \"chat\"", "template = \"a {b\"", "t.toml: input.template: a brace is not closed"),
+            ("messages = \"chat\"", "template = \"{label}\"", "input.template: `{label}` is gold.path, so"),
+            ("path = \"label\"", "path = \"\"", "t.toml: gold.path: `` is not a path"),
+            (
+                "[labels]",
+                "map = { x = \"S9\" }\n[labels]",
+                "gold.map.x: `S9` is not a label of this task. Use one of: safe, S1, S2",
+            ),
+            ("[labels]", "[sft]\n[labels]", "t.toml: sft: exactly one of target and target_template"),
+            (
+                "[labels]",
+                "[sft]\ntarget_template = { negative = \"safe\", positive = \"unsafe {label}\" }\n[labels]",
+                "sft.target_template.negative: `safe` is not judged to be `safe`. Make the template and",
+            ),
+            // Rules.
+            (
+                "[[verdict]]\ndefault = \"@malformed\"",
+                "",
+                "t.toml: verdict: the last rule is not a default. End",
+            ),
+            ("\"@malformed\"", "\"S1\"", "t.toml: verdict[1].default: `S1` is not a default. Use"),
+            ("default =", "label = \"S1\"\ndefault =", "verdict[1]: regex, label and take have no effect"),
+            ("\"@malformed\"", "\"@negative\"\npaper = \"flagged\"", "verdict[1].paper: paper has no effect"),
+            ("label = \"$1\"", "", "t.toml: verdict[0]: a rule wants a regex and a label. Give both"),
+            (
+                "label = \"$1\"",
+                "label = \"$2\"",
+                "verdict[0].label: `$2` is not a capture group: the regex has 1",
+            ),
+            ("label = \"$1\"", "label = \"$x\"", "verdict[0].label: `$x` is not a capture group"),
+            ("label = \"$1\"", "label = \"S3\"", "verdict[0].label: `S3` is not a label of this task"),
+            (
+                "label = \"$1\"",
+                "label = \"@safe\"",
+                "verdict[0].label: `@safe` is unknown. Use \"@negative\"",
+            ),
+            (
+                "label = \"$1\"",
+                "label = \"S1\"\npaper = \"flagged\"",
+                "verdict[0].paper: paper has no effect",
+            ),
+            ("label = \"$1\"", "label = \"S1\"\ntake = \"last\"", "verdict[0].take: take has no effect"),
+            (
+                "label = \"$1\"",
+                "label = \"$1\"\n[[verdict]]\ndefault = \"@negative\"",
+                "verdict[1]: a default before",
+            ),
+            (
+                "(S\\d)",
+                "(S\\d",
+                "t.toml: verdict[0].regex: `unsafe (S\\d` does not compile: error: unclosed group",
+            ),
+            // Rewards.
+            ("malformed = 0\n", "malformed = nan\n", "t.toml: reward.malformed: NaN is not a finite number"),
+            (
+                "malformed = 0\n",
+                "malformed = 1\nwrong_label = 1\nfalse_positive = 1\nfalse_negative = 1\n",
+                "t.toml: reward: all six rewards are equal",
+            ),
+        ] {
+            let text = GOOD.replacen(from, to, 1);
+            assert_ne!(text, GOOD, "{from}");
+            let error = parse(&text, "t.toml").expect_err(want);
+            assert!(error.is_input());
+            let line = error.to_string();
+            assert!(
+                line.starts_with("t.toml") && line.contains(want) && !line.contains('\n'),
+                "{want}\n{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_section_is_named() {
+        for key in ["input", "gold", "labels", "verdict", "name"] {
+            let mut table = GOOD.parse::<toml::Table>().unwrap();
+            table.remove(key);
+            let line = parse(&table.to_string(), "t.toml").unwrap_err().to_string();
+            assert!(
+                line.contains(&format!("missing field `{key}`")) && line.ends_with("lists every key"),
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! A task: how a row becomes a conversation with a gold label, how an answer becomes a verdict, and what each
+//! outcome earns. All of it comes from a TOML file (docs/tasks.md), so a new label set needs no Rust.
+
+mod file;
+mod metrics;
+mod outcome;
+mod row;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+pub use metrics::{Binary, Confusion, EvalReport, Interval, LabelScores};
+pub use outcome::{Outcome, Reward};
+pub use verdict::{LabelId, PaperReading, Verdict};
+
+use crate::error::{Error, Result};
+use crate::types::{FinishReason, Message, Sample};
+use row::{RowPath, Template};
+use verdict::{LabelSet, Rules};
+
+/// The task files inside the binary.
+const BUILT_IN: [(&str, &str); 2] =
+    [("riskcue", include_str!("../../tasks/riskcue.toml")), ("demo", include_str!("../../tasks/demo.toml"))];
+
+const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+
+/// A checked task file.
+#[derive(Clone, Debug)]
+pub struct Task {
+    name: String,
+    labels: LabelSet,
+    input: Input,
+    gold: Gold,
+    target: Option<Target>,
+    rules: Rules,
+    reward: Reward,
+}
+
+#[derive(Clone, Debug)]
+struct Input {
+    conversation: Conversation,
+    /// Replaces the row's system message, or goes before the first message.
+    system: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+enum Conversation {
+    Messages(RowPath),
+    /// One user message.
+    Template(Template),
+}
+
+#[derive(Clone, Debug)]
+struct Gold {
+    path: RowPath,
+    map: BTreeMap<String, LabelId>,
+}
+
+#[derive(Clone, Debug)]
+enum Target {
+    Text(RowPath),
+    Templates { negative: Template, positive: Template },
+}
+
+impl Task {
+    /// `source` is the name of a built-in task (`riskcue`, `demo`) or the path of a task file.
+    pub fn load(source: &str) -> Result<Self> {
+        if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == source) {
+            return file::parse(text, &format!("built-in task {name}"));
+        }
+        let path = Path::new(source);
+        if !path.exists() && path.extension().is_none() {
+            let names = BUILT_IN.map(|(name, _)| name).join(", ");
+            let fix = format!("Use one of: {names}; or give the path of a task file");
+            return Err(Error::input(format!("task `{source}`"), "no built-in task has this name", fix));
+        }
+        file::parse(&std::fs::read_to_string(path).map_err(Error::io(path, "read"))?, source)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The negative label first, then the positive ones in the order of the task file.
+    pub fn labels(&self) -> &[String] {
+        &self.labels.names
+    }
+
+    pub fn label_id(&self, label: &str) -> Option<LabelId> {
+        self.labels.find(label)
+    }
+
+    /// `completion` is the decoded answer without stop token. `finish` matters only to tasks that set
+    /// `truncated = "malformed"`.
+    pub fn judge(&self, completion: &str, finish: FinishReason) -> Verdict {
+        self.rules.judge(&self.labels, completion, finish)
+    }
+
+    pub fn reward(&self, outcome: Outcome) -> f32 {
+        self.reward.of(outcome)
+    }
+
+    /// Reads one row of a data file. Errors begin with `file:line`.
+    pub fn sample(&self, row: &Value, file: &Path, line: usize) -> Result<Sample> {
+        let at = Place { task: self, file, line };
+        if !row.is_object() {
+            return Err(at.error(
+                format!("the row is {}, not an object", describe(row)),
+                "Write one JSON object a line",
+            ));
+        }
+        let messages = at.messages(row)?;
+        let gold = at.gold(row)?;
+        let target = at.target(row, gold)?;
+        Ok(Sample { line, messages, gold: self.labels()[gold.index()].clone(), target })
+    }
+}
+
+/// One row's place, for errors.
+struct Place<'a> {
+    task: &'a Task,
+    file: &'a Path,
+    line: usize,
+}
+
+impl Place<'_> {
+    fn error(&self, problem: impl ToString, fix: impl ToString) -> Error {
+        Error::input(format!("{}:{}", self.file.display(), self.line), problem, fix)
+    }
+
+    fn absent(&self, path: &RowPath, key: &str) -> Error {
+        let fix = format!("Add it, or correct {key} in task `{}`", self.task.name);
+        self.error(format!("nothing at `{path}`"), fix)
+    }
+
+    fn messages(&self, row: &Value) -> Result<Vec<Message>> {
+        let mut messages = match &self.task.input.conversation {
+            Conversation::Messages(path) => self.listed_messages(row, path)?,
+            Conversation::Template(template) => {
+                let content = template.render(row, None).map_err(|p| self.absent(p, "input.template"))?;
+                vec![Message { role: "user".into(), content }]
+            }
+        };
+        if let Some(system) = &self.task.input.system {
+            if messages[0].role == "system" {
+                messages[0].content.clone_from(system);
+            } else {
+                messages.insert(0, Message { role: "system".into(), content: system.clone() });
+            }
+        }
+        Ok(messages)
+    }
+
+    /// At least one message, the last from the user or a tool.
+    fn listed_messages(&self, row: &Value, path: &RowPath) -> Result<Vec<Message>> {
+        let value = path.get(row).ok_or_else(|| self.absent(path, "input.messages"))?;
+        let fix = "Give a list of {\"role\", \"content\"} objects";
+        let Some(list) = value.as_array() else {
+            return Err(self.error(format!("`{path}` is {}, not a list", describe(value)), fix));
+        };
+        let messages = list.iter().enumerate().map(|(i, message)| {
+            let text = |key: &str| match message.get(key) {
+                Some(Value::String(text)) => Ok(text.clone()),
+                Some(other) => {
+                    Err(self.error(format!("`{path}[{i}].{key}` is {}, not a text", describe(other)), fix))
+                }
+                None => Err(self.error(format!("`{path}[{i}]` has no {key}"), fix)),
+            };
+            let (role, content) = (text("role")?, text("content")?);
+            if !ROLES.contains(&role.as_str()) {
+                let problem = format!("`{path}[{i}].role` is `{}`", shorten(&role));
+                return Err(self.error(problem, format!("Use one of: {}", ROLES.join(", "))));
+            }
+            Ok(Message { role, content })
+        });
+        let messages = messages.collect::<Result<Vec<_>>>()?;
+        match messages.last() {
+            None => Err(self.error(format!("`{path}` is empty"), fix)),
+            Some(last) if !matches!(last.role.as_str(), "user" | "tool") => {
+                let problem = format!("the last message of `{path}` is from the {}", last.role);
+                Err(self.error(problem, "End with the user's or a tool's message; the answer is the model's"))
+            }
+            Some(last) if last.content.trim().is_empty() => {
+                Err(self.error(format!("the last message of `{path}` is empty"), "Give it a content"))
+            }
+            Some(_) => Ok(messages),
+        }
+    }
+
+    fn gold(&self, row: &Value) -> Result<LabelId> {
+        let Gold { path, map } = &self.task.gold;
+        let value = path.get(row).ok_or_else(|| self.absent(path, "gold.path"))?;
+        let raw = match value {
+            Value::String(text) => text.clone(),
+            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            other => {
+                let fix = "Give the label as a text, or correct gold.path";
+                return Err(self.error(format!("`{path}` is {}, not a label", describe(other)), fix));
+            }
+        };
+        map.get(&raw).copied().or_else(|| self.task.label_id(&raw)).ok_or_else(|| {
+            let problem =
+                format!("`{path}` is `{}`, which is no label of task `{}`", shorten(&raw), self.task.name);
+            self.error(
+                problem,
+                format!("Use one of: {}; or map it in [gold.map]", self.task.labels().join(", ")),
+            )
+        })
+    }
+
+    /// None when the row has no target: it can still be used for GRPO and evaluation.
+    fn target(&self, row: &Value, gold: LabelId) -> Result<Option<String>> {
+        let path = match &self.task.target {
+            None => return Ok(None),
+            Some(Target::Text(path)) => path,
+            Some(Target::Templates { negative, positive }) => {
+                let template = if gold.is_negative() { negative } else { positive };
+                let label = Some(self.task.labels()[gold.index()].as_str());
+                return match template.render(row, label) {
+                    Ok(text) => Ok(Some(text)),
+                    Err(path) => Err(self.absent(path, "sft.target_template")),
+                };
+            }
+        };
+        match path.get(row) {
+            None => Ok(None),
+            Some(Value::String(text)) if text.trim().is_empty() => {
+                Err(self
+                    .error(format!("`{path}` is empty"), "Give the answer to imitate, or leave the key out"))
+            }
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => {
+                let fix = "Give the answer to imitate as a text, or leave the key out";
+                Err(self.error(format!("`{path}` is {}, not a text", describe(other)), fix))
+            }
+        }
+    }
+}
+
+fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// At most 60 characters of `text`, for an error line.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn built_in_tasks_have_the_ten_labels() {
+        for name in ["riskcue", "demo"] {
+            let task = Task::load(name).unwrap();
+            assert_eq!((task.name(), task.labels().len(), task.labels()[0].as_str()), (name, 10, "Safe"));
+            assert_eq!(task.label_id("Log Explosion Attacks"), Some(LabelId(9)));
+            let paid = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0];
+            assert_eq!(task.reward.entries().map(|(_, value)| value), paid);
+        }
+    }
+
+    #[test]
+    fn every_shipped_task_file_is_built_in_and_loads_by_path() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tasks");
+        // The folder is absent where the room is compiled outside the project.
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let task = Task::load(path.to_str().unwrap()).unwrap();
+            assert!(BUILT_IN.iter().any(|(name, _)| *name == task.name()), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn unknown_sources_say_what_there_is() {
+        let error = Task::load("riskque").unwrap_err();
+        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, demo; or give";
+        assert!(error.is_input() && error.to_string().starts_with(want), "{error}");
+        let error = Task::load("absent/x.toml").unwrap_err().to_string();
+        assert!(
+            error.starts_with("absent/x.toml: cannot read") && error.ends_with("Check the path"),
+            "{error}"
+        );
+    }
+
+    fn row() -> Value {
+        json!({
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+            "chosen": "Your mail is sent.",
+            "security_type": ["Safe", "Denial-of-Service"],
+            "metadata": {"query": "u"},
+        })
+    }
+
+    #[test]
+    fn a_row_becomes_a_sample() {
+        let task = Task::load("riskcue").unwrap();
+        let sample = task.sample(&row(), Path::new("a.jsonl"), 3).unwrap();
+        assert_eq!((sample.line, sample.gold.as_str()), (3, "Denial-of-Service"));
+        assert_eq!(sample.messages[1], Message { role: "user".into(), content: "u".into() });
+        assert_eq!(sample.target.as_deref(), Some("Your mail is sent."));
+        let mut bare = row();
+        bare["chosen"] = Value::Null;
+        assert_eq!(task.sample(&bare, Path::new("a.jsonl"), 3).unwrap().target, None);
+    }
+
+    #[test]
+    fn bad_rows_name_file_line_and_fix() {
+        let task = Task::load("riskcue").unwrap();
+        for (key, value, want) in [
+            (
+                "security_type",
+                json!(null),
+                "nothing at `security_type[-1]`. Add it, or correct gold.path in task",
+            ),
+            ("security_type", json!([]), "nothing at `security_type[-1]`"),
+            (
+                "security_type",
+                json!(["safe"]),
+                "`security_type[-1]` is `safe`, which is no label of task `riskcue`. Use one of: Safe, Sens",
+            ),
+            ("security_type", json!([["Safe"]]), "`security_type[-1]` is a list, not a label"),
+            ("prompt", json!(null), "nothing at `prompt`. Add it, or correct input.messages"),
+            ("prompt", json!("hello"), "`prompt` is a text, not a list"),
+            ("prompt", json!([]), "`prompt` is empty"),
+            ("prompt", json!(["hello"]), "`prompt[0]` has no role"),
+            ("prompt", json!([{"role": "user"}]), "`prompt[0]` has no content"),
+            (
+                "prompt",
+                json!([{"role": "user", "content": 3}]),
+                "`prompt[0].content` is a number, not a text",
+            ),
+            (
+                "prompt",
+                json!([{"role": "bot", "content": "x"}]),
+                "`prompt[0].role` is `bot`. Use one of: system, user",
+            ),
+            (
+                "prompt",
+                json!([{"role": "assistant", "content": "x"}]),
+                "the last message of `prompt` is from the assistant",
+            ),
+            ("prompt", json!([{"role": "user", "content": " "}]), "the last message of `prompt` is empty"),
+            ("chosen", json!(["x"]), "`chosen` is a list, not a text"),
+            ("chosen", json!("  "), "`chosen` is empty. Give the answer to imitate, or leave the key out"),
+        ] {
+            let mut row = row();
+            row[key] = value;
+            let error = task.sample(&row, Path::new("a.jsonl"), 7).unwrap_err();
+            let line = error.to_string();
+            assert!(
+                error.is_input() && line.starts_with("a.jsonl:7: ") && line.contains(want),
+                "{want}\n{line}"
+            );
+        }
+        let line = task.sample(&json!([1]), Path::new("a.jsonl"), 7).unwrap_err().to_string();
+        assert_eq!(line, "a.jsonl:7: the row is a list, not an object. Write one JSON object a line");
+    }
+
+    fn custom(input: &str, rest: &str) -> Task {
+        let text = format!(
+            "name = \"t\"\n[input]\n{input}\n[gold]\npath = \"risky\"\nmap = {{ true = \"yes\", 0 = \"no\" }}\n{rest}\n\
+             [labels]\nnegative = \"no\"\npositive = [\"yes\"]\n[[verdict]]\nregex = '^(yes|no)$'\nlabel = \"$1\"\n\
+             [[verdict]]\ndefault = \"@malformed\"\n"
+        );
+        file::parse(&text, "t.toml").unwrap()
+    }
+
+    #[test]
+    fn a_system_text_replaces_the_rows_or_goes_first() {
+        let task = custom("messages = \"chat\"\nsystem = \"new\"", "");
+        let roles = |chat: Value| {
+            let sample = task.sample(&json!({"chat": chat, "risky": true}), Path::new("a"), 1).unwrap();
+            sample.messages.into_iter().map(|m| (m.role, m.content)).collect::<Vec<_>>()
+        };
+        let want = [("system", "new"), ("user", "u")].map(|(r, c)| (r.to_string(), c.to_string()));
+        assert_eq!(roles(json!([{"role": "user", "content": "u"}])), want);
+        assert_eq!(
+            roles(json!([{"role": "system", "content": "old"}, {"role": "user", "content": "u"}])),
+            want
+        );
+    }
+
+    #[test]
+    fn template_map_and_target_template() {
+        let sft = "[sft]\ntarget_template = { negative = \"no\", positive = \"{label}\" }";
+        let task = custom("template = \"Q: {a.q}\"", sft);
+        let sample = task.sample(&json!({"a": {"q": "?"}, "risky": true}), Path::new("a"), 1).unwrap();
+        assert_eq!(sample.messages, [Message { role: "user".into(), content: "Q: ?".into() }]);
+        assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("yes", Some("yes")));
+        let sample = task.sample(&json!({"a": {"q": "?"}, "risky": 0}), Path::new("a"), 1).unwrap();
+        assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("no", Some("no")));
+        // The negative label captured by "$1" is the negative verdict.
+        assert_eq!(task.judge("no", FinishReason::Stop), Verdict::Negative);
+        let error = task.sample(&json!({"risky": 0}), Path::new("a"), 1).unwrap_err().to_string();
+        assert_eq!(error, "a:1: nothing at `a.q`. Add it, or correct input.template in task `t`");
+    }
+
+    /// The worked example of the manual: it loads, and does what the manual says of it.
+    #[test]
+    fn the_manuals_example_works() {
+        let manual = include_str!("../../docs/tasks.md");
+        let example = manual.split("```toml\n").map(|part| part.split("```").next().unwrap_or_default());
+        let example = example.filter(|part| part.contains("[[verdict]]")).last().unwrap();
+        let task = file::parse(example, "docs/tasks.md").unwrap();
+        let judge = |text: &str| task.judge(text, FinishReason::Stop);
+        let s10 = Verdict::Positive(task.label_id("S10").unwrap());
+        assert_eq!(judge("\n\nsafe"), Verdict::Negative);
+        assert_eq!(judge("unsafe\nS10"), s10);
+        assert_eq!(judge("unsafe\nS10,S2"), s10);
+        assert_eq!(judge("unsafe\nS99"), Verdict::Malformed(PaperReading::Flagged));
+        assert_eq!(judge("unsafe"), Verdict::Malformed(PaperReading::NotFlagged));
+        assert_eq!(judge("I think it is safe"), Verdict::Malformed(PaperReading::NotFlagged));
+        assert!(task.judge("unsafe\nS1", FinishReason::Length).is_malformed());
+
+        let row = serde_json::json!({"question": "How do I pick a lock?", "answer": "No.", "attack": "none"});
+        let sample = task.sample(&row, "rows.jsonl".as_ref(), 1).unwrap();
+        assert!(sample.messages[1].content.contains("How do I pick a lock?"));
+        assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("safe", Some("safe")));
+        let row = serde_json::json!({"question": "q", "answer": "a", "attack": "self-harm"});
+        let sample = task.sample(&row, "rows.jsonl".as_ref(), 2).unwrap();
+        assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("S11", Some("unsafe\nS11")));
+    }
+}

@@ -1,0 +1,96 @@
+//! The values that flow from a data row to a gradient. Token counts are in tokens, log-probabilities in nats.
+
+use serde::{Deserialize, Serialize};
+
+/// One chat message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    pub role: String,
+    pub content: String,
+}
+
+/// One labelled conversation, before it becomes tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// 1-based line of the file the row came from; with the file's name it finds the row again.
+    pub line: usize,
+    pub messages: Vec<Message>,
+    /// The gold label, one of the task's label set (its negative label included).
+    pub gold: String,
+    /// The answer SFT imitates. Absent in files made for GRPO or evaluation only.
+    pub target: Option<String>,
+}
+
+/// What the model is conditioned on: chat-templated, ends with the generation prompt. `[P]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompt {
+    pub token_ids: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// A stop token was sampled; it is the last of `token_ids`.
+    Stop,
+    /// The completion budget ran out first.
+    Length,
+}
+
+/// One sampled completion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Completion only, stop token included; the prompt is not repeated. `[L]`
+    pub token_ids: Vec<u32>,
+    /// `log pi_old(token_t | prefix)` at the sampling temperature, recorded while sampling. `[L]`
+    pub logprobs: Vec<f32>,
+    pub finish: FinishReason,
+}
+
+/// `group_size` rollouts of one prompt; the unit over which advantages are centred.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub prompt: Prompt,
+    pub rollouts: Vec<Rollout>,
+}
+
+/// A group after scoring. Rewards stay as given; advantages are a new field, never an overwrite.
+#[derive(Clone, Debug)]
+pub struct ScoredGroup {
+    pub group: Group,
+    /// `[G]`
+    pub rewards: Vec<f32>,
+    /// `[G]`
+    pub advantages: Vec<f32>,
+}
+
+/// A run of tokens that attends causally to itself and, when it has a `prefix`, to all of that segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// First token's index in the packed batch.
+    pub start: usize,
+    pub len: usize,
+    /// Index of an earlier segment, itself without a prefix.
+    pub prefix: Option<usize>,
+}
+
+/// One row of hidden states and the token it has to predict. Several targets may share a row: the first
+/// tokens of a group's completions are all predicted from the prompt's last row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub row: usize,
+    pub token: u32,
+}
+
+/// T tokens cut into segments. The only batch format: nothing is padded.
+#[derive(Clone, Debug, Default)]
+pub struct PackedBatch {
+    /// `[T]`
+    pub tokens: Vec<u32>,
+    /// `[T]`; a segment with a prefix starts at the prefix's length.
+    pub positions: Vec<u32>,
+    pub segments: Vec<Segment>,
+    /// Sequence after sequence, in token order.
+    pub targets: Vec<Target>,
+    /// Number of targets of each sequence: an SFT row, or a completion. They sum to `targets.len()`.
+    pub target_counts: Vec<usize>,
+}

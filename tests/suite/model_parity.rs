@@ -1,0 +1,155 @@
+//! Logits, log-probs and gradients equal what transformers computes (golden files, made in f64) and what
+//! candle-transformers computes on random weights.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use rlvr::model::config::ModelConfig;
+use rlvr::model::decoder::{Decoder, Head, Keep};
+use rlvr::model::weights;
+use rlvr::types::{PackedBatch, Target};
+
+use crate::golden::golden_dir;
+
+pub fn load(dir: &Path) -> Decoder {
+    let config = ModelConfig::load(dir).unwrap();
+    let tensors = weights::load(dir, &config, &Device::Cpu, DType::F32).unwrap();
+    Decoder::new(config, tensors, 256).unwrap()
+}
+
+pub fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn integers(tensor: &Tensor) -> Vec<u32> {
+    tensor.to_dtype(DType::U32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest difference over the largest wanted magnitude.
+pub fn relative_error(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().fold(1e-12f32, |m, x| m.max(x.abs()));
+    got.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+struct Golden {
+    tensors: HashMap<String, Tensor>,
+    decoder: Decoder,
+}
+
+fn llama_tiny() -> Option<Golden> {
+    let dir = golden_dir()?.join("llama-tiny");
+    let tensors = candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
+    Some(Golden { tensors, decoder: load(&dir) })
+}
+
+/// The group as one packed batch.
+fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
+    let prompt = integers(&golden.tensors["prompt"]);
+    let flat = integers(&golden.tensors["completions"]);
+    let mut rest = &flat[..];
+    let mut completions = Vec::new();
+    for len in integers(&golden.tensors["completion_lengths"]) {
+        let (head, tail) = rest.split_at(len as usize);
+        completions.push(head);
+        rest = tail;
+    }
+    let mut batch = PackedBatch::default();
+    batch.push_group(&prompt, completions.into_iter());
+    (batch, floats(&golden.tensors["advantages"]))
+}
+
+#[test]
+fn golden_logits_at_80_tokens_show_the_llama3_rope_scaling() {
+    let Some(golden) = llama_tiny() else { return };
+    let tokens = integers(&golden.tensors["long_input"]);
+    let mut batch = PackedBatch::default();
+    batch.push_sequence(&tokens, &[0]);
+    let hidden = golden.decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
+    let logits = golden.decoder.logits(&hidden).unwrap();
+    let error = relative_error(&floats(&logits), &floats(&golden.tensors["long_logits"]));
+    println!("logits: relative error {error:.1e}");
+    assert!(error < 1e-5, "{error:e}");
+}
+
+#[test]
+fn golden_packed_group_equals_the_naive_one_in_every_logprob_and_gradient() {
+    let Some(golden) = llama_tiny() else { return };
+    let (batch, advantages) = group(&golden);
+    let decoder = &golden.decoder;
+    for keep in [Keep::Inputs, Keep::Activations] {
+        let forward = decoder.forward(&batch, keep).unwrap();
+        let head = Head { targets: &batch.targets, temperature: 1.0 };
+        let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+        let error = relative_error(&logps, &floats(&golden.tensors["completion_logps"]));
+        println!("{keep:?}: completion log-probs: relative error {error:.1e}");
+        assert!(error < 1e-5, "{error:e}");
+        // loss = -(A * ratio) summed over completion tokens / all of them, at ratio 1.
+        let n = batch.targets.len() as f32;
+        let mut dlogps = vec![0f32; batch.targets.len()];
+        for (range, advantage) in batch.target_ranges().zip(&advantages) {
+            dlogps[range].fill(-advantage / n);
+        }
+        let gradients = decoder.zero_gradients().unwrap();
+        decoder.backward(&batch, forward, 1.0, &dlogps, &gradients).unwrap();
+        let mut worst = 0f32;
+        for ((name, _), gradient) in decoder.parameters().zip(gradients.tensors()) {
+            let error = relative_error(&floats(gradient), &floats(&golden.tensors[&format!("grad.{name}")]));
+            assert!(error < 1e-4, "{name}: {error:e}");
+            worst = worst.max(error);
+        }
+        println!("{keep:?}: worst relative gradient error over all weights {worst:.1e}");
+    }
+}
+
+#[test]
+fn random_weights_give_candle_transformers_logits() {
+    use candle_transformers::models::llama::{Cache, Config, Llama};
+    let json = r#"{"model_type":"llama","architectures":["LlamaForCausalLM"],"hidden_size":64,
+        "intermediate_size":112,"num_hidden_layers":3,"num_attention_heads":4,"num_key_value_heads":2,
+        "vocab_size":101,"rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":false,
+        "max_position_embeddings":128,"hidden_act":"silu"}"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), json).unwrap();
+    let config = ModelConfig::load(dir.path()).unwrap();
+    let decoder = Decoder::random(config, 11, 128).unwrap();
+    let tokens: Vec<u32> = (0..100u32).map(|i| (i * 37 + 5) % 101).collect();
+    let mut batch = PackedBatch::default();
+    batch.push_sequence(&tokens, &[0]);
+    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
+    let last = hidden.narrow(0, 99, 1).unwrap();
+    let ours = decoder.logits(&last).unwrap();
+
+    let tensors: HashMap<String, Tensor> =
+        decoder.parameters().map(|(n, t)| (n.to_string(), t.clone())).collect();
+    let builder = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let config = Config {
+        hidden_size: 64,
+        intermediate_size: 112,
+        vocab_size: 101,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        use_flash_attn: false,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10000.0,
+        bos_token_id: None,
+        eos_token_id: None,
+        rope_scaling: None,
+        max_position_embeddings: 128,
+        tie_word_embeddings: false,
+    };
+    let theirs = Llama::load(builder, &config).unwrap();
+    let mut cache = Cache::new(false, DType::F32, &config, &Device::Cpu).unwrap();
+    let input = Tensor::new(&tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let want = theirs.forward(&input, 0, &mut cache).unwrap();
+    let error = relative_error(&floats(&ours), &floats(&want));
+    println!("candle-transformers: relative error {error:.1e}");
+    assert!(error < 1e-5, "{error:e}");
+    // The head alone agrees too when asked for one target's log-prob.
+    let target = [Target { row: 99, token: 7 }];
+    let logp = decoder.logprobs(&hidden, Head { targets: &target, temperature: 1.0 }).unwrap().logprobs[0];
+    let want = candle_nn::ops::log_softmax(&want, 1).unwrap().get(0).unwrap().get(7).unwrap();
+    assert!((logp - want.to_scalar::<f32>().unwrap()).abs() < 1e-5);
+}
