@@ -7,31 +7,28 @@
 // CPU twin: src/ops/token_logprob.rs. Tests: tests/suite/kernels.rs.
 #include "row.cuh"
 
-// Sums over the z seen so far, relative to their maximum: sum of exp(z - max) and of exp(z - max) (z - max).
+// Sums over the logits seen so far, with d = (logit - max) inverse_temperature: of exp(d) and of exp(d) d.
+// The maximum is taken off before scaling: the difference of two large logits is exact, of two large z not.
 struct Online {
     float max, sum, weighted;
 };
 
-// `o` as it is when measured from `max`, which is not below o.max. An empty one has sum 0 and stays so.
-static __device__ __forceinline__ Online from(Online o, float max) {
+// The same sums measured from `max`, which is not below o.max. Empty sums stay so.
+static __device__ __forceinline__ Online from(Online o, float max, float inverse_temperature) {
     if (o.sum == 0.f) return {max, 0.f, 0.f};
-    const float shift = o.max - max, scale = expf(shift);
+    const float shift = (o.max - max) * inverse_temperature, scale = expf(shift);
     if (scale == 0.f) return {max, 0.f, 0.f};  // shift may be -inf, and 0 * inf is NaN
     return {max, o.sum * scale, (o.weighted + o.sum * shift) * scale};
 }
 
-static __device__ __forceinline__ Online join(Online a, Online b) {
-    const float max = fmaxf(a.max, b.max);
-    a = from(a, max);
-    b = from(b, max);
-    return {max, a.sum + b.sum, a.weighted + b.weighted};
-}
-
-static __device__ __forceinline__ Online join_lanes(Online o) {
+static __device__ __forceinline__ Online join_lanes(Online o, float inverse_temperature) {
     for (int lanes = 16; lanes > 0; lanes >>= 1) {
-        const Online other = {__shfl_xor_sync(ALL_LANES, o.max, lanes), __shfl_xor_sync(ALL_LANES, o.sum, lanes),
-                              __shfl_xor_sync(ALL_LANES, o.weighted, lanes)};
-        o = join(o, other);
+        Online other = {__shfl_xor_sync(ALL_LANES, o.max, lanes), __shfl_xor_sync(ALL_LANES, o.sum, lanes),
+                        __shfl_xor_sync(ALL_LANES, o.weighted, lanes)};
+        const float max = fmaxf(o.max, other.max);
+        o = from(o, max, inverse_temperature);
+        other = from(other, max, inverse_temperature);
+        o = {max, o.sum + other.sum, o.weighted + other.weighted};
     }
     return o;
 }
@@ -48,24 +45,24 @@ __device__ void forward(const T *__restrict__ logits, const unsigned *__restrict
     const Online empty = {-INFINITY, 0.f, 0.f};
     Online o = empty;
     for (unsigned v = threadIdx.x; v < vocab; v += blockDim.x) {
-        const float z = to_f32(row[v]) * inverse_temperature;
-        if (z > o.max) o = from(o, z);
-        const float e = z == -INFINITY ? 0.f : expf(z - o.max);
+        const float logit = to_f32(row[v]);
+        if (logit == -INFINITY) continue;  // a masked token
+        if (logit > o.max) o = from(o, logit, inverse_temperature);
+        const float d = (logit - o.max) * inverse_temperature, e = expf(d);
         o.sum += e;
-        if (e != 0.f) o.weighted += e * (z - o.max);
+        o.weighted += e * d;
     }
-    o = join_lanes(o);
+    o = join_lanes(o, inverse_temperature);
     Online *warps = online_per_warp();
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = o;
     __syncthreads();
     if (threadIdx.x < 32) {
-        o = join_lanes(threadIdx.x < blockDim.x / 32 ? warps[threadIdx.x] : empty);
+        o = join_lanes(threadIdx.x < blockDim.x / 32 ? warps[threadIdx.x] : empty, inverse_temperature);
         if (threadIdx.x == 0) {
             const unsigned t = target[blockIdx.x];
             const float log_of_sum = logf(o.sum);
-            log_sum[blockIdx.x] = o.max + log_of_sum;
-            // Both relative to the maximum first: subtracting it last would cost digits.
-            logprob[blockIdx.x] = t < vocab ? (to_f32(row[t]) * inverse_temperature - o.max) - log_of_sum : NAN;
+            log_sum[blockIdx.x] = o.max * inverse_temperature + log_of_sum;
+            logprob[blockIdx.x] = t < vocab ? (to_f32(row[t]) - o.max) * inverse_temperature - log_of_sum : NAN;
             entropy[blockIdx.x] = log_of_sum - o.weighted / o.sum;
         }
     }

@@ -46,10 +46,11 @@ if [[ $(cat "$dest/stubs" 2>/dev/null) != "$made_from" ]]; then
     printf '%s' "$made_from" >"$dest/stubs"
 fi
 
+install -m 755 "$here/nvcc-lean" "$root/bin/" # beside nvcc: candle takes the toolkit's place from it
 cat >"$dest/env.sh" <<ENV
 export CUDA_HOME="$root" CUDA_PATH="$root"
 export PATH="$root/bin:\$PATH"
-export NVCC="$here/nvcc-lean"     # $root/bin/nvcc builds candle's quantised kernels too
+export NVCC="$root/bin/nvcc-lean" # $root/bin/nvcc builds candle's quantised kernels too
 export CUDA_COMPUTE_CAP=80        # candle's PTX then loads on every card from A100 on
 export CUDARC_CUDA_VERSION=13000
 export CUDAFORGE_THREADS=\${CUDAFORGE_THREADS:-2}

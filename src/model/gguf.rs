@@ -158,8 +158,12 @@ fn config(file: &Gguf, ids: &SpecialIds) -> Result<ModelConfig> {
 /// The llama3 scaling behind [`ROPE_TABLE`]. GGUF keeps the table alone, so the numbers published with Llama 3.1
 /// to 3.3 are tried, the factor being the table's largest entry; another table is refused, not approximated.
 fn rope_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scaling>> {
-    if file.shape(ROPE_TABLE).is_none() {
-        return Ok(None);
+    match file.shape(ROPE_TABLE) {
+        None => return Ok(None),
+        Some(&[entries]) if entries == config.head_dim / 2 => {}
+        Some(shape) => {
+            return Err(file.wrong(ROPE_TABLE, format!("shape {shape:?} is not half a head"), AGAIN));
+        }
     }
     let divisors = file.dequantise(ROPE_TABLE)?.flatten_all().and_then(|table| table.to_vec1::<f32>());
     let divisors = divisors.map_err(|e| Error::Compute(Box::new(e)))?;
@@ -171,10 +175,9 @@ fn rope_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scalin
         original_max_position_embeddings: 8192,
     };
     let plain = config.rope_inverse_frequencies();
-    let fits = plain.len() == divisors.len()
-        && plain.iter().zip(&divisors).all(|(&frequency, &divisor)| {
-            (frequency / scaling.apply(frequency) / divisor as f64 - 1.0).abs() < 1e-4
-        });
+    let fits = plain.iter().zip(&divisors).all(|(&frequency, &divisor)| {
+        (frequency / scaling.apply(frequency) / divisor as f64 - 1.0).abs() < 1e-4
+    });
     match fits {
         true if factor == 1.0 => Ok(None),
         true => Ok(Some(scaling)),

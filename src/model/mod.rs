@@ -1,8 +1,11 @@
-//! The decoder and its files: configuration, weights, forward and backward, key/value cache.
+//! The decoder and its files: configuration, weights, GGUF, forward and backward, key/value cache.
 
 pub mod block;
 pub mod config;
 mod config_json;
 pub mod decoder;
+pub mod gguf;
+mod gguf_header;
+mod gguf_tokenizer;
 pub mod kv_cache;
 pub mod weights;

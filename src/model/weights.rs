@@ -315,10 +315,18 @@ fn stored_dtype(dtype: DType) -> Option<&'static str> {
 fn little_endian_bytes(tensor: &Tensor, dtype: DType) -> candle_core::Result<Vec<u8>> {
     let flat = tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?.flatten_all()?;
     Ok(match dtype {
-        DType::BF16 => flat.to_vec1::<bf16>()?.into_iter().flat_map(bf16::to_le_bytes).collect(),
-        DType::F16 => flat.to_vec1::<f16>()?.into_iter().flat_map(f16::to_le_bytes).collect(),
-        _ => flat.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect(),
+        DType::BF16 => concatenate(&flat.to_vec1::<bf16>()?, |x| x.to_le_bytes()),
+        DType::F16 => concatenate(&flat.to_vec1::<f16>()?, |x| x.to_le_bytes()),
+        _ => concatenate(&flat.to_vec1::<f32>()?, |x| x.to_le_bytes()),
     })
+}
+
+fn concatenate<T: Copy, const N: usize>(values: &[T], bytes_of: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * N];
+    for (slot, &value) in bytes.chunks_exact_mut(N).zip(values) {
+        slot.copy_from_slice(&bytes_of(value));
+    }
+    bytes
 }
 
 /// Runs `fill` on a temporary file beside `path`, syncs it and renames it; on an error nothing is left behind.

@@ -18,7 +18,7 @@ use crate::rng::{Purpose, Stream};
 use crate::types::{FinishReason, Group, PackedBatch, Prompt, Rollout, Segment};
 
 /// How completions are drawn. The same for every prompt of a call.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Engine<'a> {
     pub decoder: &'a Decoder,
     pub stop_tokens: &'a BTreeSet<u32>,

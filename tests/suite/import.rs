@@ -289,6 +289,23 @@ fn a_damaged_file_is_refused() {
 }
 
 #[test]
+fn a_flipped_byte_is_an_error_or_a_model_never_a_panic() {
+    let whole = Source::tiny().bytes();
+    let header = whole.windows(18).position(|w| w == b"output_norm.weight").unwrap() + 60;
+    for at in (4..header).step_by(29) {
+        let dir = TempDir::new().unwrap();
+        let gguf = dir.path().join("flipped.gguf");
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0xff;
+        std::fs::write(&gguf, &bytes).unwrap();
+        match import(&gguf, &dir.path().join("out"), DType::BF16) {
+            Ok(report) => assert_eq!(report.tensors, 11, "byte {at}"),
+            Err(error) => assert_eq!(error.to_string().lines().count(), 1, "byte {at}: {error}"),
+        }
+    }
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     let text = |s: &str| Value::String(s.into());
     let cases = [

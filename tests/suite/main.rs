@@ -2,3 +2,5 @@
 
 mod golden;
 mod model_parity;
+mod ops;
+mod shared_prefix;

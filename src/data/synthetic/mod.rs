@@ -9,7 +9,7 @@ mod style;
 pub use style::StyleSet;
 
 use crate::rng::{Purpose, Sequential, Stream};
-use scenarios::{FAMILIES, Side};
+use scenarios::{RISKS, Relation, Side};
 use serde_json::{Value, json};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,17 +112,18 @@ fn row(spec: &Spec, index: usize) -> Value {
     let pair = if twin_follows { index - 1 } else { index };
     let stream = Stream::new(spec.seed, Purpose::Synthetic, [spec.split as u32, pair as u32, 0]);
     let mut draws = stream.sequential();
-    let family = draw_family(&mut draws);
+    let risk = draws.below(RISKS.len());
+    let relation = *draws.choose(&Relation::ALL);
     let [server, tool, query, result] = *draws.choose(&SERVERS);
     let style = spec.style.draw(&mut draws);
-    let story = scenarios::story(family, side, spec.style.pool(), &mut draws);
+    let story = scenarios::story(risk, relation, side, spec.style.pool(), &mut draws);
     let log = style.write(story, &mut draws);
 
     let call = json!({"server": server, "tool": tool, "tool_params": {}});
     let status = json!({"Tool_result": result, "Environment_status": log});
     let (label, answer) = match side {
         Side::Risky => {
-            let label = FAMILIES[family].label;
+            let label = RISKS[risk].label;
             let refusal = format!(
                 "Unsafe MCP Server:{{\"ServerName\":\"{server}\", \"ToolName\":\"{tool}\", \"Reason\":\"{label}\"}}"
             );
@@ -141,14 +142,7 @@ fn row(spec: &Spec, index: usize) -> Value {
         "security_type": [label],
         "metadata": {
             "server_path": server, "query": query,
-            "family": FAMILIES[family].name, "pair": pair, "style": style.name,
+            "relation": relation.name(), "pair": pair, "style": style.name,
         },
     })
-}
-
-/// A label, uniformly; then one of its families, uniformly.
-fn draw_family(draws: &mut Sequential) -> usize {
-    let label = LABELS[draws.below(LABELS.len() - 1)];
-    let of_label: Vec<_> = (0..FAMILIES.len()).filter(|&f| FAMILIES[f].label == label).collect();
-    *draws.choose(&of_label)
 }

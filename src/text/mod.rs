@@ -1,0 +1,14 @@
+//! Text to token ids and back: the tokenizer, the chat template, and what ends an answer.
+
+pub mod byte_tokenizer;
+pub mod chat_template;
+mod encoder;
+mod pretrained;
+mod python;
+mod stop;
+pub mod tokenizer;
+
+pub use chat_template::{ChatTemplate, Date};
+pub use encoder::{EncoderFiles, PromptEncoder};
+pub use stop::{EndOfTurn, EndOfTurnSource, StopTokens};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,36 @@
+//! One pass over one packed batch: forward, log-probs, whatever loss, backward.
+
+use crate::config::ActivationMemory;
+use crate::error::Result;
+use crate::model::decoder::{Decoder, Gradients, Head, Keep};
+use crate::ops::token_logprob::TokenLogprobs;
+use crate::types::PackedBatch;
+
+/// A decoder being trained and where its gradients collect.
+#[derive(Clone, Copy)]
+pub struct Trainee<'a> {
+    pub decoder: &'a Decoder,
+    pub gradients: &'a Gradients,
+    pub activations: ActivationMemory,
+}
+
+impl Trainee<'_> {
+    /// Runs `batch` forward, hands the targets' log-probs to `loss`, and runs backward with the derivative it
+    /// returns: `dL / dlogprob` of every target, already divided by the whole step's count, so that packs add up.
+    pub fn pass(
+        &self,
+        batch: &PackedBatch,
+        temperature: f32,
+        loss: impl FnOnce(&TokenLogprobs) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let keep = match self.activations {
+            ActivationMemory::Recompute => Keep::Inputs,
+            ActivationMemory::Keep => Keep::Activations,
+        };
+        let forward = self.decoder.forward(batch, keep)?;
+        let head = Head { targets: &batch.targets, temperature };
+        let logprobs = self.decoder.logprobs(&forward.hidden, head)?;
+        let dlogprobs = loss(&logprobs)?;
+        self.decoder.backward(batch, forward, temperature, &dlogprobs, self.gradients)
+    }
+}

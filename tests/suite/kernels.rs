@@ -1,0 +1,460 @@
+//! The CUDA kernels, run on the CPU one fiber a thread (scripts/cuda/cpu-shim) against f64 references.
+//!
+//! Inputs are new on every run; a failure names the seed. Outputs start as NaN.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use half::bf16;
+use regex::Regex;
+
+/// The type of a kernel's elements; everything else is f32.
+#[derive(Clone, Copy, Debug)]
+enum Element {
+    F32,
+    Bf16,
+}
+
+impl Element {
+    const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    fn kernel(self, name: &str) -> String {
+        format!("{name}_{}", if matches!(self, Self::F32) { "f32" } else { "bf16" })
+    }
+
+    fn bytes(self, values: &[f64]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
+            Self::Bf16 => values.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
+        }
+    }
+
+    fn values(self, bytes: &[u8]) -> Vec<f64> {
+        match self {
+            Self::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
+            }
+            Self::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
+        }
+    }
+
+    /// Largest error for a result of size about 1: rounding of the inputs' products, and of the output.
+    fn tolerance(self) -> f64 {
+        match self {
+            Self::F32 => 2e-6,
+            Self::Bf16 => 2f64.powi(-8),
+        }
+    }
+}
+
+enum Argument {
+    /// An array that comes back.
+    Array(Vec<u8>),
+    Null,
+    Scalar(Vec<u8>),
+}
+
+fn array(element: Element, values: &[f64]) -> Argument {
+    Argument::Array(element.bytes(values))
+}
+
+/// An array that the kernel must fill.
+fn poison(element: Element, count: usize) -> Argument {
+    array(element, &vec![f64::NAN; count])
+}
+
+fn f32s(values: &[f64]) -> Argument {
+    array(Element::F32, values)
+}
+
+fn u32s(values: &[u32]) -> Argument {
+    Argument::Array(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+fn scalar(value: u32) -> Argument {
+    Argument::Scalar(value.to_le_bytes().to_vec())
+}
+
+fn real(value: f64) -> Argument {
+    Argument::Scalar((value as f32).to_le_bytes().to_vec())
+}
+
+/// A kernel file compiled for the CPU, with every kernel it declares.
+struct Program(PathBuf);
+
+impl Program {
+    /// `None`, said on stderr, where no C++20 compiler is installed.
+    fn of_file(kernel: &str) -> Option<Self> {
+        Self::compile(
+            kernel,
+            &std::fs::read_to_string(project().join("kernels").join(format!("{kernel}.cu"))).unwrap(),
+        )
+    }
+
+    fn compile(name: &str, source: &str) -> Option<Self> {
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let probe =
+            Command::new(&compiler).args(["-std=c++20", "-x", "c++", "-fsyntax-only", "/dev/null"]).output();
+        if !probe.is_ok_and(|p| p.status.success()) {
+            eprintln!("{name}: no C++20 compiler ({compiler}): kernel not checked on the CPU");
+            return None;
+        }
+        let declared = Regex::new(r#"extern "C" __global__ void (\w+)\("#).unwrap();
+        let entries: Vec<String> =
+            declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+        std::fs::create_dir_all(&folder).unwrap();
+        let (code, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
+        let serve = format!(
+            "\n#include \"serve.h\"\nint main() {{ return on_cpu::serve({{{}}}); }}\n",
+            entries.join(", ")
+        );
+        std::fs::write(&code, [source, &serve].concat()).unwrap();
+        let done = Command::new(compiler)
+            .args(["-std=c++20", "-O1", "-I"])
+            .arg(project().join("kernels"))
+            .arg("-I")
+            .arg(project().join("scripts/cuda/cpu-shim"))
+            .arg("-o")
+            .args([&program, &code])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        Some(Self(program))
+    }
+
+    /// Runs one launch and returns every array argument's bytes, in order.
+    #[track_caller]
+    fn launch(&self, kernel: &str, grid: [u32; 3], threads: u32, arguments: Vec<Argument>) -> Vec<Vec<u8>> {
+        let out = self.output(kernel, grid, threads, &arguments);
+        assert!(out.status.success(), "{kernel}: {}", String::from_utf8_lossy(&out.stderr));
+        let mut rest = out.stdout.as_slice();
+        arguments
+            .iter()
+            .filter_map(|a| if let Argument::Array(bytes) = a { Some(bytes.len()) } else { None })
+            .map(|bytes| rest.split_off(..bytes).expect("the arrays come back whole").to_vec())
+            .collect()
+    }
+
+    fn output(&self, kernel: &str, grid: [u32; 3], threads: u32, arguments: &[Argument]) -> Output {
+        let mut input = (kernel.len() as u32).to_le_bytes().to_vec();
+        input.extend(kernel.bytes());
+        input.extend(grid.into_iter().chain([threads, 1, 1]).flat_map(u32::to_le_bytes));
+        for argument in arguments {
+            match argument {
+                Argument::Array(bytes) => {
+                    input.extend((bytes.len() as u64).to_le_bytes());
+                    input.extend(bytes);
+                }
+                Argument::Null => input.extend(u64::MAX.to_le_bytes()),
+                Argument::Scalar(bytes) => input.extend(bytes),
+            }
+        }
+        let mut child = Command::new(&self.0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The program reads all of its input before it writes any output.
+        child.stdin.take().unwrap().write_all(&input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// SplitMix64, seeded by the clock.
+struct Random {
+    seed: u64,
+    state: Cell<u64>,
+}
+
+impl Random {
+    fn new() -> Self {
+        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        Self { seed, state: Cell::new(seed) }
+    }
+
+    fn next(&self) -> u64 {
+        self.state.set(self.state.get().wrapping_add(0x9e3779b97f4a7c15));
+        let mut z = self.state.get();
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d049bb133111eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&self, end: u32) -> u32 {
+        (self.next() % u64::from(end)) as u32
+    }
+
+    /// In [-size, size), and exactly representable in `element`.
+    fn values(&self, element: Element, count: usize, size: f64) -> Vec<f64> {
+        let raw: Vec<f64> = (0..count).map(|_| (self.next() as f64 / 2f64.powi(63) - 1.) * size).collect();
+        element.values(&element.bytes(&raw))
+    }
+
+    /// `got` equals `want` within `tolerance`, relative to the larger of `want` and 1.
+    #[track_caller]
+    fn close(&self, what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            let error = (g - w).abs() / w.abs().max(1.);
+            assert!(
+                error <= tolerance,
+                "{what}[{i}] = {g}, want {w} (error {error:.2e}, seed {})",
+                self.seed
+            );
+        }
+    }
+}
+
+#[test]
+fn rms_norm_on_the_cpu() {
+    let Some(program) = Program::of_file("rms_norm") else { return };
+    let (r, n, h, eps) = (Random::new(), 5, 75, 1e-5);
+    for e in Element::ALL {
+        let tolerance = e.tolerance();
+        let (x, w) = (r.values(e, n * h, 2.), r.values(e, h, 1.5));
+        let dim = |i: usize| (i / h, i % h);
+        let inverse_rms = |x: &[f64]| -> Vec<f64> {
+            x.chunks(h).map(|x| 1. / (x.iter().map(|v| v * v).sum::<f64>() / h as f64 + eps).sqrt()).collect()
+        };
+        let normed =
+            |x: &[f64], q: &[f64]| -> Vec<f64> { (0..n * h).map(|i| x[i] * q[i / h] * w[i % h]).collect() };
+        let q = inverse_rms(&x);
+
+        let name = e.kernel("rms_norm_forward");
+        let rest = |x: Argument, residual: Argument, sum: Argument| {
+            let out = [poison(e, n * h), poison(Element::F32, n), scalar(h as u32), real(eps)];
+            [x, residual, array(e, &w), sum].into_iter().chain(out).collect::<Vec<_>>()
+        };
+        let plain =
+            program.launch(&name, [n as u32, 1, 1], 64, rest(array(e, &x), Argument::Null, Argument::Null));
+        r.close(&format!("{name} y"), &e.values(&plain[2]), &normed(&x, &q), tolerance);
+        r.close(&format!("{name} inverse_rms"), &Element::F32.values(&plain[3]), &q, 2e-6);
+
+        // x = a + b, split so that the sum is exact in bf16 too.
+        let a: Vec<f64> = x.iter().map(|v| v / 2.).collect();
+        let added = rest(array(e, &a), array(e, &a), poison(e, n * h));
+        let added = program.launch(&name, [n as u32, 1, 1], 64, added);
+        assert_eq!(e.values(&added[3]), x, "{name} sum");
+        assert_eq!((&added[4], &added[5]), (&plain[2], &plain[3]), "{name} with a residual");
+
+        let (dy, before) = (r.values(e, n * h, 1.), r.values(e, n * h, 1.));
+        let mean: Vec<f64> = (0..n)
+            .map(|row| (0..h).map(|i| dy[row * h + i] * w[i] * x[row * h + i]).sum::<f64>() / h as f64)
+            .collect();
+        let dx: Vec<f64> = (0..n * h)
+            .map(|i| {
+                let (row, column) = dim(i);
+                before[i] + q[row] * dy[i] * w[column] - x[i] * q[row].powi(3) * mean[row]
+            })
+            .collect();
+        let name = e.kernel("rms_norm_backward_input");
+        let arguments =
+            vec![array(e, &x), array(e, &w), f32s(&q), array(e, &dy), array(e, &before), scalar(h as u32)];
+        let got = program.launch(&name, [n as u32, 1, 1], 96, arguments);
+        r.close(&format!("{name} dx"), &e.values(&got[4]), &dx, tolerance);
+
+        // 5 rows by chunks of 2: the last chunk is short, and so is the last block of columns.
+        let name = e.kernel("rms_norm_backward_weight");
+        let sizes = [scalar(n as u32), scalar(h as u32), scalar(2)];
+        let arguments = [array(e, &x), f32s(&q), array(e, &dy), poison(Element::F32, 3 * h)];
+        let got = program.launch(&name, [3, 3, 1], 32, arguments.into_iter().chain(sizes).collect());
+        let partial = Element::F32.values(&got[3]);
+        let old = r.values(Element::F32, h, 1.);
+        let arguments = vec![f32s(&partial), f32s(&old), scalar(3), scalar(h as u32)];
+        let got = program.launch("rms_norm_add_partials", [3, 1, 1], 32, arguments);
+        let dw: Vec<f64> = (0..h)
+            .map(|c| old[c] + (0..n).map(|row| dy[row * h + c] * x[row * h + c] * q[row]).sum::<f64>())
+            .collect();
+        r.close(&format!("{name} dw"), &Element::F32.values(&got[1]), &dw, 2e-6);
+    }
+}
+
+#[test]
+fn rope_on_the_cpu() {
+    let Some(program) = Program::of_file("rope") else { return };
+    let (r, n, heads, half, positions) = (Random::new(), 4, 3, 5, 50);
+    let angle = |p: u32, j: usize| f64::from(p) * 100f64.powf(-(j as f64) / half as f64);
+    let table = |f: fn(f64) -> f64| -> Vec<f64> {
+        (0..positions * half).map(|i| f(angle((i / half) as u32, i % half))).collect()
+    };
+    let position: Vec<u32> = (0..n).map(|_| r.below(positions as u32)).collect();
+    for e in Element::ALL {
+        let name = e.kernel("rope");
+        let x = r.values(e, n * heads * 2 * half, 1.);
+        let rotate = |x: &[f64], sign: f64| {
+            let sizes = [scalar(heads as u32), scalar(half as u32), real(sign)];
+            let arguments = [array(e, x), f32s(&table(f64::cos)), f32s(&table(f64::sin)), u32s(&position)];
+            e.values(
+                &program.launch(&name, [n as u32, 1, 1], 32, arguments.into_iter().chain(sizes).collect())[0],
+            )
+        };
+        let mut want = x.clone();
+        for row in 0..n {
+            for head in 0..heads {
+                for j in 0..half {
+                    let first = (row * heads + head) * 2 * half + j;
+                    let (sin, cos) = angle(position[row], j).sin_cos();
+                    want[first] = x[first] * cos - x[first + half] * sin;
+                    want[first + half] = x[first + half] * cos + x[first] * sin;
+                }
+            }
+        }
+        let turned = rotate(&x, 1.);
+        r.close(&name, &turned, &want, e.tolerance());
+        r.close(&format!("{name} and back"), &rotate(&turned, -1.), &x, 2. * e.tolerance());
+    }
+}
+
+#[test]
+fn swiglu_on_the_cpu() {
+    let Some(program) = Program::of_file("swiglu") else { return };
+    // Fewer threads than elements, so that they step; and gates at which exp overflows.
+    let (r, n) = (Random::new(), 333);
+    for e in Element::ALL {
+        let (mut gate, up, dact) = (r.values(e, n, 4.), r.values(e, n, 1.), r.values(e, n, 1.));
+        (gate[0], gate[1]) = (-128., 128.);
+        let sigmoid = |g: f64| 1. / (1. + (-g).exp());
+        let each = |f: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..n).map(f).collect() };
+        let act = each(&|i| gate[i] * sigmoid(gate[i]) * up[i]);
+        let count = || Argument::Scalar((n as u64).to_le_bytes().to_vec());
+
+        let name = e.kernel("swiglu_forward");
+        let got =
+            program.launch(&name, [2, 1, 1], 64, vec![array(e, &gate), array(e, &up), poison(e, n), count()]);
+        r.close(&name, &e.values(&got[2]), &act, e.tolerance());
+
+        let name = e.kernel("swiglu_backward");
+        let arrays =
+            [array(e, &gate), array(e, &up), array(e, &dact), poison(e, n), poison(e, n), poison(e, n)];
+        let got = program.launch(&name, [2, 1, 1], 64, arrays.into_iter().chain([count()]).collect());
+        let dgate = each(&|i| {
+            let s = sigmoid(gate[i]);
+            dact[i] * up[i] * s * (1. + gate[i] * (1. - s))
+        });
+        let dup = each(&|i| dact[i] * gate[i] * sigmoid(gate[i]));
+        for (what, got, want) in [("act", &got[3], act), ("dgate", &got[4], dgate), ("dup", &got[5], dup)] {
+            r.close(&format!("{name} {what}"), &e.values(got), &want, e.tolerance());
+        }
+    }
+}
+
+#[test]
+fn token_logprob_on_the_cpu() {
+    let Some(program) = Program::of_file("token_logprob") else { return };
+    let (r, n, vocab, temperature) = (Random::new(), 4, 307, 0.7);
+    for e in Element::ALL {
+        let mut logits = r.values(e, n * vocab, 9.);
+        // Row 1 lies high, so that exp without the maximum would overflow; row 2 is masked but for two tokens.
+        logits[vocab..2 * vocab].iter_mut().for_each(|v| *v = e.values(&e.bytes(&[*v + 200.]))[0]);
+        logits[2 * vocab..3 * vocab].iter_mut().for_each(|v| *v = f64::NEG_INFINITY);
+        (logits[2 * vocab + 40], logits[2 * vocab + 300]) = (1., 1.);
+        let target = [r.below(vocab as u32), r.below(vocab as u32), 40, r.below(vocab as u32)];
+        let scale = f64::from((1. / temperature) as f32);
+        let row = |i: usize| logits[i * vocab..(i + 1) * vocab].iter().map(|v| v * scale);
+        let log_sum: Vec<f64> = (0..n)
+            .map(|i| {
+                let max = row(i).fold(f64::NEG_INFINITY, f64::max);
+                max + row(i).map(|z| (z - max).exp()).sum::<f64>().ln()
+            })
+            .collect();
+        let logprob: Vec<f64> =
+            (0..n).map(|i| logits[i * vocab + target[i] as usize] * scale - log_sum[i]).collect();
+        let entropy: Vec<f64> = (0..n)
+            .map(|i| {
+                -row(i).map(|z| z - log_sum[i]).filter(|l| l.is_finite()).map(|l| l.exp() * l).sum::<f64>()
+            })
+            .collect();
+
+        let name = e.kernel("token_logprob_forward");
+        let out = || poison(Element::F32, n);
+        let sizes = || [scalar(vocab as u32), real(scale)];
+        let arguments = [array(e, &logits), u32s(&target), out(), out(), out()].into_iter().chain(sizes());
+        let got = program.launch(&name, [n as u32, 1, 1], 96, arguments.collect());
+        for (what, got, want) in [
+            ("logprob", &got[2], logprob),
+            ("entropy", &got[3], entropy),
+            ("log_sum", &got[4], log_sum.clone()),
+        ] {
+            r.close(&format!("{name} {what}"), &Element::F32.values(got), &want, 1e-5);
+        }
+        assert!(
+            (Element::F32.values(&got[3])[2] - 2f64.ln()).abs() < 1e-6,
+            "two equal tokens: entropy log 2"
+        );
+
+        let name = e.kernel("token_logprob_backward");
+        let dlogprob = r.values(Element::F32, n, 1.);
+        let dlogits: Vec<f64> = (0..n * vocab)
+            .map(|i| {
+                let (row, token) = (i / vocab, i % vocab);
+                let hit = f64::from(u8::from(token == target[row] as usize));
+                (hit - (logits[i] * scale - log_sum[row]).exp()) * dlogprob[row] * scale
+            })
+            .collect();
+        let arguments =
+            [array(e, &logits), u32s(&target), f32s(&log_sum), f32s(&dlogprob)].into_iter().chain(sizes());
+        let got = program.launch(&name, [n as u32, 2, 1], 64, arguments.collect());
+        // Row 1's z and log_sum, near 300, are good to 1.5e-5 each in f32.
+        r.close(&name, &e.values(&got[0]), &dlogits, e.tolerance().max(1e-4));
+
+        let outside =
+            [array(e, &logits), u32s(&[vocab as u32; 4]), out(), out(), out()].into_iter().chain(sizes());
+        let got = program.launch(&e.kernel("token_logprob_forward"), [n as u32, 1, 1], 64, outside.collect());
+        assert!(
+            Element::F32.values(&got[2]).iter().all(|v| v.is_nan()),
+            "a target outside the vocabulary is NaN"
+        );
+    }
+}
+
+/// The shim itself must be able to fail: each of these kernels has one classic mistake.
+#[test]
+fn faulty_kernels_are_caught() {
+    let source = r#"
+#include "row.cuh"
+extern "C" __global__ void sums(const float *x, float *y) { y[blockIdx.x * 64 + threadIdx.x] = block_sum(x[threadIdx.x]); }
+extern "C" __global__ void no_barrier(float *y) {
+    __shared__ float from[64];
+    from[threadIdx.x] = 1.f;
+    y[threadIdx.x] = from[63 - threadIdx.x];
+}
+extern "C" __global__ void unset_shared(float *y) { y[threadIdx.x] = warp_results()[threadIdx.x % 32]; }
+extern "C" __global__ void half_a_barrier(float *y) {
+    if (threadIdx.x < 32) return;
+    if (threadIdx.x < 48) __syncthreads(); else __syncwarp();
+    y[threadIdx.x] = 1.f;
+}
+extern "C" __global__ void left_lane(float *y) {
+    if (threadIdx.x == 5) return;
+    y[threadIdx.x] = __shfl_xor_sync(ALL_LANES, 1.f, 1);
+}
+extern "C" __global__ void one_past(float *y) { y[threadIdx.x + 1] = 1.f; }
+"#;
+    let Some(program) = Program::compile("faulty", source) else { return };
+    let y = || poison(Element::F32, 64);
+    let x: Vec<f64> = (0..64).map(f64::from).collect();
+    let sums = program.launch("sums", [2, 1, 1], 64, vec![f32s(&x), poison(Element::F32, 128)]);
+    assert_eq!(Element::F32.values(&sums[1]), [2016.; 128], "0 + 1 + ... + 63");
+    for kernel in ["no_barrier", "unset_shared"] {
+        let got = Element::F32.values(&program.launch(kernel, [1, 1, 1], 64, vec![y()])[0]);
+        assert!(got.iter().any(|v| v.is_nan()), "{kernel} must read shared memory that nothing wrote");
+    }
+    for (kernel, message) in [
+        ("half_a_barrier", "the others never reach"),
+        ("left_lane", "has left the kernel"),
+        ("one_past", "wrote outside an array of 256 bytes"),
+        ("absent", "no kernel named absent"),
+    ] {
+        let out = program.output(kernel, [1, 1, 1], 64, &[y()]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && said.contains(message), "{kernel}: {said}");
+    }
+}

@@ -1,0 +1,168 @@
+//! The packed group equals separate copies; cutting a step into packs changes nothing; the sampler's log-probs
+//! are the trainer's.
+
+use std::collections::BTreeSet;
+
+use rlvr::config::sampling::SamplingConfig;
+use rlvr::model::config::ModelConfig;
+use rlvr::model::decoder::{Decoder, Gradients, Head, Keep};
+use rlvr::rng::{Purpose, Stream};
+use rlvr::rollout::engine::{Engine, Request};
+use rlvr::types::{FinishReason, PackedBatch, Prompt};
+
+use crate::model_parity::{floats, relative_error};
+
+pub fn small_decoder(seed: u64) -> Decoder {
+    let json = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 61, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": true, "max_position_embeddings": 512,
+    });
+    Decoder::random(ModelConfig::from_json(&json, "test").unwrap(), seed, 512).unwrap()
+}
+
+pub fn tokens(id: u32, n: usize) -> Vec<u32> {
+    let stream = Stream::new(9, Purpose::Bench, [id, 0, 0]);
+    (0..n as u32).map(|i| stream.block(i)[0] % 61).collect()
+}
+
+/// Adds the gradients of `-sum weight * logprob` and returns that sum.
+fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients: &Gradients) -> f64 {
+    let forward = decoder.forward(batch, Keep::Inputs).unwrap();
+    let head = Head { targets: &batch.targets, temperature: 0.9 };
+    let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+    let dlogps: Vec<f32> = weights.iter().map(|w| -w).collect();
+    decoder.backward(batch, forward, 0.9, &dlogps, gradients).unwrap();
+    logps.iter().zip(weights).map(|(l, w)| -f64::from(*l) * f64::from(*w)).sum()
+}
+
+fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
+    let mut worst = 0f32;
+    for (((name, _), a), b) in decoder.parameters().zip(a.tensors()).zip(b.tensors()) {
+        let b = floats(b);
+        assert!(b.iter().any(|x| *x != 0.0), "{name} gets no gradient");
+        worst = worst.max(relative_error(&floats(a), &b));
+    }
+    worst
+}
+
+#[test]
+fn a_packed_group_equals_separate_copies_in_loss_and_every_gradient() {
+    let decoder = small_decoder(1);
+    let prompt = tokens(1, 150);
+    let completions: Vec<Vec<u32>> = [5, 1, 9, 120].iter().map(|n| tokens(*n as u32, *n)).collect();
+    let weight = |g: usize| [0.5f32, -1.0, 0.25, 2.0][g];
+    let mut packed = PackedBatch::default();
+    packed.push_group(&prompt, completions.iter().map(Vec::as_slice));
+    let weights: Vec<f32> =
+        completions.iter().enumerate().flat_map(|(g, c)| vec![weight(g); c.len()]).collect();
+    let once = decoder.zero_gradients().unwrap();
+    let loss = accumulate(&decoder, &packed, &weights, &once);
+    let copies = decoder.zero_gradients().unwrap();
+    let mut naive_loss = 0.0;
+    for (g, completion) in completions.iter().enumerate() {
+        let mut copy = PackedBatch::default();
+        copy.push_sequence(&prompt, completion);
+        naive_loss += accumulate(&decoder, &copy, &vec![weight(g); completion.len()], &copies);
+    }
+    assert!((loss - naive_loss).abs() < 1e-4 * naive_loss.abs(), "{loss} {naive_loss}");
+    let worst = worst_difference(&decoder, &once, &copies);
+    println!("packed group against copies: worst relative gradient error {worst:.1e}");
+    assert!(worst < 1e-4);
+    // 150 + (5+1+9+120) - 4 tokens instead of 4 * 150 + 131.
+    assert_eq!(packed.tokens.len(), 281);
+}
+
+#[test]
+fn one_pack_equals_many_packs() {
+    let decoder = small_decoder(2);
+    let rows: Vec<(Vec<u32>, Vec<u32>)> =
+        (0..5).map(|i| (tokens(i, 20 + 31 * i as usize), tokens(50 + i, 3 + i as usize))).collect();
+    let whole = decoder.zero_gradients().unwrap();
+    let mut batch = PackedBatch::default();
+    rows.iter().for_each(|(p, t)| batch.push_sequence(p, t));
+    let loss = accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &whole);
+    for order in [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]] {
+        let parts = decoder.zero_gradients().unwrap();
+        let mut sum = 0.0;
+        for cut in order.chunks(2) {
+            let mut batch = PackedBatch::default();
+            cut.iter().for_each(|i| batch.push_sequence(&rows[*i].0, &rows[*i].1));
+            sum += accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &parts);
+        }
+        assert!((sum - loss).abs() < 1e-4 * loss.abs());
+        let worst = worst_difference(&decoder, &parts, &whole);
+        assert!(worst < 1e-5, "{worst:e}");
+    }
+}
+
+fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a BTreeSet<u32>) -> Engine<'a> {
+    Engine {
+        decoder,
+        stop_tokens,
+        sampling: SamplingConfig { temperature: 0.8, ..SamplingConfig::default() },
+        group_size: 4,
+        max_completion_tokens: 12,
+        max_tokens_per_pack: 400,
+        seed: 3,
+        purpose: Purpose::Rollout,
+        step: 5,
+    }
+}
+
+#[test]
+fn sampled_logprobs_are_the_trainers() {
+    let decoder = small_decoder(3);
+    let stop = BTreeSet::from([7, 9, 11, 30, 31]);
+    let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
+    let requests: Vec<Request> =
+        prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
+    let (groups, _) = engine(&decoder, &stop).generate(&requests).unwrap();
+    let mut stopped = 0;
+    for group in &groups {
+        let mut batch = PackedBatch::default();
+        batch.push_group(&group.prompt.token_ids, group.rollouts.iter().map(|r| r.token_ids.as_slice()));
+        let forward = decoder.forward(&batch, Keep::Nothing).unwrap();
+        let head = Head { targets: &batch.targets, temperature: 0.8 };
+        let trainer = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+        let sampler: Vec<f32> = group.rollouts.iter().flat_map(|r| r.logprobs.clone()).collect();
+        let worst = trainer.iter().zip(&sampler).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+        assert!(worst < 1e-4, "{worst:e}");
+        for rollout in &group.rollouts {
+            let ends = rollout.token_ids.iter().position(|t| stop.contains(t));
+            match rollout.finish {
+                FinishReason::Stop => {
+                    stopped += 1;
+                    assert_eq!(ends, Some(rollout.token_ids.len() - 1));
+                }
+                FinishReason::Length => assert_eq!((ends, rollout.token_ids.len()), (None, 12)),
+            }
+        }
+    }
+    assert!((1..12).contains(&stopped), "both ways to finish occur: {stopped}");
+}
+
+#[test]
+fn a_rollout_does_not_depend_on_the_batch_it_is_sampled_in() {
+    let decoder = small_decoder(4);
+    let stop = BTreeSet::from([7, 9]);
+    let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 30 + 9 * i as usize) }).collect();
+    let request = |i: usize| Request { prompt: &prompts[i], sample_id: i as u32 };
+    let engine = engine(&decoder, &stop);
+    let (together, _) = engine.generate(&[request(0), request(1), request(2)]).unwrap();
+    let (alone, _) = engine.generate(&[request(2)]).unwrap();
+    let ids = |g: &rlvr::types::Group| g.rollouts.iter().map(|r| r.token_ids.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&together[2]), ids(&alone[0]));
+    assert_ne!(ids(&together[2])[0], ids(&together[2])[1], "rollouts of a group differ");
+}
+
+#[test]
+fn a_prompt_that_leaves_no_room_is_refused() {
+    let decoder = small_decoder(5);
+    let prompt = Prompt { token_ids: tokens(1, 505) };
+    let stop = BTreeSet::new();
+    let error = engine(&decoder, &stop).generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("505") && text.contains("512") && text.contains("max_prompt_tokens"), "{text}");
+}
