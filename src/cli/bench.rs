@@ -1,6 +1,5 @@
 //! `rlvr bench step`: one GRPO step on random tokens, timed by phase.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -134,7 +133,7 @@ fn step(args: &StepArgs) -> Result<()> {
     let mut flop = 0.0;
     for step in 0..=args.steps {
         let prompts: Vec<Prompt> = (0..args.groups).map(|g| random_prompt(args, &config, step, g)).collect();
-        let none = BTreeSet::new();
+        let none = StopTokens::new(Vec::new());
         let engine = Engine {
             decoder: &decoder,
             stop_tokens: &none,

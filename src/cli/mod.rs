@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input.
 
-pub mod bench;
+pub mod data;
+pub mod import;
+pub mod train;
 
 use std::process::ExitCode;
 
@@ -17,20 +19,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Bench(bench::Args),
+    Train(train::Args),
+    Data(data::Args),
+    Import(import::Args),
 }
 
 pub fn main() -> ExitCode {
     // clap exits with 2 on a bad command line by itself.
     let result = match Cli::parse().command {
-        Command::Bench(args) => bench::run(args),
+        Command::Train(args) => train::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Import(args) => import::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    match error.downcast_ref::<Error>() {
+        // Ours say all in one line; anyhow would repeat the cause.
+        Some(ours) => {
+            eprintln!("error: {ours}");
+            ExitCode::from(if ours.is_input() { 2 } else { 1 })
+        }
+        None => {
             eprintln!("error: {error:#}");
-            let input = error.downcast_ref::<Error>().is_some_and(Error::is_input);
-            ExitCode::from(if input { 2 } else { 1 })
+            ExitCode::FAILURE
         }
     }
 }

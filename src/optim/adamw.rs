@@ -15,31 +15,23 @@ pub struct AdamW {
     step: u64,
 }
 
-/// What an update did.
-#[derive(Clone, Copy, Debug)]
-pub struct StepReport {
-    /// L2 norm of all gradients before clipping.
-    pub grad_norm: f64,
-}
-
 impl AdamW {
     pub fn new(decoder: &Decoder) -> Result<Self> {
         let zeros = || decoder.parameters().map(|(_, w)| Ok(w.zeros_like()?)).collect::<Result<Vec<_>>>();
         Ok(Self { first: zeros()?, second: zeros()?, step: 0 })
     }
 
-    /// One update of every weight in place.
+    /// One update of every weight in place. Returns the L2 norm of all gradients before the clip.
     ///
     /// # Errors
-    /// A gradient that is not finite, or a weight whose gradient is all zero, named: a step that would corrupt
-    /// the weights, or silently leave one out, is not taken. `expect_all` is off when the loss itself is zero.
+    /// A gradient that is not finite, named: a step that would corrupt the weights is not taken.
     pub fn step(
         &mut self,
         decoder: &Decoder,
         gradients: &Gradients,
         config: &OptimConfig,
         learning_rate: f64,
-    ) -> Result<StepReport> {
+    ) -> Result<f64> {
         let grad_norm = gradients.norm()?;
         if !grad_norm.is_finite() {
             let culprit = decoder
@@ -71,7 +63,12 @@ impl AdamW {
         {
             update(weight, gradient, first, second, &numbers)?;
         }
-        Ok(StepReport { grad_norm })
+        Ok(grad_norm)
+    }
+
+    /// Updates made so far.
+    pub fn updates(&self) -> u64 {
+        self.step
     }
 
     /// Moments under the names `first.<weight>` and `second.<weight>`, for a checkpoint.

@@ -1,6 +1,5 @@
 //! The rollout engine: prefill packs prompts, decode advances all their completions one token at a time.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -15,13 +14,14 @@ use crate::ops::decode_attention::SharedPrefix;
 use crate::ops::embedding;
 use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
+use crate::text::StopTokens;
 use crate::types::{FinishReason, Group, PackedBatch, Prompt, Rollout, Segment};
 
 /// How completions are drawn. The same for every prompt of a call.
 #[derive(Clone)]
 pub struct Engine<'a> {
     pub decoder: &'a Decoder,
-    pub stop_tokens: &'a BTreeSet<u32>,
+    pub stop_tokens: &'a StopTokens,
     pub sampling: SamplingConfig,
     /// Completions per prompt, G.
     pub group_size: usize,
@@ -107,7 +107,7 @@ impl Engine<'_> {
                 let rollout = &mut rollouts[*sequence];
                 rollout.token_ids.push(s.token);
                 rollout.logprobs.push(s.logprob);
-                if self.stop_tokens.contains(&s.token) {
+                if self.stop_tokens.contains(s.token) {
                     rollout.finish = FinishReason::Stop;
                 }
             }

@@ -174,14 +174,21 @@ fn word_counts<'a>(
 }
 
 /// Merges the most frequent pair until `vocab` is full or no pair stands twice in the corpus.
-fn learn_merges(words: BTreeMap<String, u64>, vocab: &mut Vec<String>, vocab_size: usize) -> Vec<[String; 2]> {
+fn learn_merges(
+    words: BTreeMap<String, u64>,
+    vocab: &mut Vec<String>,
+    vocab_size: usize,
+) -> Vec<[String; 2]> {
     let mut ids: BTreeMap<String, usize> =
         vocab.iter().enumerate().map(|(id, token)| (token.clone(), id)).collect();
     // Every character of a word is a byte character, so it has an id.
     let mut words: Vec<(Vec<usize>, u64)> = words
         .into_iter()
         .map(|(word, count)| {
-            (word.chars().filter_map(|c| ids.get(c.encode_utf8(&mut [0; 4]) as &str).copied()).collect(), count)
+            (
+                word.chars().filter_map(|c| ids.get(c.encode_utf8(&mut [0; 4]) as &str).copied()).collect(),
+                count,
+            )
         })
         .collect();
     let mut merges = Vec::new();
@@ -218,5 +225,77 @@ fn merge(word: &mut Vec<usize>, pair: [usize; 2], id: usize) {
             word.remove(at + 1);
         }
         at += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tokens(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
+        tokenizer.encode(text, false).unwrap().get_tokens().to_vec()
+    }
+
+    #[test]
+    fn merges_go_by_frequency_then_by_age() {
+        // low 4, lower 2, new 3. Pairs: lo 6, ow 6, ne 3, ew 3, we 2, er 2. The ids of bytes rise with the
+        // byte, so (l, o) goes before (o, w): `lo`. Then (lo, w): `low`. Then ties at 3: (e, w) before (n, e).
+        let corpus = ["low", "low", "low", "low", "lower", "lower", "new", "new", "new"];
+        let tokenizer = build(corpus.into_iter(), &[], 259 + 4).unwrap();
+        let made: Vec<_> = (259..263).map(|id| tokenizer.id_to_token(id).unwrap()).collect();
+        assert_eq!(made, ["lo", "low", "ew", "new"]);
+        assert_eq!(tokens(&tokenizer, "lower"), ["low", "e", "r"]);
+    }
+
+    #[test]
+    fn special_tokens_phrases_and_bytes_come_first() {
+        let tokenizer = build(["a a"].into_iter(), &["Unsafe MCP Server:"], 260).unwrap();
+        let ids = [END_OF_TEXT, MESSAGE_START, MESSAGE_END, "Unsafe MCP Server:"]
+            .map(|token| tokenizer.token_to_id(token));
+        assert_eq!(ids, [Some(0), Some(1), Some(2), Some(3)]);
+        assert_eq!(tokenizer.get_vocab_size(true), 260);
+        assert_eq!(tokens(&tokenizer, "xUnsafe MCP Server:y"), ["x", "Unsafe MCP Server:", "y"]);
+        // Special tokens vanish from a decoded answer, phrases do not.
+        let ids = tokenizer.encode("Unsafe MCP Server:<|im_end|>", false).unwrap();
+        assert_eq!(tokenizer.decode(ids.get_ids(), true).unwrap(), "Unsafe MCP Server:");
+    }
+
+    #[test]
+    fn digits_stay_single() {
+        let tokenizer = build(["12 12 12 12"; 9].into_iter(), &[], 300).unwrap();
+        assert_eq!(tokens(&tokenizer, "1212"), ["1", "2", "1", "2"]);
+    }
+
+    #[test]
+    fn a_vocabulary_too_small_or_a_phrase_twice_is_refused() {
+        let error = build([].into_iter(), &["a b"], 259).unwrap_err().to_string();
+        assert!(error.contains("vocab_size = 259") && error.contains("260 or more"), "{error}");
+        let error = build([].into_iter(), &["a", "a"], 999).unwrap_err().to_string();
+        assert!(error.contains("\"a\" is empty or given twice"), "{error}");
+    }
+
+    #[test]
+    fn saved_files_load_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = build(["read owner=atlas"; 3].into_iter(), &["\"}"], 280).unwrap();
+        save_pretrained(&tokenizer, &dir.path().join("new")).unwrap();
+        let again = Tokenizer::from_file(dir.path().join("new/tokenizer.json")).unwrap();
+        let text = "read owner=atlas\"}<|im_end|>";
+        assert_eq!(tokens(&again, text), tokens(&tokenizer, text));
+        let config = std::fs::read_to_string(dir.path().join("new/tokenizer_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["chat_template"], CHAT_TEMPLATE);
+        assert_eq!(config["eos_token"], MESSAGE_END);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back(text in "\\PC*|[ \\n\\t]*|.*") {
+            let corpus = ["the log of the server", "été \u{1F512} 日本"];
+            let tokenizer = build(corpus.into_iter(), &["\"}", "Done: "], 290).unwrap();
+            let encoded = tokenizer.encode(text.as_str(), false).unwrap();
+            prop_assert_eq!(tokenizer.decode(encoded.get_ids(), false).unwrap(), text);
+        }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use minijinja::value::Rest;
 use minijinja::{Environment, ErrorKind, Value, context};
 use regex::Regex;
 
@@ -41,6 +40,7 @@ impl ChatTemplate {
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_filter("tojson", tojson);
+        env.add_test("iterable", is_iterable);
         env.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
             Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -109,6 +109,11 @@ impl ChatTemplate {
     }
 }
 
+/// As Jinja2 has it, and unlike minijinja: a text is iterable, none is not.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
+}
+
 /// `{% generation %}` ... `{% endgeneration %}` tell transformers which tokens are the assistant's. Here an
 /// answer is never inside a prompt, so they become a condition that always holds.
 fn without_generation_marks(text: &str) -> String {
@@ -119,4 +124,137 @@ fn without_generation_marks(text: &str) -> String {
     };
     let text = replaced(text, r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", "${1}if true${2}");
     replaced(&text, r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", "${1}endif${2}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(role: &str, content: &str) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+
+    fn template(text: &str) -> ChatTemplate {
+        let special = SpecialTokens::from([("bos_token", "<s>"), ("eos_token", "</s>")]);
+        ChatTemplate::new(text, special, "t.jinja".into()).unwrap()
+    }
+
+    const CHATML: &str = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m.content + '<|im_end|>\\n' }}\
+        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+    #[test]
+    fn chatml() {
+        let talk = [message("system", "Be brief."), message("user", "Hi")];
+        let prompt = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(template(CHATML).render_prompt(&talk).unwrap(), prompt);
+        let answered = template(CHATML).render_answered(&talk, "Hello").unwrap();
+        assert_eq!(answered, format!("{prompt}Hello<|im_end|>\n"));
+    }
+
+    /// What Llama 3's template does: BOS, a dated system header, trimmed contents.
+    const LLAMA3: &str = r#"
+{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- set date_string = strftime_now("%d %b %Y") if strftime_now is defined else "never" %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'].strip() %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{%- if tools is not none %}
+    {{- raise_exception("tools are not given") }}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{{- "Today: " + date_string + "\n" + system_message + "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"#;
+
+    #[test]
+    fn llama3_has_bos_once_and_a_date_that_does_not_move() {
+        let talk = [message("system", " Be brief. "), message("user", "\nHi")];
+        let want = |date: &str| {
+            format!(
+                "<s><|start_header_id|>system<|end_header_id|>\n\nToday: {date}\nBe brief.<|eot_id|>\
+                 <|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>\
+                 <|start_header_id|>assistant<|end_header_id|>\n\n"
+            )
+        };
+        assert_eq!(template(LLAMA3).render_prompt(&talk).unwrap(), want("26 Jul 2024"));
+        let later = template(LLAMA3).with_date(Date::new(2025, 3, 1).unwrap());
+        assert_eq!(later.render_prompt(&talk).unwrap(), want("01 Mar 2025"));
+    }
+
+    #[test]
+    fn blocks_are_trimmed_and_nothing_is_escaped() {
+        let text = "{% for m in messages %}\n    {% if loop.last %}\n{{ m.content }} {{ m.content | tojson }}\n    {% endif %}\n{% endfor %}";
+        assert_eq!(template(text).render_prompt(&[message("user", "<é>")]).unwrap(), "<é> \"<é>\"\n");
+    }
+
+    #[test]
+    fn python_idioms() {
+        for (text, want) in [
+            ("{{ messages[-1].content.split(':')[-1].lstrip() }}", "b"),
+            ("{{ messages[0]['content'].startswith('a') and 'x' not in messages[0]['content'] }}", "True"),
+            ("{% for m in messages[::-1] %}{{ loop.index0 }}{{ m.role }}{% endfor %}", "0user"),
+            (
+                "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "1",
+            ),
+            ("{{ messages[0].get('tool_calls', 'none') }}", "none"),
+            ("{% if messages[0].tool_calls is not defined and tools is none %}ok{% endif %}", "ok"),
+            ("{% if tools is iterable %}{{ tools | length }}{% endif %}{{ 'a' is iterable }}", "True"),
+            (
+                "{% for m in 'abc' | list %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m }}{% endfor %}",
+                "ac",
+            ),
+            (
+                "{% set d = {'b': 1, 'a': 2} %}{{ d | tojson }}{% for k, v in d.items() %}{{ k }}{% endfor %}",
+                "{\"b\": 1, \"a\": 2}ba",
+            ),
+            ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(eos_token) }}", "[</s>]"),
+            ("{{ pad_token }}{{ '%s!' | format('a') }}{{ 'a' ~ 1 }}", "a!a1"),
+            ("{% generation %}x{%- endgeneration -%} y", "xy"),
+            ("{{ true }} {{ none }}", "True None"),
+        ] {
+            let rendered = template(text).render_prompt(&[message("user", "a: b")]);
+            assert_eq!(rendered.unwrap(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_does_not_parse_names_its_file_and_line() {
+        let error = ChatTemplate::new("a\n{% for %}", SpecialTokens::default(), "dir/t.jinja".into());
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("dir/t.jinja, line 2: does not parse: "), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_raises_says_what_it_said() {
+        let text =
+            "{% if messages[0].role != 'user' %}\n{{ raise_exception('Begin with the user!') }}{% endif %}";
+        let error = template(text).render_prompt(&[message("system", "x")]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("t.jinja, line 2: refuses the conversation: Begin with the user!"),
+            "{error}"
+        );
+        assert!(error.contains("model.chat_template"), "{error}");
+        for (text, want) in [
+            ("{{ messages[0].nothing.more }}", "undefined"),
+            ("{{ messages | no_such_filter }}", "no_such_filter"),
+            ("{{ strftime_now('%Q') }}", "%Q"),
+        ] {
+            let error = match ChatTemplate::new(text, SpecialTokens::default(), "t.jinja".into()) {
+                Ok(template) => template.render_prompt(&[message("user", "x")]).unwrap_err().to_string(),
+                Err(error) => error.to_string(),
+            };
+            assert!(error.contains("t.jinja, line 1") && error.contains(want), "{error}");
+        }
+    }
 }

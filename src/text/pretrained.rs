@@ -147,7 +147,10 @@ mod tests {
     #[test]
     fn special_tokens_are_texts_or_objects_and_the_map_fills_gaps() {
         let dir = dir_with(&[
-            ("tokenizer_config.json", r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null}"#),
+            (
+                "tokenizer_config.json",
+                r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": null}"#,
+            ),
             ("special_tokens_map.json", r#"{"bos_token": "other", "eos_token": "</s>"}"#),
         ]);
         let tokens = SpecialTokens::from_dir(dir.path()).unwrap();
@@ -195,9 +198,8 @@ mod tests {
 
     #[test]
     fn a_missing_template_says_where_it_was_looked_for() {
-        let error = |files: &[(&str, &str)]| {
-            find_template(dir_with(files).path(), None).unwrap_err().to_string()
-        };
+        let error =
+            |files: &[(&str, &str)]| find_template(dir_with(files).path(), None).unwrap_err().to_string();
         assert!(error(&[]).contains("tokenizer_config.json: is missing"));
         for (config, want) in [
             ("{}", "the file has none"),

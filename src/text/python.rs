@@ -157,7 +157,7 @@ const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursd
 impl Date {
     /// `None` where there is no such day from the year 1000 to 9999.
     pub fn new(year: u16, month: u8, day: u8) -> Option<Self> {
-        let leap = year % 4 == 0 && year % 100 != 0 || year % 400 == 0;
+        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
         let days = match month {
             2 => 28 + u8::from(leap),
             4 | 6 | 9 | 11 => 30,
@@ -176,7 +176,8 @@ impl Date {
     }
 
     fn day_of_year(self) -> usize {
-        let before = (1..self.month).map(|month| (28..=31).rev().find(|&d| Self::new(self.year, month, d).is_some()));
+        let before =
+            (1..self.month).map(|month| (28..=31).rev().find(|&d| Self::new(self.year, month, d).is_some()));
         before.flatten().map(usize::from).sum::<usize>() + usize::from(self.day)
     }
 
@@ -266,7 +267,10 @@ mod tests {
     #[test]
     fn a_date_formats_like_strftime() {
         let date = Date::default();
-        assert_eq!(date.format("%d %b %Y, %A %B %-m %y %j %H:%M:%S %%").unwrap(), "26 Jul 2024, Friday July 7 24 208 00:00:00 %");
+        assert_eq!(
+            date.format("%d %b %Y, %A %B %-m %y %j %H:%M:%S %%").unwrap(),
+            "26 Jul 2024, Friday July 7 24 208 00:00:00 %"
+        );
         let new_year = Date::new(2000, 1, 1).unwrap();
         assert_eq!(new_year.format("%a %e|%-d|%F|%I %p").unwrap(), "Sat  1|1|2000-01-01|12 AM");
         assert_eq!(Date::new(2024, 12, 31).unwrap().format("%j %a").unwrap(), "366 Tue");
@@ -277,7 +281,9 @@ mod tests {
     #[test]
     fn only_days_of_the_calendar_are_dates() {
         assert!(Date::new(2024, 2, 29).is_some() && Date::new(2000, 2, 29).is_some());
-        for (year, month, day) in [(2023, 2, 29), (1900, 2, 29), (2024, 4, 31), (2024, 13, 1), (2024, 0, 1), (24, 1, 1)] {
+        for (year, month, day) in
+            [(2023, 2, 29), (1900, 2, 29), (2024, 4, 31), (2024, 13, 1), (2024, 0, 1), (24, 1, 1)]
+        {
             assert_eq!(Date::new(year, month, day), None);
         }
     }

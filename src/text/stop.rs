@@ -55,7 +55,11 @@ pub(super) fn probe_question() -> [Message; 1] {
 ///
 /// # Errors
 /// The template shows no end token and `stops` is empty.
-pub(super) fn end_of_turn(template: &ChatTemplate, tokenizer: &Tokenizer, stops: &[u32]) -> Result<EndOfTurn> {
+pub(super) fn end_of_turn(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    stops: &[u32],
+) -> Result<EndOfTurn> {
     if let Some(token_ids) = written_by_template(template, tokenizer, stops)? {
         return Ok(EndOfTurn { token_ids, source: EndOfTurnSource::Template });
     }

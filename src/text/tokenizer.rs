@@ -110,7 +110,19 @@ impl Tokenizer {
 
     /// Whether `id` is a control token, which [`Self::decode`] skips.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|token| token.special)
+    }
+
+    /// The texts of all control tokens, by id.
+    pub fn special_tokens(&self) -> Vec<String> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let mut special: Vec<_> = added.iter().filter(|(_, token)| token.special).collect();
+        special.sort_by_key(|(id, _)| **id);
+        special.into_iter().map(|(_, token)| token.content.clone()).collect()
     }
 
     /// The file that it was read from.
@@ -150,6 +162,7 @@ mod tests {
         assert_eq!(tokenizer.encode("").unwrap(), [0; 0]);
         assert_eq!((tokenizer.token(2).as_deref(), tokenizer.id(MESSAGE_END)), (Some(MESSAGE_END), Some(2)));
         assert!(tokenizer.is_special(2) && !tokenizer.is_special(100));
+        assert_eq!(tokenizer.special_tokens(), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]);
         // The corpus has two merges: `su`, and `su` with its space.
         assert_eq!(tokenizer.vocab_size(), 261);
         // An id beyond the vocabulary is skipped: models have spare rows.
@@ -191,7 +204,10 @@ mod tests {
         assert!(error(dir.path()).contains("tokenizer.model alone"));
         std::fs::write(dir.path().join("tokenizer.json"), "{\"version\": \"1.0\"").unwrap();
         let broken = error(dir.path());
-        assert!(broken.contains("tokenizer.json: is not a tokenizer file") && broken.contains("Copy"), "{broken}");
+        assert!(
+            broken.contains("tokenizer.json: is not a tokenizer file") && broken.contains("Copy"),
+            "{broken}"
+        );
         assert!(error(&dir.path().join("nowhere")).contains("no such folder"));
         assert!(error(&dir.path().join("tokenizer.model")).contains("is a file, not a folder"));
     }

@@ -1,3 +1,8 @@
-//! The stages of a run.
+//! The stages of a run: SFT, GRPO, and what holds them together.
 
+pub mod grpo;
+pub mod materials;
+pub mod session;
+pub mod sft;
+pub mod state;
 pub mod step;

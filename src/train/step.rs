@@ -34,3 +34,8 @@ impl Trainee<'_> {
         self.decoder.backward(batch, forward, temperature, &dlogprobs, self.gradients)
     }
 }
+
+/// Mean in f64; 0 of nothing.
+pub fn entropy_mean(entropies: &[f32]) -> f64 {
+    entropies.iter().map(|e| f64::from(*e)).sum::<f64>() / entropies.len().max(1) as f64
+}

@@ -297,11 +297,11 @@ fn rope_on_the_cpu() {
             )
         };
         let mut want = x.clone();
-        for row in 0..n {
+        for (row, &position) in position.iter().enumerate() {
             for head in 0..heads {
                 for j in 0..half {
                     let first = (row * heads + head) * 2 * half + j;
-                    let (sin, cos) = angle(position[row], j).sin_cos();
+                    let (sin, cos) = angle(position, j).sin_cos();
                     want[first] = x[first] * cos - x[first + half] * sin;
                     want[first + half] = x[first + half] * cos + x[first] * sin;
                 }

@@ -1,13 +1,12 @@
 //! The packed group equals separate copies; cutting a step into packs changes nothing; the sampler's log-probs
 //! are the trainer's.
 
-use std::collections::BTreeSet;
-
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::model::config::ModelConfig;
 use rlvr::model::decoder::{Decoder, Gradients, Head, Keep};
 use rlvr::rng::{Purpose, Stream};
 use rlvr::rollout::engine::{Engine, Request};
+use rlvr::text::StopTokens;
 use rlvr::types::{FinishReason, PackedBatch, Prompt};
 
 use crate::model_parity::{floats, relative_error};
@@ -97,7 +96,7 @@ fn one_pack_equals_many_packs() {
     }
 }
 
-fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a BTreeSet<u32>) -> Engine<'a> {
+fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a StopTokens) -> Engine<'a> {
     Engine {
         decoder,
         stop_tokens,
@@ -114,7 +113,7 @@ fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a BTreeSet<u32>) -> Engine<'a
 #[test]
 fn sampled_logprobs_are_the_trainers() {
     let decoder = small_decoder(3);
-    let stop = BTreeSet::from([7, 9, 11, 30, 31]);
+    let stop = StopTokens::new(vec![7, 9, 11, 30, 31]);
     let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
     let requests: Vec<Request> =
         prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
@@ -130,7 +129,7 @@ fn sampled_logprobs_are_the_trainers() {
         let worst = trainer.iter().zip(&sampler).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
         assert!(worst < 1e-4, "{worst:e}");
         for rollout in &group.rollouts {
-            let ends = rollout.token_ids.iter().position(|t| stop.contains(t));
+            let ends = rollout.token_ids.iter().position(|t| stop.contains(*t));
             match rollout.finish {
                 FinishReason::Stop => {
                     stopped += 1;
@@ -146,7 +145,7 @@ fn sampled_logprobs_are_the_trainers() {
 #[test]
 fn a_rollout_does_not_depend_on_the_batch_it_is_sampled_in() {
     let decoder = small_decoder(4);
-    let stop = BTreeSet::from([7, 9]);
+    let stop = StopTokens::new(vec![7, 9]);
     let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 30 + 9 * i as usize) }).collect();
     let request = |i: usize| Request { prompt: &prompts[i], sample_id: i as u32 };
     let engine = engine(&decoder, &stop);
@@ -161,7 +160,7 @@ fn a_rollout_does_not_depend_on_the_batch_it_is_sampled_in() {
 fn a_prompt_that_leaves_no_room_is_refused() {
     let decoder = small_decoder(5);
     let prompt = Prompt { token_ids: tokens(1, 505) };
-    let stop = BTreeSet::new();
+    let stop = StopTokens::new(Vec::new());
     let error = engine(&decoder, &stop).generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("505") && text.contains("512") && text.contains("max_prompt_tokens"), "{text}");

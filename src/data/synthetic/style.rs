@@ -14,13 +14,6 @@ pub enum StyleSet {
     Test,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FieldOrder {
-    AsTold,
-    Reversed,
-    Shuffled,
-}
-
 /// One way to write a line. `Text` puts the marks around event, keys and values; `Object` is a JSON object.
 #[derive(Clone, Copy, Debug)]
 enum Line {
@@ -32,7 +25,6 @@ enum Line {
 pub(super) struct Style {
     pub name: &'static str,
     line: Line,
-    order: FieldOrder,
     fillers: &'static [&'static str],
 }
 
@@ -43,22 +35,19 @@ const TRAIN: [Style; 3] = [
     Style {
         name: "key-value",
         line: Line::Text { after_event: " ", after_key: "=", between: " ", end: "" },
-        order: FieldOrder::AsTold,
         fillers: TRAIN_FILLERS,
     },
     Style {
         name: "colon",
         line: Line::Text { after_event: ": ", after_key: ":", between: ", ", end: "" },
-        order: FieldOrder::Reversed,
         fillers: TRAIN_FILLERS,
     },
-    Style { name: "object", line: Line::Object, order: FieldOrder::Shuffled, fillers: TRAIN_FILLERS },
+    Style { name: "object", line: Line::Object, fillers: TRAIN_FILLERS },
 ];
 
 const TEST: [Style; 1] = [Style {
-    name: "call",
-    line: Line::Text { after_event: "(", after_key: "=", between: "; ", end: ")" },
-    order: FieldOrder::Shuffled,
+    name: "mixed",
+    line: Line::Text { after_event: ": ", after_key: "=", between: ", ", end: "" },
     fillers: TEST_FILLERS,
 }];
 
@@ -85,15 +74,10 @@ impl Style {
             let filler = scenarios::filler(self.fillers, draws);
             story.insert(draws.below(story.len() + 1), filler);
         }
-        Value::Array(story.into_iter().map(|event| self.line(event, draws)).collect())
+        Value::Array(story.into_iter().map(|event| self.line(event)).collect())
     }
 
-    fn line(&self, mut event: Event, draws: &mut Sequential) -> Value {
-        match self.order {
-            FieldOrder::AsTold => {}
-            FieldOrder::Reversed => event.fields.reverse(),
-            FieldOrder::Shuffled => draws.shuffle(&mut event.fields),
-        }
+    fn line(&self, event: Event) -> Value {
         match self.line {
             Line::Text { after_event, after_key, between, end } => {
                 let fields: Vec<_> =
@@ -103,7 +87,7 @@ impl Style {
             Line::Object => {
                 let mut object = Map::new();
                 object.insert("event".into(), event.what.into());
-                object.extend(event.fields.into_iter().map(|(key, value)| (key.to_string(), value.into())));
+                object.extend(event.fields.into_iter().map(|(key, value)| (key.into(), value.into())));
                 Value::Object(object)
             }
         }

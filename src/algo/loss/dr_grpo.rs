@@ -1,0 +1,16 @@
+//! Dr. GRPO, arXiv:2503.20783: the sum over tokens, divided by completions times the completion budget.
+
+use super::clipped::Clip;
+use super::{Family, StepTotals, Term};
+
+pub(super) struct DrGrpo(pub(super) Clip);
+
+impl Family for DrGrpo {
+    fn term(&self, log_ratio: f64, advantage: f64) -> Term {
+        self.0.term(log_ratio, advantage)
+    }
+
+    fn weight(&self, _tokens: usize, totals: &StepTotals) -> f64 {
+        1.0 / (totals.sequences as f64 * totals.max_completion_tokens as f64)
+    }
+}

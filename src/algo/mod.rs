@@ -1,0 +1,5 @@
+//! From rewards to the gradient of the log-probabilities: numbers only, no tensors.
+
+pub mod advantage;
+pub mod kl;
+pub mod loss;

@@ -1,0 +1,79 @@
+//! `rlvr train`: the stages of a config, or the rest of a run.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::observe::{JsonlSink, Progress, Sinks};
+use crate::run::RunDirectory;
+use crate::run::checkpoint::Checkpoint;
+use crate::run::samples::SampleFiles;
+use crate::train::session::Session;
+
+/// Run the stages of a config: SFT, GRPO, with evaluation before and after each.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Config file, or the name of a preset: demo, riskcue-smollm2-135m, riskcue-llama3.1-8b.
+    #[arg(required_unless_present = "resume")]
+    config: Option<String>,
+    /// Override one key, as in --set grpo.steps=20. May be given many times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Print the config with every default filled in, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on with a run after its last checkpoint; its own config counts.
+    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["config", "overrides", "dry_run"])]
+    resume: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(path) = &args.resume {
+        return resume(path);
+    }
+    let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
+    let text = config.to_toml()?;
+    if args.dry_run {
+        print!("{text}");
+        return Ok(());
+    }
+    super::use_threads(config.threads)?;
+    let run = match &config.run.name {
+        Some(name) => RunDirectory::create(&config.run.root, name)?,
+        None => {
+            let stem = Path::new(&config.task).file_stem().unwrap_or_default();
+            RunDirectory::create_numbered(&config.run.root, &stem.to_string_lossy())?
+        }
+    };
+    run.write_config(&text)?;
+    let mut sinks = sinks(&run);
+    sinks.add(JsonlSink::create(run.metrics())?);
+    Session::start(&config, &run, sinks)?.run()?;
+    Ok(())
+}
+
+fn sinks(run: &RunDirectory) -> Sinks {
+    let mut sinks = Sinks::default();
+    sinks.add(Progress::new());
+    sinks.add(SampleFiles::new(run));
+    sinks
+}
+
+fn resume(path: &Path) -> Result<()> {
+    let run = RunDirectory::open_for_resume(path)?;
+    let config = Config::load(&run.config().to_string_lossy(), &[])?;
+    super::use_threads(config.threads)?;
+    let Some(latest) = Checkpoint::latest(path)? else {
+        let fix = "Start it again with the config in config.resolved.toml and another run.name";
+        return Err(Error::input(path.display(), "has no checkpoint yet", fix).into());
+    };
+    let mut sinks = sinks(&run);
+    for damaged in &latest.damaged {
+        sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
+    }
+    sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
+    Session::resume(&config, &run, sinks, &latest.checkpoint.path)?.run()?;
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! `[sft.optim]`, `[grpo.optim]`: AdamW, its schedule and the clip of the gradient.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// AdamW (Loshchilov and Hutter, arXiv:1711.05101) with a schedule and a clip by global norm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Peak learning rate, reached after the warm-up.
+    pub learning_rate: f64,
+    /// What happens to it after the warm-up.
+    pub schedule: ScheduleConfig,
+    /// Share of the stage's steps that warm up. Give this or `warmup_steps`.
+    pub warmup_ratio: f64,
+    /// Steps that warm up. Give this or `warmup_ratio`.
+    pub warmup_steps: u64,
+    /// Decay rates of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled: each step shrinks a weight by `learning_rate * weight_decay` of itself.
+    pub weight_decay: f64,
+    /// Gradients with a larger L2 norm over all weights are scaled down to it. 0 switches the clip off.
+    pub max_grad_norm: f64,
+}
+
+/// The learning rate after the warm-up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ScheduleConfig {
+    Constant {},
+    /// Falls along a line to `min_learning_rate`.
+    Linear {
+        #[serde(default)]
+        min_learning_rate: f64,
+    },
+    /// Falls along half a cosine to `min_learning_rate`.
+    Cosine {
+        #[serde(default)]
+        min_learning_rate: f64,
+    },
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-5,
+            schedule: ScheduleConfig::Constant {},
+            warmup_ratio: 0.0,
+            warmup_steps: 0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+        }
+    }
+}
+
+impl OptimConfig {
+    /// `prefix` is the section's key, as in `sft.optim`.
+    pub fn validate(&self, prefix: &str) -> Result<()> {
+        let refuse = |name: &str, got: f64, want: &str, why: &str| {
+            Err(Error::config(&format!("{prefix}.{name}"), got, want, why))
+        };
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return refuse("learning_rate", self.learning_rate, "above 0", "a step has to move the weights");
+        }
+        if !(0.0..1.0).contains(&self.warmup_ratio) {
+            let why = "it is the share of steps before the peak";
+            return refuse("warmup_ratio", self.warmup_ratio, "at least 0 and below 1", why);
+        }
+        if self.warmup_ratio > 0.0 && self.warmup_steps > 0 {
+            return Err(Error::input(
+                format!("{prefix}.warmup_ratio"),
+                format!("is given together with {prefix}.warmup_steps, and only one can count"),
+                "Set one of them to 0",
+            ));
+        }
+        for beta in self.betas {
+            if !(0.0..1.0).contains(&beta) {
+                let want = "two numbers of at least 0 and below 1";
+                return refuse("betas", beta, want, "they are decay rates");
+            }
+        }
+        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
+        if !(self.eps > 0.0 && self.eps.is_finite()) {
+            return refuse("eps", self.eps, "above 0", "it keeps the division finite");
+        }
+        if !not_negative(self.weight_decay) {
+            let why = "a negative decay makes weights grow";
+            return refuse("weight_decay", self.weight_decay, "0 or more", why);
+        }
+        if !not_negative(self.max_grad_norm) {
+            let why = "it is the length of a vector; 0 switches the clip off";
+            return refuse("max_grad_norm", self.max_grad_norm, "0 or more", why);
+        }
+        match self.schedule {
+            ScheduleConfig::Linear { min_learning_rate: min }
+            | ScheduleConfig::Cosine { min_learning_rate: min }
+                if !(not_negative(min) && min < self.learning_rate) =>
+            {
+                let want = format!("at least 0 and below {prefix}.learning_rate = {}", self.learning_rate);
+                refuse("schedule.min_learning_rate", min, &want, "the rate falls to it")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> std::result::Result<OptimConfig, String> {
+        toml::from_str(text).map_err(|e: toml::de::Error| e.to_string())
+    }
+
+    fn refused(text: &str) -> String {
+        parse(text).unwrap().validate("sft.optim").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_section_reads_and_writes_back() {
+        let config =
+            parse("learning_rate = 1e-5\nwarmup_ratio = 0.1\nschedule = {type = \"cosine\", min_learning_rate = 1e-6}")
+                .unwrap();
+        assert_eq!(config.schedule, ScheduleConfig::Cosine { min_learning_rate: 1e-6 });
+        assert!(config.validate("sft.optim").is_ok());
+        assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+        assert_eq!(parse("").unwrap(), OptimConfig::default());
+        assert_eq!(
+            parse("schedule = {type = \"linear\"}").unwrap().schedule,
+            ScheduleConfig::Linear { min_learning_rate: 0.0 }
+        );
+    }
+
+    #[test]
+    fn a_typo_or_a_key_without_effect_is_an_error() {
+        assert!(parse("learning_rte = 1").unwrap_err().contains("learning_rte"));
+        let text = "schedule = {type = \"constant\", min_learning_rate = 1e-6}";
+        assert!(parse(text).unwrap_err().contains("min_learning_rate"));
+        assert!(refused("warmup_ratio = 0.1\nwarmup_steps = 5").contains("sft.optim.warmup_steps"));
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        for (text, start) in [
+            ("learning_rate = 0.0", "sft.optim.learning_rate = 0: must be above 0"),
+            ("learning_rate = nan", "sft.optim.learning_rate = NaN"),
+            ("warmup_ratio = 1.0", "sft.optim.warmup_ratio = 1"),
+            ("betas = [0.9, 1.0]", "sft.optim.betas = 1"),
+            ("eps = -1.0", "sft.optim.eps = -1"),
+            ("weight_decay = -0.1", "sft.optim.weight_decay = -0.1"),
+            ("max_grad_norm = inf", "sft.optim.max_grad_norm = inf"),
+            (
+                "learning_rate = 1e-5\nschedule = {type = \"cosine\", min_learning_rate = 1e-4}",
+                "sft.optim.schedule.min_learning_rate = 0.0001: must be at least 0 and below sft.optim.learning_rate",
+            ),
+        ] {
+            let error = refused(text);
+            assert!(error.starts_with(start), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! What is wrong with a data file, all of it, and what is in it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use rayon::prelude::*;
+use regex::Regex;
+use sha2::{Digest, Sha256};
+
+use super::jsonl::{Limits, Line, Lines, TooLong};
+use crate::error::{Error, Result};
+use crate::task::{LabelId, Outcome, Task};
+use crate::text::PromptEncoder;
+use crate::types::{FinishReason, Message, Sample};
+
+const CHUNK: usize = 256;
+
+/// What a file is checked against.
+#[derive(Clone, Copy, Debug)]
+pub struct Check<'a> {
+    pub task: &'a Task,
+    /// Without one nothing is said about tokens.
+    pub encoder: Option<&'a PromptEncoder>,
+    /// `max_rows` is not heeded: every row is checked.
+    pub limits: Limits,
+    /// Problems to keep; all are counted.
+    pub max_problems: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// 1-based.
+    pub line: usize,
+    /// One line that begins with `file:line`.
+    pub text: String,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Lines that are not blank.
+    pub rows: usize,
+    /// The first of them, in the order of the file.
+    pub problems: Vec<Problem>,
+    pub problem_count: usize,
+    /// Good rows of each label, in the task's order.
+    pub labels: Vec<(String, usize)>,
+    /// Good rows by their number of messages.
+    pub turns: BTreeMap<usize, usize>,
+    /// Good rows that SFT can learn from.
+    pub rows_with_target: usize,
+    /// Good rows whose prompt an earlier row has too, with the same label.
+    pub duplicates: usize,
+    /// Tokens of the prompts and of the targets; only with an encoder.
+    pub prompt_tokens: Option<Quantiles>,
+    pub target_tokens: Option<Quantiles>,
+    /// Good rows that a load would drop, by reason; only with an encoder.
+    pub too_long: Vec<(String, usize)>,
+    /// Good rows with a control token inside a message, which the model sees as a control token, and the first
+    /// such line; only with an encoder.
+    pub control_tokens: Option<(usize, usize)>,
+}
+
+/// Of a list of token counts; the nearest rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quantiles {
+    pub min: usize,
+    pub median: usize,
+    pub mean: f64,
+    pub p95: usize,
+    pub p99: usize,
+    pub max: usize,
+}
+
+impl Quantiles {
+    /// `None` for an empty list.
+    pub fn of(mut counts: Vec<usize>) -> Option<Self> {
+        counts.sort_unstable();
+        let (min, max) = (*counts.first()?, *counts.last()?);
+        let rank = |percent: usize| counts[(counts.len() * percent).div_ceil(100).max(1) - 1];
+        let mean = counts.iter().sum::<usize>() as f64 / counts.len() as f64;
+        Some(Self { min, median: rank(50), mean, p95: rank(95), p99: rank(99), max })
+    }
+}
+
+/// What one good row gives to the report.
+struct Facts {
+    sample: Sample,
+    gold: LabelId,
+    /// Of the prompt's messages.
+    fingerprint: [u8; 32],
+    prompt_tokens: Option<usize>,
+    target_tokens: Option<usize>,
+    too_long: Option<TooLong>,
+    has_control_token: bool,
+}
+
+impl Check<'_> {
+    /// Reads every line. Problems in rows are in the report.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn run(&self, path: &Path) -> Result<Report> {
+        let mut lines = Lines::open(path)?;
+        let control = self.control_tokens()?;
+        let mut tally = Tally::new(self, path);
+        loop {
+            let chunk = lines.next_chunk(CHUNK)?;
+            if chunk.is_empty() {
+                break;
+            }
+            let rows: Vec<_> = chunk.par_iter().map(|line| self.row(path, line, control.as_ref())).collect();
+            for (line, row) in chunk.iter().zip(rows) {
+                tally.add(line.number, row);
+            }
+        }
+        Ok(tally.finish())
+    }
+
+    /// Matches any control token of the tokenizer.
+    fn control_tokens(&self) -> Result<Option<Regex>> {
+        let Some(encoder) = self.encoder else { return Ok(None) };
+        let tokens = encoder.tokenizer().special_tokens();
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        let any = tokens.iter().map(|token| regex::escape(token)).collect::<Vec<_>>().join("|");
+        let fault =
+            |e: regex::Error| Error::input("control tokens", e, "Check the added tokens of the tokenizer");
+        Regex::new(&any).map(Some).map_err(fault)
+    }
+
+    fn row(&self, path: &Path, line: &Line, control: Option<&Regex>) -> Result<Facts> {
+        let (number, row) = line.parse(path)?;
+        let sample = self.task.sample(&row, path, number)?;
+        let error = |problem: String, fix: &str| {
+            Err(Error::input(format!("{}:{number}", path.display()), problem, fix))
+        };
+        let Some(gold) = self.task.label_id(&sample.gold) else {
+            return error(format!("label `{}` is not in the task", sample.gold), "Add it to the task file");
+        };
+        if let Some(answer) = &sample.target {
+            let outcome = Outcome::of(gold, self.task.judge(answer, FinishReason::Stop));
+            if !outcome.is_exact() {
+                let problem =
+                    format!("the target is judged {}, but the label is `{}`", name(outcome), sample.gold);
+                return error(problem, "Correct the target or the label, or the rules of the task");
+            }
+        }
+        let mut facts = Facts {
+            gold,
+            fingerprint: fingerprint(&sample.messages),
+            prompt_tokens: None,
+            target_tokens: None,
+            too_long: None,
+            has_control_token: control
+                .is_some_and(|any| sample.messages.iter().any(|m| any.is_match(&m.content))),
+            sample,
+        };
+        if let Some(encoder) = self.encoder {
+            let at = |e| super::jsonl::at_line(path, number, e);
+            let prompt = encoder.encode_prompt(&facts.sample.messages).map_err(at)?;
+            let target = facts.sample.target.as_deref().map(|answer| encoder.encode_target(answer));
+            let target = target.transpose().map_err(at)?;
+            facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
+            facts.prompt_tokens = Some(prompt.token_ids.len());
+            facts.target_tokens = target.map(|ids| ids.len());
+        }
+        Ok(facts)
+    }
+}
+
+fn name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::ExactPositive | Outcome::ExactNegative => "exact",
+        Outcome::WrongLabel => "as another label",
+        Outcome::FalsePositive => "a flag",
+        Outcome::FalseNegative => "no flag",
+        Outcome::Malformed => "malformed",
+    }
+}
+
+fn fingerprint(messages: &[Message]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for text in messages.iter().flat_map(|m| [&m.role, &m.content]) {
+        // With the lengths, no two conversations give the same bytes.
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    hash.finalize().into()
+}
+
+/// The report in the making.
+struct Tally<'a> {
+    check: &'a Check<'a>,
+    path: &'a Path,
+    report: Report,
+    first_seen: HashMap<[u8; 32], (usize, LabelId)>,
+    prompt_tokens: Vec<usize>,
+    target_tokens: Vec<usize>,
+}
+
+impl<'a> Tally<'a> {
+    fn new(check: &'a Check<'a>, path: &'a Path) -> Self {
+        let labels = check.task.labels().iter().map(|label| (label.clone(), 0)).collect();
+        let report = Report { labels, ..Report::default() };
+        let (prompt_tokens, target_tokens) = (Vec::new(), Vec::new());
+        Self { check, path, report, first_seen: HashMap::new(), prompt_tokens, target_tokens }
+    }
+
+    fn add(&mut self, line: usize, row: Result<Facts>) {
+        self.report.rows += 1;
+        match row {
+            Ok(facts) => self.add_good(line, &facts),
+            Err(error) => self.add_problem(line, error),
+        }
+    }
+
+    fn add_problem(&mut self, line: usize, error: Error) {
+        self.report.problem_count += 1;
+        if self.report.problems.len() < self.check.max_problems {
+            self.report.problems.push(Problem { line, text: error.to_string() });
+        }
+    }
+
+    fn add_good(&mut self, line: usize, facts: &Facts) {
+        let first = *self.first_seen.entry(facts.fingerprint).or_insert((line, facts.gold));
+        if first.1 != facts.gold {
+            let labels = self.check.task.labels();
+            let (ours, theirs) = (&labels[facts.gold.index()], &labels[first.1.index()]);
+            let problem =
+                format!("the prompt of line {} again, labelled `{ours}` here and `{theirs}` there", first.0);
+            let place = format!("{}:{line}", self.path.display());
+            self.add_problem(line, Error::input(place, problem, "Keep one of the two labels"));
+            return;
+        }
+        let report = &mut self.report;
+        report.duplicates += usize::from(first.0 != line);
+        report.labels[facts.gold.index()].1 += 1;
+        *report.turns.entry(facts.sample.messages.len()).or_default() += 1;
+        report.rows_with_target += usize::from(facts.sample.target.is_some());
+        self.prompt_tokens.extend(facts.prompt_tokens);
+        self.target_tokens.extend(facts.target_tokens);
+        if facts.has_control_token {
+            report.control_tokens.get_or_insert((0, line)).0 += 1;
+        }
+        if let Some(reason) = facts.too_long {
+            let reason = reason.explain(&self.check.limits);
+            match report.too_long.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, count)) => *count += 1,
+                None => report.too_long.push((reason, 1)),
+            }
+        }
+    }
+
+    fn finish(mut self) -> Report {
+        if self.report.rows == 0 {
+            let fix = "Write one JSON object a line";
+            self.add_problem(0, Error::input(self.path.display(), "has no rows", fix));
+        }
+        self.report.prompt_tokens = Quantiles::of(self.prompt_tokens);
+        self.report.target_tokens = Quantiles::of(self.target_tokens);
+        self.report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Targets;
+    use crate::text::{EncoderFiles, byte_tokenizer};
+
+    const LIMITS: Limits =
+        Limits { max_prompt_tokens: 25, max_target_tokens: 90, max_rows: 0, targets: Targets::Ignored };
+
+    fn row(content: &str, label: &str, answer: &str) -> String {
+        serde_json::json!({
+            "prompt": [{"role": "user", "content": content}], "security_type": [label], "chosen": answer,
+        })
+        .to_string()
+    }
+
+    fn refusal(label: &str) -> String {
+        format!(r#"Unsafe MCP Server:{{"ServerName":"s", "ToolName":"t", "Reason":"{label}"}}"#)
+    }
+
+    fn check(rows: &[String], encoder: Option<&PromptEncoder>, max_problems: usize) -> Report {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, rows.join("\n")).unwrap();
+        let task = Task::load("riskcue").unwrap();
+        Check { task: &task, encoder, limits: LIMITS, max_problems }.run(&path).unwrap()
+    }
+
+    fn encoder() -> PromptEncoder {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = byte_tokenizer::build([].into_iter(), &[], 259).unwrap();
+        byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
+        PromptEncoder::load(&EncoderFiles::of(dir.path())).unwrap()
+    }
+
+    #[test]
+    fn every_problem_is_counted_and_the_first_are_shown() {
+        let rows = [
+            row("a", "Safe", "ok"),
+            "{".into(),
+            row("b", "Sfae", "ok"),
+            row("c", "Denial-of-Service", "ok"),
+            row("d", "Denial-of-Service", &refusal("Log Explosion Attacks")),
+            row("e", "Safe", &refusal("Denial-of-Service")),
+            row("f", "Denial-of-Service", &refusal("load test")),
+            row("a", "Denial-of-Service", &refusal("Denial-of-Service")),
+        ];
+        let report = check(&rows, None, 100);
+        let found: Vec<_> = report.problems.iter().map(|p| (p.line, p.text.as_str())).collect();
+        let want = [
+            (2, "malformed JSON"),
+            (3, "`Sfae`, which is no label"),
+            (4, "the target is judged no flag, but the label is `Denial-of-Service`"),
+            (5, "the target is judged as another label"),
+            (6, "the target is judged a flag, but the label is `Safe`"),
+            (7, "the target is judged malformed"),
+            (8, "the prompt of line 1 again, labelled `Denial-of-Service` here and `Safe` there"),
+        ];
+        assert_eq!(found.len(), want.len(), "{found:?}");
+        for ((line, text), (want_line, want)) in found.into_iter().zip(want) {
+            assert!(line == want_line && text.contains(&format!("rows.jsonl:{line}: ")), "{text}");
+            assert!(text.contains(want), "{text}");
+        }
+        assert_eq!((report.rows, report.problem_count), (8, 7));
+        assert_eq!(report.labels.iter().map(|(_, rows)| rows).sum::<usize>(), 1);
+
+        let short = check(&rows, None, 2);
+        assert_eq!((short.problems.len(), short.problem_count), (2, 7));
+        assert_eq!(short.problems.iter().map(|p| p.line).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
+    fn what_is_in_a_file_is_counted() {
+        let long = row(&"x".repeat(7), "Safe", "ok");
+        let hidden = row("<|im_end|>", "Safe", "no");
+        let dos = row("b", "Denial-of-Service", &refusal("Denial-of-Service"));
+        let without =
+            r#"{"prompt": [{"role": "user", "content": "c"}], "security_type": ["Safe"]}"#.to_string();
+        let report = check(&[long.clone(), hidden, dos, without, long], Some(&encoder()), 9);
+        assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+        let counted: Vec<_> = report.labels.iter().filter(|(_, n)| *n > 0).cloned().collect();
+        assert_eq!(counted, [("Safe".to_string(), 4), ("Denial-of-Service".to_string(), 1)]);
+        assert_eq!((report.rows_with_target, report.duplicates), (4, 1));
+        assert_eq!(report.turns, BTreeMap::from([(1, 5)]));
+        assert_eq!(report.control_tokens, Some((1, 2)));
+        // Prompts are 19 tokens and the content, which is 7, 1, 1, 1 and 7 tokens.
+        let prompts = Quantiles { min: 20, median: 20, mean: 22.4, p95: 26, p99: 26, max: 26 };
+        assert_eq!(report.prompt_tokens, Some(prompts));
+        // `ok` and `no` are 3 with the end token; the refusal is 82 bytes and the end token.
+        assert_eq!(report.target_tokens.map(|q| (q.min, q.max)), Some((3, 83)));
+        assert_eq!(report.too_long, [("prompt longer than max_prompt_tokens = 25".to_string(), 2)]);
+    }
+
+    #[test]
+    fn an_empty_file_is_a_problem_and_an_absent_one_an_error() {
+        let report = check(&[], None, 9);
+        assert_eq!(report.problem_count, 1);
+        assert!(report.problems[0].text.contains("has no rows"));
+        let task = Task::load("riskcue").unwrap();
+        let check = Check { task: &task, encoder: None, limits: LIMITS, max_problems: 9 };
+        assert!(check.run(Path::new("no/such.jsonl")).unwrap_err().to_string().contains("cannot read"));
+    }
+
+    #[test]
+    fn quantiles_are_nearest_ranks() {
+        let q = Quantiles::of((1..=200).rev().collect()).unwrap();
+        assert_eq!(q, Quantiles { min: 1, median: 100, mean: 100.5, p95: 190, p99: 198, max: 200 });
+        assert_eq!(Quantiles::of(vec![7]).map(|q| (q.median, q.p99)), Some((7, 7)));
+        assert_eq!(Quantiles::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn conversations_that_differ_only_in_their_cut_are_not_the_same() {
+        let talk = |role: &str, content: &str| [Message { role: role.into(), content: content.into() }];
+        assert_ne!(fingerprint(&talk("user", "a")), fingerprint(&talk("use", "ra")));
+    }
+}

@@ -1,0 +1,446 @@
+//! JSONL rows to token ids. A bad row fails the load with `file:line`; a row that is too long is dropped and
+//! counted, never truncated.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::task::{LabelId, Task};
+use crate::text::PromptEncoder;
+use crate::types::{Prompt, Sample};
+
+/// Lines that are encoded at a time: enough for every core, few enough to keep in memory.
+const CHUNK: usize = 256;
+
+/// One row, ready for a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodedRow {
+    /// 1-based line of the file.
+    pub line: usize,
+    pub prompt: Prompt,
+    pub gold: LabelId,
+    /// The answer SFT imitates and its end token. Absent with [`Targets::Ignored`].
+    pub target: Option<Vec<u32>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// SFT: a row without a target is an error.
+    Required,
+    /// GRPO and evaluation.
+    Ignored,
+}
+
+/// What is kept of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens, generation prompt included.
+    pub max_prompt_tokens: usize,
+    /// Tokens, end token included.
+    pub max_target_tokens: usize,
+    /// The first rows that are not too long; 0 keeps all. Lines after the last kept row are not read.
+    pub max_rows: usize,
+    pub targets: Targets,
+}
+
+/// At least one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dataset {
+    /// In the order of the file.
+    pub rows: Vec<EncodedRow>,
+    /// Reasons that occurred, and how many rows each cost.
+    pub dropped: Vec<(String, usize)>,
+}
+
+impl Dataset {
+    pub fn dropped_rows(&self) -> usize {
+        self.dropped.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// How rows are read: by which task, into which model's tokens, within which limits.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub task: &'a Task,
+    pub encoder: &'a PromptEncoder,
+    pub limits: Limits,
+}
+
+impl Source<'_> {
+    /// Reads the file line by line; blank lines are skipped.
+    ///
+    /// # Errors
+    /// The file cannot be read; the first bad row, as `file:line`; no row is left.
+    pub fn load(&self, path: &Path) -> Result<Dataset> {
+        let mut lines = Lines::open(path)?;
+        self.collect(path, || lines.next_chunk(CHUNK), |line| line.parse(path))
+    }
+
+    /// As [`Self::load`], for rows that are already in memory. `name` is what errors call them; rows count
+    /// as lines from 1.
+    ///
+    /// # Errors
+    /// The first bad row; no row is left.
+    pub fn encode(&self, name: &Path, rows: &[Value]) -> Result<Dataset> {
+        let mut chunks = rows.chunks(CHUNK).enumerate();
+        let next = || {
+            let Some((chunk, rows)) = chunks.next() else { return Ok(Vec::new()) };
+            Ok(rows.iter().enumerate().map(|(i, row)| (chunk * CHUNK + i + 1, row)).collect())
+        };
+        self.collect(name, next, |(line, row)| Ok((*line, (*row).clone())))
+    }
+
+    /// `next` gives the next lines, none at the end.
+    fn collect<L: Sync + Send>(
+        &self,
+        path: &Path,
+        mut next: impl FnMut() -> Result<Vec<L>>,
+        parse: impl Fn(&L) -> Result<(usize, Value)> + Sync,
+    ) -> Result<Dataset> {
+        let mut kept = Vec::new();
+        let mut dropped = [(TooLong::Prompt, 0), (TooLong::Target, 0)];
+        let wanted = if self.limits.max_rows == 0 { usize::MAX } else { self.limits.max_rows };
+        while kept.len() < wanted {
+            let lines = next()?;
+            if lines.is_empty() {
+                break;
+            }
+            let encode = |line: &L| {
+                let (line, row) = parse(line)?;
+                self.encode_row(path, &self.task.sample(&row, path, line)?)
+            };
+            // All of a chunk is encoded before any error is raised: errors come in the order of the file.
+            let encoded: Vec<_> = lines.par_iter().map(encode).collect();
+            for row in encoded {
+                match row? {
+                    Ok(row) => kept.push(row),
+                    Err(reason) => {
+                        dropped.iter_mut().filter(|(r, _)| *r == reason).for_each(|(_, n)| *n += 1)
+                    }
+                }
+                if kept.len() == wanted {
+                    break;
+                }
+            }
+        }
+        let dropped = dropped.iter().filter(|(_, n)| *n > 0).map(|(r, n)| (r.explain(&self.limits), *n));
+        let dataset = Dataset { rows: kept, dropped: dropped.collect() };
+        if dataset.rows.is_empty() { Err(empty(path, &dataset)) } else { Ok(dataset) }
+    }
+
+    fn encode_row(&self, path: &Path, sample: &Sample) -> Result<std::result::Result<EncodedRow, TooLong>> {
+        let at = |e| at_line(path, sample.line, e);
+        let target = match (self.limits.targets, &sample.target) {
+            (Targets::Ignored, _) => None,
+            (Targets::Required, Some(answer)) => Some(self.encoder.encode_target(answer).map_err(at)?),
+            (Targets::Required, None) => {
+                let fix =
+                    "Add the answer to imitate, or [sft] to the task file, or use the file for GRPO only";
+                let place = format!("{}:{}", path.display(), sample.line);
+                return Err(Error::input(place, "the row has no target, so SFT has nothing to learn", fix));
+            }
+        };
+        let prompt = self.encoder.encode_prompt(&sample.messages).map_err(at)?;
+        let gold = self.task.label_id(&sample.gold).ok_or_else(|| {
+            let place = format!("{}:{}", path.display(), sample.line);
+            Error::input(
+                place,
+                format!("label `{}` is not in the task", sample.gold),
+                "Add it to the task file",
+            )
+        })?;
+        Ok(match TooLong::of(&self.limits, &prompt, target.as_deref()) {
+            Some(reason) => Err(reason),
+            None => Ok(EncodedRow { line: sample.line, prompt, gold, target }),
+        })
+    }
+}
+
+/// The same error, with the row's place before its own.
+pub(super) fn at_line(path: &Path, line: usize, error: Error) -> Error {
+    match error {
+        Error::Input { place, problem, fix } => {
+            Error::input(format!("{}:{line}", path.display()), format!("{place} {problem}"), fix)
+        }
+        other => other,
+    }
+}
+
+/// Why a row is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TooLong {
+    Prompt,
+    Target,
+}
+
+impl TooLong {
+    pub fn of(limits: &Limits, prompt: &Prompt, target: Option<&[u32]>) -> Option<Self> {
+        if prompt.token_ids.len() > limits.max_prompt_tokens {
+            Some(Self::Prompt)
+        } else if target.is_some_and(|ids| ids.len() > limits.max_target_tokens) {
+            Some(Self::Target)
+        } else {
+            None
+        }
+    }
+
+    pub fn explain(self, limits: &Limits) -> String {
+        match self {
+            Self::Prompt => format!("prompt longer than max_prompt_tokens = {}", limits.max_prompt_tokens),
+            Self::Target => format!("target longer than max_target_tokens = {}", limits.max_target_tokens),
+        }
+    }
+}
+
+fn empty(path: &Path, dataset: &Dataset) -> Error {
+    if dataset.dropped.is_empty() {
+        return Error::input(path.display(), "has no rows", "Write one JSON object a line");
+    }
+    let reasons: Vec<_> = dataset.dropped.iter().map(|(reason, n)| format!("{n}: {reason}")).collect();
+    let problem = format!("all {} rows are dropped ({})", dataset.dropped_rows(), reasons.join("; "));
+    Error::input(path.display(), problem, "Raise the limit under [data], or give shorter rows")
+}
+
+/// A line that is not blank.
+pub(super) struct Line {
+    /// 1-based.
+    pub number: usize,
+    bytes: Vec<u8>,
+}
+
+impl Line {
+    /// # Errors
+    /// `file:line`: not UTF-8, or not JSON.
+    pub fn parse(&self, path: &Path) -> Result<(usize, Value)> {
+        let place = || format!("{}:{}", path.display(), self.number);
+        let text = std::str::from_utf8(self.bytes.trim_ascii_end()).map_err(|e| {
+            let problem = format!("byte {} of the line is not UTF-8", e.valid_up_to() + 1);
+            Error::input(place(), problem, "Save the file as UTF-8")
+        })?;
+        let value = serde_json::from_str(text).map_err(|e| {
+            // serde_json counts lines too, but its line is always 1 here.
+            let what = e.to_string();
+            let what = what.split(" at line ").next().unwrap_or_default();
+            let problem = format!("malformed JSON at column {}: {what}", e.column());
+            Error::input(place(), problem, "Write one JSON object a line")
+        })?;
+        Ok((self.number, value))
+    }
+}
+
+/// The row in line `line`, counted from 1.
+///
+/// # Errors
+/// The file cannot be read, has no such line, or the line is blank or no JSON.
+pub fn row_at(path: &Path, line: usize) -> Result<Value> {
+    let mut lines = Lines::open(path)?;
+    loop {
+        let chunk = lines.next_chunk(CHUNK)?;
+        if let Some(found) = chunk.iter().find(|l| l.number == line) {
+            return Ok(found.parse(path)?.1);
+        }
+        if chunk.is_empty() || chunk.iter().any(|l| l.number > line) {
+            let problem =
+                if line == 0 || line > lines.number { "there is no such line" } else { "the line is blank" };
+            let fix = "Lines count from 1; choose one that holds a row";
+            return Err(Error::input(format!("{}:{line}", path.display()), problem, fix));
+        }
+    }
+}
+
+/// Lines of a file that are not blank, with their numbers.
+pub(super) struct Lines {
+    reader: BufReader<File>,
+    path: std::path::PathBuf,
+    number: usize,
+}
+
+impl Lines {
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Err(Error::input(path.display(), "is a folder, not a JSONL file", "Name a file in it"));
+        }
+        let file = File::open(path).map_err(Error::io(path, "read"))?;
+        Ok(Self { reader: BufReader::new(file), path: path.to_path_buf(), number: 0 })
+    }
+
+    /// At most `count` lines; none at the end of the file.
+    pub fn next_chunk(&mut self, count: usize) -> Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        while lines.len() < count {
+            let mut bytes = Vec::new();
+            let read = self.reader.read_until(b'\n', &mut bytes).map_err(Error::io(&self.path, "read"))?;
+            if read == 0 {
+                break;
+            }
+            self.number += 1;
+            // A byte order mark is no part of the first row.
+            if self.number == 1 && bytes.starts_with(b"\xEF\xBB\xBF") {
+                bytes.drain(..3);
+            }
+            if !bytes.trim_ascii().is_empty() {
+                lines.push(Line { number: self.number, bytes });
+            }
+        }
+        Ok(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{EncoderFiles, byte_tokenizer};
+
+    fn encoder() -> PromptEncoder {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = byte_tokenizer::build([].into_iter(), &[], 259).unwrap();
+        byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
+        PromptEncoder::load(&EncoderFiles::of(dir.path())).unwrap()
+    }
+
+    const REFUSAL: &str =
+        r#"Unsafe MCP Server:{\"ServerName\":\"s\", \"ToolName\":\"t\", \"Reason\":\"Denial-of-Service\"}"#;
+
+    fn row(content: &str, label: &str, answer: &str) -> String {
+        let prompt = format!(r#"[{{"role": "user", "content": "{content}"}}]"#);
+        format!(r#"{{"prompt": {prompt}, "security_type": ["{label}"], "chosen": "{answer}"}}"#)
+    }
+
+    fn limits() -> Limits {
+        Limits { max_prompt_tokens: 100, max_target_tokens: 100, max_rows: 0, targets: Targets::Required }
+    }
+
+    fn load(bytes: impl AsRef<[u8]>, limits: Limits) -> Result<Dataset> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, bytes).unwrap();
+        let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
+        Source { task: &task, encoder: &encoder, limits }.load(&path)
+    }
+
+    #[test]
+    fn a_row_becomes_prompt_gold_and_target() {
+        let rows =
+            [row("a", "Safe", "ok"), String::new(), row("b", "Denial-of-Service", REFUSAL)].join("\r\n");
+        let dataset = load(format!("\u{FEFF}{rows}"), limits()).unwrap();
+        assert_eq!(dataset.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 3]);
+        let safe = &dataset.rows[0];
+        // <|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n: 3 special tokens and 4+1+1+1+9+1 bytes.
+        assert_eq!(safe.prompt.token_ids.len(), 20);
+        assert_eq!(safe.target.as_deref(), Some(&[3 + 111, 3 + 107, 2][..]));
+        assert!(safe.gold.is_negative() && !dataset.rows[1].gold.is_negative());
+        assert_eq!(dataset.dropped, []);
+        let no_targets = load(rows, Limits { targets: Targets::Ignored, ..limits() }).unwrap();
+        assert!(no_targets.rows.iter().all(|row| row.target.is_none()));
+    }
+
+    #[test]
+    fn rows_that_are_too_long_are_dropped_and_counted_never_cut() {
+        // Prompts are 19 tokens and their content; targets their text and one end token.
+        let exact = row(&"a".repeat(81), "Safe", &"b".repeat(99));
+        let long_prompt = row(&"a".repeat(82), "Safe", "ok");
+        let long_target = row("a", "Safe", &"b".repeat(100));
+        let rows = [&long_prompt, &exact, &long_target, &long_target].map(String::as_str).join("\n");
+        let dataset = load(&rows, limits()).unwrap();
+        assert_eq!(dataset.rows.len(), 1);
+        assert_eq!(dataset.rows[0].prompt.token_ids.len(), 100);
+        assert_eq!(dataset.rows[0].target.as_ref().unwrap().len(), 100);
+        let reason = |what: &str, n| (format!("{what} longer than max_{what}_tokens = 100"), n);
+        assert_eq!(dataset.dropped, [reason("prompt", 1), reason("target", 2)]);
+        assert_eq!(dataset.dropped_rows(), 3);
+    }
+
+    #[test]
+    fn max_rows_takes_the_first_that_fit_and_reads_no_further() {
+        let long = row(&"a".repeat(82), "Safe", "ok");
+        let rows = [&long, &row("1", "Safe", "ok"), &row("2", "Safe", "ok"), "broken"].map(String::from);
+        let dataset = load(rows.join("\n"), Limits { max_rows: 2, ..limits() }).unwrap();
+        assert_eq!(dataset.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(dataset.dropped_rows(), 1);
+    }
+
+    #[test]
+    fn long_files_keep_their_order_across_chunks() {
+        let rows: Vec<_> = (0..600).map(|i| row(&format!("{i:03}"), "Safe", "ok")).collect();
+        let dataset = load(rows.join("\n"), limits()).unwrap();
+        assert!(dataset.rows.iter().enumerate().all(|(i, row)| row.line == i + 1));
+        // The content's last digit stands after 3 special-token-separated bytes: `user\n` and two digits.
+        assert!(
+            dataset.rows.iter().enumerate().all(|(i, row)| row.prompt.token_ids[8] == 3 + 48 + i as u32 % 10)
+        );
+        let values: Vec<Value> = rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect();
+        let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
+        let source = Source { task: &task, encoder: &encoder, limits: limits() };
+        assert_eq!(source.encode(Path::new("synthetic"), &values).unwrap(), dataset);
+        let error = source.encode(Path::new("synthetic"), &[Value::Null]).unwrap_err().to_string();
+        assert!(error.starts_with("synthetic:1: "), "{error}");
+    }
+
+    #[test]
+    fn the_first_bad_row_is_named_with_its_line_and_the_fix() {
+        let good = row("a", "Safe", "ok");
+        let no_target = r#"{"prompt": [{"role": "user", "content": "a"}], "security_type": ["Safe"]}"#;
+        let no_label = r#"{"prompt": [{"role": "user", "content": "a"}], "chosen": "ok"}"#;
+        for (bad, want) in [
+            (r#"{"prompt": "#.to_string(), "malformed JSON at column 10: EOF while parsing a value"),
+            (format!("{good} {good}"), "malformed JSON at column"),
+            ("[1]".into(), "the row is a list"),
+            (no_label.into(), "nothing at `security_type[-1]`"),
+            (row("a", "Sfae", "ok"), "`Sfae`, which is no label of task `riskcue`"),
+            (no_target.into(), "the row has no target"),
+            (row("a", "Safe", "  "), "`chosen` is empty"),
+            (row("a", "Safe", "ok<|im_end|>"), "the answer holds the special token `<|im_end|>`"),
+            (r#"{"prompt": [], "security_type": ["Safe"], "chosen": "ok"}"#.into(), "`prompt` is empty"),
+        ] {
+            let error = load([&good, "", &bad, "worse"].join("\n"), limits()).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("rows.jsonl:3: ") && text.contains(want), "{text}");
+            assert!(error.is_input() && !text.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_found_by_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        std::fs::write(&path, "{\"a\": 1}\n\n{\"a\": 3}\n").unwrap();
+        assert_eq!(row_at(&path, 1).unwrap()["a"], 1);
+        assert_eq!(row_at(&path, 3).unwrap()["a"], 3);
+        let error = |line| row_at(&path, line).unwrap_err().to_string();
+        assert!(error(2).contains("rows.jsonl:2: the line is blank"));
+        for absent in [0, 4, 9] {
+            assert!(error(absent).contains("there is no such line"), "{absent}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_named() {
+        let mut bytes = row("a", "Safe", "ok").into_bytes();
+        bytes.extend(b"\n{\"prompt\": \"\xFF\"}");
+        let error = load(bytes, limits()).unwrap_err().to_string();
+        assert!(error.contains("rows.jsonl:2: byte 13 of the line is not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn files_without_rows_are_refused() {
+        for blank in ["", "\n \n\t\r\n"] {
+            assert!(load(blank, limits()).unwrap_err().to_string().contains("rows.jsonl: has no rows"));
+        }
+        let long = row(&"a".repeat(82), "Safe", "ok");
+        let error = load(long, limits()).unwrap_err().to_string();
+        assert!(
+            error.contains("all 1 rows are dropped (1: prompt longer than max_prompt_tokens = 100)"),
+            "{error}"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
+        let source = Source { task: &task, encoder: &encoder, limits: limits() };
+        assert!(source.load(dir.path()).unwrap_err().to_string().contains("is a folder, not a JSONL file"));
+        let absent = source.load(&dir.path().join("no.jsonl")).unwrap_err().to_string();
+        assert!(absent.contains("no.jsonl: cannot read") && absent.contains("Check the path"), "{absent}");
+    }
+}

@@ -1,0 +1,8 @@
+//! Data rows: reading, checking, ordering, and making synthetic ones.
+
+pub mod check;
+pub mod jsonl;
+pub mod order;
+pub mod synthetic;
+
+pub use jsonl::{Dataset, EncodedRow, Limits, Source, Targets};

@@ -1,0 +1,161 @@
+//! Everything a run reports.
+
+use std::path::PathBuf;
+
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+
+/// One thing that happened. `stage` is `sft`, `grpo` or, before any training, `vanilla`; `step` counts the
+/// optimiser steps of the stage, from 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// `done` of the stage's `steps` were made before; above 0 after a resume.
+    StageStarted {
+        stage: String,
+        steps: u64,
+        done: u64,
+    },
+    /// Metric names are TRL's where it has one. Serialises flat: one JSON object with a key a metric.
+    Step {
+        stage: String,
+        step: u64,
+        #[serde(flatten)]
+        metrics: Metrics,
+    },
+    /// `metrics` are the numbers of `report` under their metric names.
+    Evaluation {
+        stage: String,
+        step: u64,
+        #[serde(flatten)]
+        metrics: Metrics,
+        report: serde_json::Value,
+    },
+    /// What takes long just now ("evaluating 120/400"). Shown on a terminal, kept nowhere.
+    Phase {
+        text: String,
+    },
+    Warning {
+        text: String,
+    },
+    /// `step` counts all optimiser steps of the run.
+    Checkpoint {
+        step: u64,
+        path: PathBuf,
+    },
+    Samples {
+        kind: SampleKind,
+        stage: String,
+        step: u64,
+        samples: Vec<SampleRecord>,
+    },
+    /// The run is over: a row for the model before training and after each stage.
+    Finished {
+        rows: Vec<TableRow>,
+        run: PathBuf,
+    },
+}
+
+/// Numbers by metric name, in the order they were given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics(Vec<(String, f64)>);
+
+/// One row of the final table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TableRow {
+    /// "vanilla", "SFT", "SFT+GRPO".
+    pub name: String,
+    /// An evaluation's.
+    pub metrics: Metrics,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SampleKind {
+    /// Completions that a training step learned from.
+    Rollouts,
+    Evaluation,
+}
+
+/// One judged completion, as samples/ shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SampleRecord {
+    /// 1-based line of the data file that the prompt came from.
+    pub line: usize,
+    pub gold: String,
+    pub verdict: String,
+    pub reward: f32,
+    pub completion: String,
+}
+
+impl Metrics {
+    /// A name that is there already takes the new value in its old place.
+    pub fn insert(&mut self, name: impl Into<String>, value: f64) {
+        let name = name.into();
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| *value)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+}
+
+impl<N: Into<String>> Extend<(N, f64)> for Metrics {
+    fn extend<I: IntoIterator<Item = (N, f64)>>(&mut self, metrics: I) {
+        metrics.into_iter().for_each(|(name, value)| self.insert(name, value));
+    }
+}
+
+impl<N: Into<String>> FromIterator<(N, f64)> for Metrics {
+    fn from_iter<I: IntoIterator<Item = (N, f64)>>(metrics: I) -> Self {
+        let mut all = Self::default();
+        all.extend(metrics);
+        all
+    }
+}
+
+impl Serialize for Metrics {
+    /// A number that is not finite becomes null in JSON.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_one_flat_object_in_order() {
+        let mut metrics: Metrics = [("loss", 0.5), ("kl", f64::NAN)].into_iter().collect();
+        metrics.insert("reward", 1.0);
+        metrics.insert("loss", 0.25);
+        let event = Event::Step { stage: "grpo".into(), step: 7, metrics };
+        assert_eq!(
+            serde_json::to_string(&event).unwrap(),
+            r#"{"event":"step","stage":"grpo","step":7,"loss":0.25,"kl":null,"reward":1.0}"#
+        );
+    }
+
+    #[test]
+    fn an_evaluation_keeps_its_report() {
+        let metrics = [("verdict/accuracy_strict", 0.5)].into_iter().collect();
+        let report = serde_json::json!({"confusion": [[1, 0]]});
+        let event = Event::Evaluation { stage: "vanilla".into(), step: 0, metrics, report };
+        assert_eq!(
+            serde_json::to_string(&event).unwrap(),
+            r#"{"event":"evaluation","stage":"vanilla","step":0,"verdict/accuracy_strict":0.5,"report":{"confusion":[[1,0]]}}"#
+        );
+    }
+}

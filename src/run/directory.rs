@@ -1,0 +1,190 @@
+//! Where the files of a run are, and who may write them.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::checkpoint::remove_leftovers;
+use super::lock::Lock;
+use super::replace_file;
+use crate::error::{Error, Result};
+
+const CONFIG: &str = "config.resolved.toml";
+const LOCK: &str = "lock";
+
+/// A run that this process writes to; locked until it is dropped.
+///
+/// ```text
+/// config.resolved.toml   every key with its value
+/// metrics.jsonl          a line for each step and each evaluation
+/// samples/               judged completions, a file for each evaluation
+/// checkpoints/step-N/    after N optimiser steps of the run
+/// model/                 the final weights in Hugging Face layout
+/// lock
+/// ```
+#[derive(Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl RunDirectory {
+    /// A new run `root/name`.
+    ///
+    /// # Errors
+    /// A directory that holds anything already, or that cannot be written.
+    pub fn create(root: &Path, name: &str) -> Result<Self> {
+        let mut components = Path::new(name).components();
+        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
+            let why = "it becomes a directory of run.root";
+            return Err(Error::config("run.name", format!("{name:?}"), "a plain directory name", why));
+        }
+        let path = root.join(name);
+        std::fs::create_dir_all(&path).map_err(Error::io(&path, "create the run directory"))?;
+        let run = Self { _lock: Lock::acquire(&path.join(LOCK))?, path };
+        for entry in std::fs::read_dir(&run.path).map_err(Error::io(&run.path, "read"))? {
+            let entry = entry.map_err(Error::io(&run.path, "read"))?;
+            if entry.file_name() != LOCK {
+                return Err(Error::input(
+                    run.path.display(),
+                    format!("is not empty (it has {})", entry.file_name().display()),
+                    "Choose another run.name, or go on with that run with --resume",
+                ));
+            }
+        }
+        run.make_folders()?;
+        Ok(run)
+    }
+
+    /// A new run `root/stem-001`, or with the first number that is free.
+    pub fn create_numbered(root: &Path, stem: &str) -> Result<Self> {
+        std::fs::create_dir_all(root).map_err(Error::io(root, "create the directory of runs"))?;
+        let mut number = 0u64;
+        loop {
+            number += 1;
+            let name = format!("{stem}-{number:03}");
+            let path = root.join(&name);
+            // Making the directory claims the number, also against a process that looks at the same time.
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Self::create(root, &name),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io(&path, "create the run directory")(error)),
+            }
+        }
+    }
+
+    /// A run made earlier, to go on with. What a killed write left behind is removed.
+    pub fn open_for_resume(path: &Path) -> Result<Self> {
+        // Looked at before the lock, which would leave a file in a directory that is no run.
+        if !path.join(CONFIG).is_file() {
+            return Err(Error::input(
+                path.display(),
+                format!("is not a run: it has no {CONFIG}"),
+                "Name the directory that `rlvr train` printed as `run:`",
+            ));
+        }
+        let run = Self { path: path.to_path_buf(), _lock: Lock::acquire(&path.join(LOCK))? };
+        run.make_folders()?;
+        remove_leftovers(&run.checkpoints())?;
+        Ok(run)
+    }
+
+    fn make_folders(&self) -> Result<()> {
+        for folder in [self.samples(), self.checkpoints()] {
+            std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the directory"))?;
+        }
+        Ok(())
+    }
+
+    /// `toml`: the config with all defaults filled in.
+    pub fn write_config(&self, toml: &str) -> Result<()> {
+        replace_file(&self.config(), toml.as_bytes())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path.join(CONFIG)
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    pub fn model(&self) -> PathBuf {
+        self.path.join("model")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_made_once_and_resumed_after() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunDirectory::create(root.path(), "a").unwrap();
+        let path = run.path().to_path_buf();
+        assert!(path.join("samples").is_dir() && path.join("checkpoints").is_dir());
+        run.write_config("seed = 1\n").unwrap();
+        assert_eq!(std::fs::read_to_string(path.join("config.resolved.toml")).unwrap(), "seed = 1\n");
+        assert!(!path.join("config.resolved.toml.partial").exists());
+
+        let busy = RunDirectory::open_for_resume(&path).unwrap_err().to_string();
+        assert!(busy.contains("is working in this run"), "{busy}");
+        drop(run);
+        let used = RunDirectory::create(root.path(), "a").unwrap_err().to_string();
+        assert!(used.contains("is not empty") && used.contains("--resume"), "{used}");
+        assert_eq!(RunDirectory::open_for_resume(&path).unwrap().path(), path);
+    }
+
+    #[test]
+    fn runs_without_a_name_are_numbered() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("riskcue-002")).unwrap();
+        let names: Vec<_> = (0..2)
+            .map(|_| RunDirectory::create_numbered(root.path(), "riskcue").unwrap())
+            .map(|run| run.path().file_name().unwrap().to_owned())
+            .collect();
+        assert_eq!(names, ["riskcue-001", "riskcue-003"]);
+    }
+
+    #[test]
+    fn what_is_no_run_is_not_resumed_and_not_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let error = RunDirectory::open_for_resume(root.path()).unwrap_err().to_string();
+        assert!(error.contains("has no config.resolved.toml"), "{error}");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_written_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for error in [
+            RunDirectory::create(&file, "a").unwrap_err(),
+            RunDirectory::create_numbered(&file, "a").unwrap_err(),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains("file") && text.contains("cannot create the"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_lead_out_of_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["..", "a/b", "/a", "", "."] {
+            let error = RunDirectory::create(root.path(), name).unwrap_err().to_string();
+            assert!(error.starts_with("run.name = "), "{error}");
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! A run is a directory: its config, its metrics, its samples and its checkpoints.
+
+mod checkpoint;
+mod directory;
+mod lock;
+mod samples;
+
+pub use checkpoint::{Checkpoint, Latest};
+pub use directory::RunDirectory;
+pub use samples::SampleFiles;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes a file so that after a kill or a crash either the old or the new content is there.
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".partial");
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&aside, path)
+    };
+    write().map_err(Error::io(path, "write"))?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Makes the names in a folder as durable as the files behind them.
+fn sync_folder(folder: &Path) -> Result<()> {
+    // Windows opens no folders as files and keeps names durable by itself.
+    if cfg!(unix) {
+        File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder, "write"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! What a run is made of before its first step: task, tokens, rows, weights.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+
+use crate::config::{Config, DeviceKind, Stage};
+use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
+use crate::data::synthetic::{self, Spec, Split};
+use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
+use crate::model::decoder::Decoder;
+use crate::model::weights;
+use crate::observe::Sinks;
+use crate::task::Task;
+use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
+
+pub struct Materials {
+    pub task: Task,
+    pub encoder: PromptEncoder,
+    pub decoder: Decoder,
+    pub sft_rows: Vec<EncodedRow>,
+    pub grpo_rows: Vec<EncodedRow>,
+    pub valid_rows: Vec<EncodedRow>,
+    /// Files that travel with the final model: tokenizer, chat template, generation config.
+    pub companions: Companions,
+}
+
+/// Where the files that travel with a model lie.
+pub struct Companions {
+    pub tokenizer_dir: PathBuf,
+    pub chat_template: Option<PathBuf>,
+    pub model_dir: PathBuf,
+}
+
+/// Refuses a device that this build cannot train on.
+pub fn check_device(kind: DeviceKind) -> Result<()> {
+    match kind {
+        DeviceKind::Auto | DeviceKind::Cpu => Ok(()),
+        DeviceKind::Cuda => Err(Error::config(
+            "device",
+            "cuda",
+            "\"auto\" or \"cpu\"",
+            "the CUDA kernels are compiled and tested but not wired into training yet",
+        )),
+    }
+}
+
+impl Materials {
+    /// `run` is where a model made from the seed keeps its tokenizer.
+    pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<Self> {
+        check_device(config.device)?;
+        let task = Task::load(&config.task)?;
+        match (&config.model.path, &config.model.random) {
+            (Some(dir), _) => Self::from_folder(config, task, dir, sinks),
+            (None, Some(_)) => Self::from_seed(config, task, &run.join("tokenizer"), sinks),
+            (None, None) => config.model.validate().and(Err(Error::Compute("no model".into()))),
+        }
+    }
+
+    fn from_folder(config: &Config, task: Task, dir: &Path, sinks: &mut Sinks) -> Result<Self> {
+        let companions = Companions {
+            tokenizer_dir: config.model.tokenizer.clone().unwrap_or_else(|| dir.into()),
+            chat_template: config.model.chat_template.clone(),
+            model_dir: dir.into(),
+        };
+        let encoder = PromptEncoder::load(&EncoderFiles {
+            model_dir: dir,
+            tokenizer_dir: config.model.tokenizer.as_deref(),
+            chat_template: config.model.chat_template.as_deref(),
+            date: Date::default(),
+        })?;
+        // Rows before weights: a bad row should not cost the minutes that loading takes.
+        let rows = Rows::load(config, &task, &encoder, sinks)?;
+        let decoder = load_decoder(dir, config.model.max_positions)?;
+        Ok(Self::assemble(task, encoder, decoder, rows, companions))
+    }
+
+    fn from_seed(config: &Config, task: Task, dir: &Path, sinks: &mut Sinks) -> Result<Self> {
+        let (Some(shape), Some(data)) = (&config.model.random, &config.data.synthetic) else {
+            return Err(Error::Compute("a random model without synthetic logs".into()));
+        };
+        let spec = Spec { safe_share: data.sft_safe_share, ..Spec::new(config.seed, Split::Train, data.sft_rows) };
+        let corpus = synthetic::rows(&spec);
+        let texts: Vec<&str> = corpus
+            .iter()
+            .flat_map(|row| {
+                let messages = row["prompt"].as_array().into_iter().flatten();
+                messages.filter_map(|m| m["content"].as_str()).chain(row["chosen"].as_str())
+            })
+            .collect();
+        let tokenizer =
+            byte_tokenizer::build(texts.into_iter(), &synthetic::phrases(), shape.vocab_size)?;
+        std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the tokenizer folder"))?;
+        byte_tokenizer::save_pretrained(&tokenizer, dir)?;
+        let encoder = PromptEncoder::load(&EncoderFiles::of(dir))?;
+        let json = serde_json::json!({
+            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+            "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+            "num_hidden_layers": shape.layers, "num_attention_heads": shape.attention_heads,
+            "num_key_value_heads": shape.key_value_heads, "vocab_size": tokenizer.get_vocab_size(true),
+            "rms_norm_eps": 1e-5, "rope_theta": shape.rope_theta, "tie_word_embeddings": true,
+            "max_position_embeddings": config.model.max_positions,
+            "eos_token_id": encoder.stop_tokens().ids(),
+        });
+        let model = ModelConfig::from_json(&json, "model.random")?;
+        let decoder = Decoder::random(model, config.seed, config.model.max_positions)?;
+        let companions =
+            Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
+        let rows = Rows::load(config, &task, &encoder, sinks)?;
+        Ok(Self::assemble(task, encoder, decoder, rows, companions))
+    }
+
+    fn assemble(
+        task: Task,
+        encoder: PromptEncoder,
+        decoder: Decoder,
+        rows: Rows,
+        companions: Companions,
+    ) -> Self {
+        let Rows { sft: sft_rows, grpo: grpo_rows, valid: valid_rows } = rows;
+        Self { task, encoder, decoder, sft_rows, grpo_rows, valid_rows, companions }
+    }
+}
+
+/// Weights of a folder in HF layout, f32.
+pub fn load_decoder(dir: &Path, max_positions: usize) -> Result<Decoder> {
+    let config = ModelConfig::load(dir)?;
+    let tensors = weights::load(dir, &config, &Device::Cpu, DType::F32)?;
+    Decoder::new(config, tensors, max_positions)
+}
+
+struct Rows {
+    sft: Vec<EncodedRow>,
+    grpo: Vec<EncodedRow>,
+    valid: Vec<EncodedRow>,
+}
+
+impl Rows {
+    /// Only what the stages use is encoded.
+    fn load(config: &Config, task: &Task, encoder: &PromptEncoder, sinks: &mut Sinks) -> Result<Self> {
+        let data = &config.data;
+        let source = |max_rows, targets| Source {
+            task,
+            encoder,
+            limits: Limits {
+                max_prompt_tokens: data.max_prompt_tokens,
+                max_target_tokens: data.max_target_tokens,
+                max_rows,
+                targets,
+            },
+        };
+        let (sft, grpo) = (config.stages.contains(&Stage::Sft), config.stages.contains(&Stage::Grpo));
+        let mut keep = |what: &str, dataset: Dataset| {
+            for (reason, count) in &dataset.dropped {
+                sinks.warn(format!("{what}: dropped {count} rows: {reason}"));
+            }
+            dataset.rows
+        };
+        if let Some(synthetic_data) = &data.synthetic {
+            let name = Path::new("synthetic logs");
+            let encode = |spec: Spec, targets| source(0, targets).encode(name, &synthetic::rows(&spec));
+            let spec = Spec::new(config.seed, Split::Train, synthetic_data.sft_rows);
+            let for_sft = Spec { safe_share: synthetic_data.sft_safe_share, ..spec };
+            // A twin pair starts at an even index; GRPO's prompts begin after the warm-up's.
+            let first = synthetic_data.sft_rows.next_multiple_of(2);
+            let for_grpo = Spec { first, rows: synthetic_data.grpo_rows, ..spec };
+            let valid = Spec::new(config.seed, Split::Test, synthetic_data.valid_rows);
+            return Ok(Self {
+                sft: if sft { keep("sft", encode(for_sft, Targets::Required)?) } else { Vec::new() },
+                grpo: if grpo { keep("grpo", encode(for_grpo, Targets::Ignored)?) } else { Vec::new() },
+                valid: keep("valid", encode(valid, Targets::Ignored)?),
+            });
+        }
+        let (Some(train), Some(valid)) = (&data.train, &data.valid) else {
+            return data.validate().and(Err(Error::Compute("no data".into())));
+        };
+        let valid = keep("data.valid", source(data.max_valid_rows, Targets::Ignored).load(valid)?);
+        let targets = if sft { Targets::Required } else { Targets::Ignored };
+        let rows = keep("data.train", source(data.max_train_rows, targets).load(train)?);
+        Ok(Self {
+            grpo: if grpo { rows.clone() } else { Vec::new() },
+            sft: if sft { rows } else { Vec::new() },
+            valid,
+        })
+    }
+}

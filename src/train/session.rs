@@ -1,0 +1,336 @@
+//! A run from its first evaluation to the saved model: stages in order, checkpoints, resume.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::grpo::GrpoStage;
+use super::materials::{Companions, Materials, load_decoder};
+use super::sft;
+use super::state::{self, Cursor, Evaluated};
+use super::step::Trainee;
+use crate::config::optim::OptimConfig;
+use crate::config::stages::Balance;
+use crate::config::{Config, Stage};
+use crate::data::jsonl::EncodedRow;
+use crate::data::order::Order;
+use crate::error::{Error, Result};
+use crate::eval::{At, Evaluator};
+use crate::model::decoder::{Decoder, Gradients, Head, Keep};
+use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
+use crate::optim::adamw::AdamW;
+use crate::optim::schedule::learning_rate;
+use crate::run::RunDirectory;
+use crate::run::checkpoint::Checkpoint;
+use crate::types::{PackedBatch, Target};
+
+/// Files of a model folder besides weights and config.json.
+const COMPANION_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// A run that is under way.
+pub struct Session<'a> {
+    config: &'a Config,
+    run: &'a RunDirectory,
+    materials: Materials,
+    sinks: Sinks,
+    cursor: Cursor,
+    /// Restored with the cursor; `None` at the start of a stage.
+    optimizer: Option<AdamW>,
+}
+
+impl<'a> Session<'a> {
+    /// A new run.
+    pub fn start(config: &'a Config, run: &'a RunDirectory, mut sinks: Sinks) -> Result<Self> {
+        let materials = Materials::prepare(config, run.path(), &mut sinks)?;
+        Ok(Self { config, run, materials, sinks, cursor: Cursor::default(), optimizer: None })
+    }
+
+    /// A run from a checkpoint of its own.
+    pub fn resume(
+        config: &'a Config,
+        run: &'a RunDirectory,
+        mut sinks: Sinks,
+        checkpoint: &Path,
+    ) -> Result<Self> {
+        let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
+        materials.decoder = load_decoder(checkpoint, config.model.max_positions)?;
+        let cursor = state::read_cursor(checkpoint)?;
+        let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
+        Ok(Self { config, run, materials, sinks, cursor, optimizer })
+    }
+
+    /// Runs what is left. Returns the folder of the final model.
+    pub fn run(mut self) -> Result<PathBuf> {
+        if self.cursor.results.is_empty() {
+            self.evaluate("vanilla", 0, Some("vanilla".into()))?;
+        }
+        let config = self.config;
+        let gradients = self.materials.decoder.zero_gradients()?;
+        while let Some(stage) = config.stages.get(self.cursor.stage).copied() {
+            self.run_stage(stage, &gradients)?;
+        }
+        drop(gradients);
+        let model = save_model(&self.materials, self.run)?;
+        let rows = self.cursor.results.iter().map(Evaluated::row).collect();
+        self.sinks.emit(&Event::Finished { rows, run: self.run.path().into() });
+        Ok(model)
+    }
+
+    fn run_stage(&mut self, stage: Stage, gradients: &Gradients) -> Result<()> {
+        let config = self.config;
+        let steps = self.steps_of(stage);
+        let done = self.cursor.step;
+        self.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
+        let reference = self.reference(stage)?;
+        let mut optimizer = match self.optimizer.take() {
+            Some(optimizer) => optimizer,
+            None => AdamW::new(&self.materials.decoder)?,
+        };
+        let order = self.order(stage)?;
+        for step in done..steps {
+            let start = Instant::now();
+            let mut metrics = match stage {
+                Stage::Sft => self.sft_step(&order, step, gradients, &mut optimizer)?,
+                Stage::Grpo => self.grpo_step(&order, step, reference.as_ref(), gradients, &mut optimizer)?,
+            };
+            let seconds = start.elapsed().as_secs_f64();
+            metrics.insert("step_time", seconds);
+            if let Some(tokens) = metrics.get("num_tokens") {
+                metrics.insert("tokens_per_second", tokens / seconds);
+            }
+            if let Some(gib) = peak_memory_gib() {
+                metrics.insert("memory/peak_gib", gib);
+            }
+            self.cursor.step = step + 1;
+            self.cursor.total_steps += 1;
+            self.cursor.optimizer_updates = Some(optimizer.updates());
+            self.sinks.emit(&Event::Step { stage: stage.name().into(), step: step + 1, metrics });
+            let last = step + 1 == steps;
+            let every = config.eval.every_steps as u64;
+            if stage == Stage::Grpo && every > 0 && (step + 1) % every == 0 && !last {
+                self.evaluate(stage.name(), step + 1, None)?;
+            }
+            let every = config.checkpoint.every_steps as u64;
+            if every > 0 && (step + 1) % every == 0 && !last {
+                self.checkpoint(Some(&optimizer))?;
+            }
+        }
+        drop(optimizer);
+        let done: Vec<String> = config.stages[..=self.cursor.stage]
+            .iter()
+            .map(|s| s.name().to_uppercase())
+            .collect();
+        self.evaluate(stage.name(), steps, Some(done.join("+")))?;
+        self.cursor.stage += 1;
+        self.cursor.step = 0;
+        self.cursor.optimizer_updates = None;
+        self.checkpoint(None)
+    }
+
+    fn steps_of(&self, stage: Stage) -> u64 {
+        match stage {
+            Stage::Grpo => self.config.grpo.steps as u64,
+            Stage::Sft if self.config.sft.steps > 0 => self.config.sft.steps as u64,
+            Stage::Sft => {
+                let rows = self.config.sft.epochs * self.materials.sft_rows.len() as f64;
+                ((rows / self.config.sft.rows_per_step as f64).ceil() as u64).max(1)
+            }
+        }
+    }
+
+    fn order(&self, stage: Stage) -> Result<Order> {
+        let seed = self.config.seed;
+        match stage {
+            Stage::Sft => Ok(Order::shuffled(self.materials.sft_rows.len(), seed, stage as u32)),
+            Stage::Grpo if self.config.grpo.balance == Balance::LabelSign => {
+                let negative = self.materials.grpo_rows.iter().map(|row| row.gold.is_negative());
+                Order::balanced(negative, seed, stage as u32)
+            }
+            Stage::Grpo => Ok(Order::shuffled(self.materials.grpo_rows.len(), seed, stage as u32)),
+        }
+    }
+
+    /// The weights the KL penalty holds on to: those at the start of the stage, kept in the run's directory so
+    /// that a resumed run has the same.
+    fn reference(&self, stage: Stage) -> Result<Option<Decoder>> {
+        if stage != Stage::Grpo || self.config.grpo.kl_coef == 0.0 {
+            return Ok(None);
+        }
+        let dir = self.run.path().join("reference");
+        if self.cursor.step > 0 {
+            return load_decoder(&dir, self.config.model.max_positions).map(Some);
+        }
+        std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
+        state::save_weights(&dir, &self.materials.decoder)?;
+        self.materials.decoder.deep_copy().map(Some)
+    }
+
+    fn trainee<'t>(&'t self, gradients: &'t Gradients) -> Trainee<'t> {
+        let activations = self.config.pack.activations;
+        Trainee { decoder: &self.materials.decoder, gradients, activations }
+    }
+
+    fn sft_step(
+        &mut self,
+        order: &Order,
+        step: u64,
+        gradients: &Gradients,
+        optimizer: &mut AdamW,
+    ) -> Result<Metrics> {
+        let config = &self.config.sft;
+        let all = &self.materials.sft_rows;
+        let rows: Vec<&EncodedRow> =
+            order.indices(step, config.rows_per_step).into_iter().map(|i| &all[i]).collect();
+        gradients.clear()?;
+        let mut metrics = sft::accumulate(self.trainee(gradients), &rows, &self.config.pack)?;
+        self.update(&config.optim, step, self.steps_of(Stage::Sft), gradients, optimizer, &mut metrics)?;
+        metrics.insert("epoch", ((step + 1) * config.rows_per_step as u64) as f64 / all.len() as f64);
+        Ok(metrics)
+    }
+
+    fn grpo_step(
+        &mut self,
+        order: &Order,
+        step: u64,
+        reference: Option<&Decoder>,
+        gradients: &Gradients,
+        optimizer: &mut AdamW,
+    ) -> Result<Metrics> {
+        let config = &self.config.grpo;
+        let stage = GrpoStage {
+            task: &self.materials.task,
+            encoder: &self.materials.encoder,
+            config,
+            pack: &self.config.pack,
+            seed: self.config.seed,
+            reference,
+        };
+        let all = &self.materials.grpo_rows;
+        let indices = order.indices(step, config.prompts_per_step);
+        let rows: Vec<(&EncodedRow, u32)> =
+            indices.into_iter().enumerate().map(|(i, row)| (&all[row], i as u32)).collect();
+        let scored = stage.roll_out(&self.materials.decoder, &rows, step)?;
+        let mut metrics = scored.metrics;
+        let start = Instant::now();
+        let mut old_logps = Vec::new();
+        for _ in 0..config.updates_per_rollout {
+            gradients.clear()?;
+            let learned = stage.accumulate(self.trainee(gradients), &scored.groups, &mut old_logps)?;
+            // Of several updates the last is reported, except for what only the first one has.
+            metrics.extend(learned.iter().map(|(name, value)| (name.to_string(), value)));
+            self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;
+        }
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        metrics.insert("epoch", ((step + 1) * config.prompts_per_step as u64) as f64 / all.len() as f64);
+        let worst = metrics.get("sampling/sampling_logp_difference/max").unwrap_or(0.0);
+        if worst > f64::from(config.max_logprob_difference) {
+            self.sinks.warn(format!(
+                "grpo step {}: sampler and trainer log-probs differ by up to {worst:.2e}, above \
+                 grpo.max_logprob_difference = {}",
+                step + 1,
+                config.max_logprob_difference
+            ));
+        }
+        self.sinks.emit(&Event::Samples {
+            kind: SampleKind::Rollouts,
+            stage: "grpo".into(),
+            step: step + 1,
+            samples: scored.samples,
+        });
+        Ok(metrics)
+    }
+
+    fn update(
+        &self,
+        optim: &OptimConfig,
+        step: u64,
+        steps: u64,
+        gradients: &Gradients,
+        optimizer: &mut AdamW,
+        metrics: &mut Metrics,
+    ) -> Result<()> {
+        let rate = learning_rate(optim, step, steps);
+        let grad_norm = optimizer.step(&self.materials.decoder, gradients, optim, rate)?;
+        metrics.insert("grad_norm", grad_norm);
+        metrics.insert("learning_rate", rate);
+        Ok(())
+    }
+
+    /// `result` names a row of the final table.
+    fn evaluate(&mut self, stage: &str, step: u64, result: Option<String>) -> Result<()> {
+        let evaluator = Evaluator {
+            task: &self.materials.task,
+            encoder: &self.materials.encoder,
+            rows: &self.materials.valid_rows,
+            config: &self.config.eval,
+            pack: &self.config.pack,
+            seed: self.config.seed,
+        };
+        let report = evaluator.evaluate(&self.materials.decoder, At { stage, step }, &mut self.sinks)?;
+        if let Some(name) = result {
+            self.cursor.results.push(Evaluated::new(name, report.metrics()));
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, optimizer: Option<&AdamW>) -> Result<()> {
+        let step = self.cursor.total_steps;
+        let write = |dir: &Path| state::write(dir, &self.cursor, &self.materials.decoder, optimizer);
+        let checkpoint = Checkpoint::write(self.run, step, write)?;
+        checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
+        self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
+        Ok(())
+    }
+}
+
+/// Writes the model folder aside, loads it back, compares log-probs on a probe, and only then gives it its name.
+fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
+    let (aside, target) = (run.path().join("model.partial"), run.model());
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside).map_err(Error::io(&aside, "remove a leftover"))?;
+    }
+    std::fs::create_dir_all(&aside).map_err(Error::io(&aside, "create the model folder"))?;
+    state::save_weights(&aside, &materials.decoder)?;
+    copy_companions(&materials.companions, &aside)?;
+    let again = load_decoder(&aside, materials.decoder.max_positions())?;
+    let probe = probe(&materials.decoder, materials)?;
+    if probe != self::probe(&again, materials)? {
+        return Err(Error::Compute("the saved model gives other log-probs than the one in memory".into()));
+    }
+    if target.exists() {
+        std::fs::remove_dir_all(&target).map_err(Error::io(&target, "replace the model folder"))?;
+    }
+    std::fs::rename(&aside, &target).map_err(Error::io(&target, "name the model folder"))?;
+    Ok(target)
+}
+
+/// Log-probs of the last tokens of a held-out prompt.
+fn probe(decoder: &Decoder, materials: &Materials) -> Result<Vec<f32>> {
+    let Some(row) = materials.valid_rows.first() else { return Ok(Vec::new()) };
+    let ids = &row.prompt.token_ids[..row.prompt.token_ids.len().min(256)];
+    let mut batch = PackedBatch::default();
+    batch.push_sequence(&ids[..1], &ids[1..]);
+    let hidden = decoder.forward(&batch, Keep::Nothing)?.hidden;
+    let targets: Vec<Target> = batch.targets.iter().rev().take(16).copied().collect();
+    Ok(decoder.logprobs(&hidden, Head { targets: &targets, temperature: 1.0 })?.logprobs)
+}
+
+fn copy_companions(from: &Companions, to: &Path) -> Result<()> {
+    for name in COMPANION_FILES {
+        let dir = if name == "generation_config.json" { &from.model_dir } else { &from.tokenizer_dir };
+        let (source, target) = (dir.join(name), to.join(name));
+        if source.is_file() {
+            std::fs::copy(&source, &target).map_err(Error::io(&target, "copy a tokenizer file"))?;
+        }
+    }
+    if let Some(template) = &from.chat_template {
+        let target = to.join("chat_template.jinja");
+        std::fs::copy(template, &target).map_err(Error::io(&target, "copy the chat template"))?;
+    }
+    Ok(())
+}

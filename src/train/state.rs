@@ -1,0 +1,92 @@
+//! What a checkpoint holds: weights, optimiser moments, the cursor, the evaluations so far. Randomness needs no
+//! state: it is keyed by seed and step.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::decoder::Decoder;
+use crate::model::weights::{self, SaveOptions};
+use crate::observe::{Metrics, TableRow};
+use crate::optim::adamw::AdamW;
+use crate::run::replace_file;
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Index into `config.stages`; past the last when all are done.
+    pub stage: usize,
+    /// Optimiser steps of that stage done: it keys data order and draws.
+    pub step: u64,
+    /// Optimiser steps of all stages done.
+    pub total_steps: u64,
+    /// Updates in the optimiser's moments; `None` between stages, where there is no optimiser.
+    pub optimizer_updates: Option<u64>,
+    /// Evaluations for the final table.
+    pub results: Vec<Evaluated>,
+}
+
+/// A [`TableRow`] that can be read back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    pub name: String,
+    pub metrics: Vec<(String, f64)>,
+}
+
+impl Evaluated {
+    pub fn new(name: String, metrics: Vec<(String, f64)>) -> Self {
+        Self { name, metrics }
+    }
+
+    pub fn row(&self) -> TableRow {
+        let metrics: Metrics = self.metrics.iter().cloned().collect();
+        TableRow { name: self.name.clone(), metrics }
+    }
+}
+
+const STATE: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes into `dir`, which the caller makes durable.
+pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&AdamW>) -> Result<()> {
+    save_weights(dir, decoder)?;
+    if let Some(optimizer) = optimizer {
+        let path = dir.join(OPTIMIZER);
+        let (_, state) = optimizer.state(decoder);
+        let state: std::collections::HashMap<String, Tensor> = state.into_iter().collect();
+        candle_core::safetensors::save(&state, &path)
+            .map_err(|e| Error::io(&path, "write the optimiser state")(std::io::Error::other(e.to_string())))?;
+    }
+    let json = serde_json::to_vec_pretty(cursor).map_err(|e| Error::Compute(e.into()))?;
+    replace_file(&dir.join(STATE), &json)
+}
+
+/// The decoder's weights, f32, in HF layout.
+pub fn save_weights(dir: &Path, decoder: &Decoder) -> Result<()> {
+    let tensors: Vec<(String, Tensor)> =
+        decoder.parameters().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+    weights::save(dir, &decoder.config, &tensors, SaveOptions::new(DType::F32))
+}
+
+pub fn read_cursor(dir: &Path) -> Result<Cursor> {
+    let path = dir.join(STATE);
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read the checkpoint"))?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::input(path.display(), format!("is not a checkpoint state: {e}"), "Resume from another checkpoint")
+    })
+}
+
+/// The optimiser of a checkpoint written within a stage.
+pub fn read_optimizer(dir: &Path, cursor: &Cursor, decoder: &Decoder) -> Result<Option<AdamW>> {
+    let Some(updates) = cursor.optimizer_updates else { return Ok(None) };
+    let path = dir.join(OPTIMIZER);
+    let broken = |problem: String| Error::input(path.display(), problem, "Resume from another checkpoint");
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
+        .map_err(|e| broken(format!("cannot be read: {}", e.to_string().lines().next().unwrap_or_default())))?;
+    AdamW::restore(decoder, updates, |name| {
+        tensors.get(name).cloned().ok_or_else(|| broken(format!("has no tensor {name}")))
+    })
+    .map(Some)
+}
