@@ -8,8 +8,8 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::observe::{JsonlSink, Progress, Sinks};
 use crate::run::RunDirectory;
-use crate::run::checkpoint::Checkpoint;
-use crate::run::samples::SampleFiles;
+use crate::run::Checkpoint;
+use crate::run::SampleFiles;
 use crate::train::session::Session;
 
 /// Run the stages of a config: SFT, GRPO, with evaluation before and after each.

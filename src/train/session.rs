@@ -20,7 +20,7 @@ use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::optim::adamw::AdamW;
 use crate::optim::schedule::learning_rate;
 use crate::run::RunDirectory;
-use crate::run::checkpoint::Checkpoint;
+use crate::run::Checkpoint;
 use crate::types::{PackedBatch, Target};
 
 /// Files of a model folder besides weights and config.json.

@@ -93,3 +93,33 @@ impl Style {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+    use serde_json::json;
+
+    #[test]
+    fn each_style_writes_a_line_its_own_way() {
+        let event = || Event { what: "chmod", fields: vec![("owner", "root"), ("by", "guest")] };
+        let lines: Vec<_> = TRAIN.iter().chain(&TEST).map(|style| style.line(event())).collect();
+        assert_eq!(lines[0], "chmod owner=root by=guest");
+        assert_eq!(lines[1], "chmod: owner:root, by:guest");
+        assert_eq!(lines[2], json!({"event": "chmod", "owner": "root", "by": "guest"}));
+        assert_eq!(lines[3], "chmod: owner=root, by=guest");
+    }
+
+    #[test]
+    fn filler_lines_leave_the_story_in_order() {
+        for seed in 0..50 {
+            let mut draws = Stream::new(seed, Purpose::Synthetic, [0; 3]).sequential();
+            let story = ["approve", "export"].map(|what| Event { what, fields: vec![("ref", "kite")] });
+            let log = TEST[0].write(story.into(), &mut draws);
+            let told: Vec<_> = log.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            assert!((3..=4).contains(&told.len()), "{told:?}");
+            let story: Vec<_> = told.into_iter().filter(|line| line.ends_with("ref=kite")).collect();
+            assert_eq!(story, ["approve: ref=kite", "export: ref=kite"]);
+        }
+    }
+}
