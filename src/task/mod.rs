@@ -22,8 +22,11 @@ use row::{RowPath, Template};
 use verdict::{LabelSet, Rules};
 
 /// The task files inside the binary.
-const BUILT_IN: [(&str, &str); 2] =
-    [("riskcue", include_str!("../../tasks/riskcue.toml")), ("demo", include_str!("../../tasks/demo.toml"))];
+const BUILT_IN: [(&str, &str); 3] = [
+    ("riskcue", include_str!("../../tasks/riskcue.toml")),
+    ("riskcue-short", include_str!("../../tasks/riskcue-short.toml")),
+    ("demo", include_str!("../../tasks/demo.toml")),
+];
 
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 

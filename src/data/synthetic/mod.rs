@@ -83,7 +83,7 @@ const SERVERS: [[&str; 4]; 8] = [
     ["Garden", "water", "Water the garden.", "garden watered"],
     ["Travel", "route", "Find a route home.", "one route"],
     ["Music", "play", "Play a song.", "song started"],
-    ["Notes", "append", "Add this to my notes.", "note added"],
+    ["Notes", "save", "Add this to my notes.", "note added"],
 ];
 
 /// What the demo's tokenizer keeps whole: the frames and the nine risks.
