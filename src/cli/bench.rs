@@ -6,15 +6,23 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;
 
+use crate::algo::advantage::advantages;
+use crate::algo::loss::{Sequence, StepTotals, policy_loss};
 use crate::config::ActivationMemory;
+use crate::config::loss::LossConfig;
+use crate::config::optim::OptimConfig;
 use crate::config::sampling::SamplingConfig;
+use crate::config::stages::ScaleRewards;
 use crate::error::Error;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
+use crate::observe::peak_memory_gib;
 use crate::ops::attention::AttentionLayout;
 use crate::optim::adamw::AdamW;
+use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::engine::{Engine, Request};
+use crate::text::StopTokens;
 use crate::train::step::Trainee;
 use crate::types::{Group, PackedBatch, Prompt};
 
@@ -129,8 +137,7 @@ fn step(args: &StepArgs) -> Result<()> {
         if args.keep_activations { ActivationMemory::Keep } else { ActivationMemory::Recompute };
     let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
     let mut phases = Vec::new();
-    let mut packed_tokens = 0;
-    let mut flop = 0.0;
+    let mut work = Work::default();
     for step in 0..=args.steps {
         let prompts: Vec<Prompt> = (0..args.groups).map(|g| random_prompt(args, &config, step, g)).collect();
         let none = StopTokens::new(Vec::new());
@@ -145,27 +152,134 @@ fn step(args: &StepArgs) -> Result<()> {
             purpose: Purpose::Bench,
             step: step as u32,
         };
-        let requests: Vec<Request> = prompts
-            .iter()
-            .enumerate()
-            .map(|(i, prompt)| Request { prompt, sample_id: i as u32 })
-            .collect();
+        let requests: Vec<Request> =
+            prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
         let (groups, timing) = engine.generate(&requests)?;
-        let mut now = Phases {
-            prefill: timing.prefill_seconds,
-            decode: timing.decode_seconds,
-            ..Phases::default()
-        };
+        let mut now =
+            Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
         let start = Instant::now();
         gradients.clear()?;
-        (packed_tokens, flop) = update(&trainee, &groups, args)?;
+        work = update(&trainee, &groups, args)?;
         now.update = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        optimizer.step(&decoder, &gradients, &crate::config::optim::OptimConfig::default(), 1e-6)?;
+        optimizer.step(&decoder, &gradients, &OptimConfig::default(), 1e-6)?;
         now.optimizer = start.elapsed().as_secs_f64();
         if step > 0 {
             phases.push(now);
         }
     }
-    report(args, &config, &phases, packed_tokens, flop)
+    report(args, &phases, work)
+}
+
+fn random_prompt(args: &StepArgs, config: &ModelConfig, step: usize, group: usize) -> Prompt {
+    let stream = Stream::new(1, Purpose::Bench, [step as u32, group as u32, 0]);
+    let token = |i: u32| stream.block(i)[0] % config.vocab_size as u32;
+    Prompt { token_ids: (0..args.prompt_tokens as u32).map(token).collect() }
+}
+
+/// What a step had to compute.
+#[derive(Clone, Copy, Default)]
+struct Work {
+    /// Tokens pushed through the blocks in one forward pass of the update, the shared prompt counted once.
+    packed_tokens: usize,
+    /// FLOP of the update, recomputation not counted.
+    update_flop: f64,
+    /// FLOP of prefill and decode.
+    rollout_flop: f64,
+}
+
+/// The GRPO update of [`crate::train::grpo`] on made-up rewards: half of each group right.
+fn update(trainee: &Trainee, groups: &[Group], args: &StepArgs) -> Result<Work> {
+    let rewards: Vec<f32> = (0..args.group_size).map(|i| (i % 2) as f32).collect();
+    let rewards: Vec<&[f32]> = groups.iter().map(|_| rewards.as_slice()).collect();
+    let advantages = advantages(&rewards, ScaleRewards::Group, 1e-6);
+    let sequences = groups.len() * args.group_size;
+    let totals = StepTotals {
+        sequences,
+        active_tokens: sequences * args.new_tokens,
+        max_completion_tokens: args.new_tokens,
+    };
+    let config = &trainee.decoder.config;
+    // Every packed token costs each block weight 2 FLOP forward and 4 backward; so do target rows the head.
+    let head = (config.vocab_size * config.hidden_size) as f64;
+    let blocks = config.matmul_parameter_count() as f64 - head;
+    let pair = 4.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
+    let mut work = Work::default();
+    let size = args.prompt_tokens + args.group_size * args.new_tokens;
+    for run in runs(groups.iter().map(|_| size), args.max_tokens_per_pack) {
+        let mut batch = PackedBatch::default();
+        for group in &groups[run.clone()] {
+            let completions = group.rollouts.iter().map(|r| r.token_ids.as_slice());
+            batch.push_group(&group.prompt.token_ids, completions);
+        }
+        let pairs = AttentionLayout::new(&batch.segments)?.pairs() as f64;
+        let tokens = batch.tokens.len();
+        work.packed_tokens += tokens;
+        work.update_flop +=
+            6.0 * (blocks * tokens as f64 + head * batch.targets.len() as f64) + 3.0 * pair * pairs;
+        // The rollout computes the same forward once, prompt and completions, and a head row per token.
+        work.rollout_flop +=
+            2.0 * (blocks * tokens as f64 + head * batch.targets.len() as f64) + pair * pairs;
+        let advantages = &advantages[run];
+        trainee.pass(&batch, 1.0, |now| {
+            let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
+            let sequences: Vec<Sequence> = batch
+                .target_ranges()
+                .zip(advantages.iter().flatten())
+                .map(|(range, advantage)| Sequence {
+                    logps: &logps[range.clone()],
+                    old_logps: &logps[range],
+                    ref_logps: None,
+                    advantage: f64::from(*advantage),
+                })
+                .collect();
+            let out = policy_loss(&LossConfig::default(), 0.0, &sequences, &totals)?;
+            Ok(out.dloss_dlogp.iter().map(|d| *d as f32).collect())
+        })?;
+    }
+    Ok(work)
+}
+
+fn report(args: &StepArgs, phases: &[Phases], work: Work) -> Result<()> {
+    let mean = |f: fn(&Phases) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;
+    let (prefill, decode) = (mean(|p| p.prefill), mean(|p| p.decode));
+    let (update, optimizer) = (mean(|p| p.update), mean(|p| p.optimizer));
+    let total = mean(Phases::total);
+    let flops = (work.update_flop + work.rollout_flop) / total;
+    let peak = peak_memory_gib();
+    let seconds: Vec<f64> = phases.iter().map(Phases::total).collect();
+    if args.json {
+        let json = json!({
+            "bench": "step", "preset": args.preset, "dtype": "f32", "device": "cpu",
+            "threads": rayon::current_num_threads(), "groups": args.groups, "group_size": args.group_size,
+            "prompt_tokens": args.prompt_tokens, "new_tokens": args.new_tokens,
+            "activations": if args.keep_activations { "keep" } else { "recompute" },
+            "seconds_per_step": seconds, "mean_step_seconds": total,
+            "rollout_seconds": prefill + decode, "prefill_seconds": prefill, "decode_seconds": decode,
+            "update_seconds": update, "optimizer_seconds": optimizer,
+            "packed_tokens": work.packed_tokens, "tokens_per_second": work.packed_tokens as f64 / total,
+            "flop_per_step": work.update_flop + work.rollout_flop, "flop_per_second": flops,
+            "update_flop_per_second": work.update_flop / update, "peak_memory_gib": peak,
+        });
+        println!("{json}");
+        return Ok(());
+    }
+    let (g, size, p, r) = (args.groups, args.group_size, args.prompt_tokens, args.new_tokens);
+    println!("{} f32, {} threads: {g} x {size} completions", args.preset, rayon::current_num_threads());
+    println!("of {r} tokens after {p} prompt tokens, mean of {} steps", phases.len());
+    for (name, value) in [
+        ("prefill", prefill),
+        ("decode", decode),
+        ("update", update),
+        ("optimizer", optimizer),
+        ("step", total),
+    ] {
+        println!("{name:<10} {value:8.2} s");
+    }
+    println!("{:<10} {:8.1} GFLOP/s on what had to be computed", "rate", flops / 1e9);
+    println!("{:<10} {:8.1} packed tokens/s", "", work.packed_tokens as f64 / total);
+    if let Some(peak) = peak {
+        println!("{:<10} {peak:8.2} GiB peak", "memory");
+    }
+    Ok(())
 }

@@ -26,12 +26,14 @@ pub struct Args {
 enum Data {
     Check(CheckArgs),
     Preview(PreviewArgs),
+    Synth(super::data_synth::Args),
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match &args.command {
         Data::Check(args) => check(args, &mut out),
+        Data::Synth(args) => super::data_synth::run(args, &mut out),
         Data::Preview(args) => {
             let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
             preview(args, if colour { Mark::COLOUR } else { Mark::BRACKETS }, &mut out)
@@ -272,6 +274,7 @@ mod tests {
         let result = match &cli.args.command {
             Data::Check(args) => check(args, &mut out),
             Data::Preview(args) => preview(args, mark, &mut out),
+            Data::Synth(args) => super::super::data_synth::run(args, &mut out),
         };
         (String::from_utf8(out).unwrap(), result)
     }

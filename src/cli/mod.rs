@@ -1,6 +1,9 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input.
 
+pub mod bench;
 pub mod data;
+mod data_synth;
+pub mod eval;
 pub mod import;
 pub mod train;
 
@@ -20,16 +23,20 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Eval(eval::Args),
     Data(data::Args),
     Import(import::Args),
+    Bench(bench::Args),
 }
 
 pub fn main() -> ExitCode {
     // clap exits with 2 on a bad command line by itself.
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Bench(args) => bench::run(args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {

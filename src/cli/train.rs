@@ -7,8 +7,8 @@ use anyhow::Result;
 use crate::config::Config;
 use crate::error::Error;
 use crate::observe::{JsonlSink, Progress, Sinks};
-use crate::run::RunDirectory;
 use crate::run::Checkpoint;
+use crate::run::RunDirectory;
 use crate::run::SampleFiles;
 use crate::train::session::Session;
 

@@ -83,11 +83,7 @@ impl AdamW {
     }
 
     /// The inverse of [`AdamW::state`]; `find` gives a tensor by name.
-    pub fn restore(
-        decoder: &Decoder,
-        step: u64,
-        find: impl Fn(&str) -> Result<Tensor>,
-    ) -> Result<Self> {
+    pub fn restore(decoder: &Decoder, step: u64, find: impl Fn(&str) -> Result<Tensor>) -> Result<Self> {
         let load = |prefix: &str| {
             decoder
                 .parameters()

@@ -135,8 +135,7 @@ impl Engine<'_> {
             };
             let logits = self.decoder.logits(&self.decoder.decode(&cache, step)?)?;
             let logits = View::new(&logits)?;
-            drawn =
-                self.draw(requests, &active, t as u32 + 1, |i| &logits[i * vocab..(i + 1) * vocab]);
+            drawn = self.draw(requests, &active, t as u32 + 1, |i| &logits[i * vocab..(i + 1) * vocab]);
         }
         timing.decode_seconds += start.elapsed().as_secs_f64();
         let mut rollouts = rollouts.into_iter();

@@ -109,8 +109,10 @@ impl GrpoStage<'_> {
             active_tokens: groups.iter().map(|g| completion_tokens(&g.group)).sum(),
             max_completion_tokens: self.config.max_completion_tokens,
         };
-        let live: Vec<&ScoredGroup> =
-            groups.iter().filter(|g| self.reference.is_some() || g.advantages.iter().any(|a| *a != 0.0)).collect();
+        let live: Vec<&ScoredGroup> = groups
+            .iter()
+            .filter(|g| self.reference.is_some() || g.advantages.iter().any(|a| *a != 0.0))
+            .collect();
         let first_update = old_logps.is_empty();
         let temperature = self.config.sampling.temperature;
         let mut sums = LossSums::default();
@@ -124,7 +126,8 @@ impl GrpoStage<'_> {
                 batch.push_group(&g.group.prompt.token_ids, completions);
             }
             tokens += batch.tokens.len();
-            let reference = self.reference.map(|model| reference_logps(model, &batch, temperature)).transpose()?;
+            let reference =
+                self.reference.map(|model| reference_logps(model, &batch, temperature)).transpose()?;
             let rollouts = || live[run.clone()].iter().flat_map(|g| &g.group.rollouts);
             let advantages = live[run.clone()].iter().flat_map(|g| &g.advantages);
             trainee.pass(&batch, temperature, |now| {

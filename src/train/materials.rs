@@ -80,7 +80,8 @@ impl Materials {
         let (Some(shape), Some(data)) = (&config.model.random, &config.data.synthetic) else {
             return Err(Error::Compute("a random model without synthetic logs".into()));
         };
-        let spec = Spec { safe_share: data.sft_safe_share, ..Spec::new(config.seed, Split::Train, data.sft_rows) };
+        let spec =
+            Spec { safe_share: data.sft_safe_share, ..Spec::new(config.seed, Split::Train, data.sft_rows) };
         let corpus = synthetic::rows(&spec);
         let texts: Vec<&str> = corpus
             .iter()
@@ -89,8 +90,7 @@ impl Materials {
                 messages.filter_map(|m| m["content"].as_str()).chain(row["chosen"].as_str())
             })
             .collect();
-        let tokenizer =
-            byte_tokenizer::build(texts.into_iter(), &synthetic::phrases(), shape.vocab_size)?;
+        let tokenizer = byte_tokenizer::build(texts.into_iter(), &synthetic::phrases(), shape.vocab_size)?;
         std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the tokenizer folder"))?;
         byte_tokenizer::save_pretrained(&tokenizer, dir)?;
         let encoder = PromptEncoder::load(&EncoderFiles::of(dir))?;
@@ -105,8 +105,7 @@ impl Materials {
         });
         let model = ModelConfig::from_json(&json, "model.random")?;
         let decoder = Decoder::random(model, config.seed, config.model.max_positions)?;
-        let companions =
-            Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
+        let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         let rows = Rows::load(config, &task, &encoder, sinks)?;
         Ok(Self::assemble(task, encoder, decoder, rows, companions))
     }

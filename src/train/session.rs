@@ -19,8 +19,8 @@ use crate::model::decoder::{Decoder, Gradients, Head, Keep};
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::optim::adamw::AdamW;
 use crate::optim::schedule::learning_rate;
-use crate::run::RunDirectory;
 use crate::run::Checkpoint;
+use crate::run::RunDirectory;
 use crate::types::{PackedBatch, Target};
 
 /// Files of a model folder besides weights and config.json.
@@ -121,10 +121,8 @@ impl<'a> Session<'a> {
             }
         }
         drop(optimizer);
-        let done: Vec<String> = config.stages[..=self.cursor.stage]
-            .iter()
-            .map(|s| s.name().to_uppercase())
-            .collect();
+        let done: Vec<String> =
+            config.stages[..=self.cursor.stage].iter().map(|s| s.name().to_uppercase()).collect();
         self.evaluate(stage.name(), steps, Some(done.join("+")))?;
         self.cursor.stage += 1;
         self.cursor.step = 0;

@@ -56,8 +56,9 @@ pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&
         let path = dir.join(OPTIMIZER);
         let (_, state) = optimizer.state(decoder);
         let state: std::collections::HashMap<String, Tensor> = state.into_iter().collect();
-        candle_core::safetensors::save(&state, &path)
-            .map_err(|e| Error::io(&path, "write the optimiser state")(std::io::Error::other(e.to_string())))?;
+        candle_core::safetensors::save(&state, &path).map_err(|e| {
+            Error::io(&path, "write the optimiser state")(std::io::Error::other(e.to_string()))
+        })?;
     }
     let json = serde_json::to_vec_pretty(cursor).map_err(|e| Error::Compute(e.into()))?;
     replace_file(&dir.join(STATE), &json)
@@ -74,7 +75,11 @@ pub fn read_cursor(dir: &Path) -> Result<Cursor> {
     let path = dir.join(STATE);
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read the checkpoint"))?;
     serde_json::from_str(&text).map_err(|e| {
-        Error::input(path.display(), format!("is not a checkpoint state: {e}"), "Resume from another checkpoint")
+        Error::input(
+            path.display(),
+            format!("is not a checkpoint state: {e}"),
+            "Resume from another checkpoint",
+        )
     })
 }
 
@@ -83,8 +88,9 @@ pub fn read_optimizer(dir: &Path, cursor: &Cursor, decoder: &Decoder) -> Result<
     let Some(updates) = cursor.optimizer_updates else { return Ok(None) };
     let path = dir.join(OPTIMIZER);
     let broken = |problem: String| Error::input(path.display(), problem, "Resume from another checkpoint");
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu)
-        .map_err(|e| broken(format!("cannot be read: {}", e.to_string().lines().next().unwrap_or_default())))?;
+    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| {
+        broken(format!("cannot be read: {}", e.to_string().lines().next().unwrap_or_default()))
+    })?;
     AdamW::restore(decoder, updates, |name| {
         tensors.get(name).cloned().ok_or_else(|| broken(format!("has no tensor {name}")))
     })

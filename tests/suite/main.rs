@@ -1,6 +1,16 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
+mod adamw;
+mod configs;
 mod golden;
+mod import;
+mod kernels;
+mod layering;
+mod losses;
 mod model_parity;
 mod ops;
+mod parity_fixture;
 mod shared_prefix;
+mod smollm2;
+mod training;
+mod weights;

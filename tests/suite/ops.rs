@@ -144,7 +144,8 @@ fn token_logprob_entropy_and_gradients() {
     let inputs64 = [hidden.clone(), head.clone()];
     let want = oracle(&f, &inputs64, &dlogp);
     let (hidden32, head32) = (single(&hidden), single(&head));
-    let inputs = token_logprob::Inputs { hidden_rh: &hidden32, head_vh: &head32, targets: &targets, temperature };
+    let inputs =
+        token_logprob::Inputs { hidden_rh: &hidden32, head_vh: &head32, targets: &targets, temperature };
     let got = token_logprob::forward(inputs).unwrap();
     assert!(relative_error(&got.logprobs, &floats(&f(&inputs64).unwrap())) < 1e-5);
     let log_p = log_softmax(&inputs64).unwrap();
@@ -235,7 +236,8 @@ fn decode_attention_is_the_last_row_of_packed_attention() {
         segment(19, 3, Some(3)),
     ];
     let layout = AttentionLayout::new(&segments).unwrap();
-    let (q, k, v) = (single(&random(1, &[22, 32])), single(&random(2, &[22, 16])), single(&random(3, &[22, 16])));
+    let (q, k, v) =
+        (single(&random(1, &[22, 32])), single(&random(2, &[22, 16])), single(&random(3, &[22, 16])));
     let inputs = Inputs { layout: &layout, heads: heads(), q: &q, k: &k, v: &v };
     let want = attention::forward(inputs).unwrap().0;
     let rows = |x: &Tensor, picks: &[(usize, usize)]| {
@@ -250,14 +252,9 @@ fn decode_attention_is_the_last_row_of_packed_attention() {
         Tensor::stack(&[sequence(9), whole, sequence(12), sequence(19)], 0).unwrap()
     };
     let (own_k, own_v) = (own(&k), own(&v));
-    let cache = Cache {
-        prefix_k: &rows(&k, &prompts),
-        prefix_v: &rows(&v, &prompts),
-        own_k: &own_k,
-        own_v: &own_v,
-    };
-    let prefixes =
-        [SharedPrefix { start: 0, len: 9, rows: 2 }, SharedPrefix { start: 9, len: 4, rows: 1 }];
+    let cache =
+        Cache { prefix_k: &rows(&k, &prompts), prefix_v: &rows(&v, &prompts), own_k: &own_k, own_v: &own_v };
+    let prefixes = [SharedPrefix { start: 0, len: 9, rows: 2 }, SharedPrefix { start: 9, len: 4, rows: 1 }];
     let last = [(11, 1), (14, 1), (21, 1)];
     let own = Own { sequences: &[0, 2, 3], len: 3 };
     let got = decode_attention::forward(heads(), &rows(&q, &last), cache, &prefixes, own).unwrap();

@@ -114,7 +114,8 @@ fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a StopTokens) -> Engine<'a> {
 fn sampled_logprobs_are_the_trainers() {
     let decoder = small_decoder(3);
     let stop = StopTokens::new(vec![7, 9, 11, 30, 31]);
-    let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
+    let prompts: Vec<Prompt> =
+        (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
     let requests: Vec<Request> =
         prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
     let (groups, _) = engine(&decoder, &stop).generate(&requests).unwrap();

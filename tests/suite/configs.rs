@@ -1,0 +1,42 @@
+//! Every shipped config loads, round-trips through its resolved form, and says no key that does nothing.
+
+use rlvr::config::{Config, PRESETS};
+
+#[test]
+fn every_shipped_config_loads_and_is_a_preset() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_string())
+        .collect();
+    files.sort();
+    let mut presets: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+    presets.sort_unstable();
+    assert_eq!(files, presets);
+    for name in presets {
+        let config = Config::load(name, &[]).unwrap();
+        let resolved = config.to_toml().unwrap();
+        assert_eq!(Config::from_toml("resolved", &resolved, &[]).unwrap(), config, "{name}");
+        rlvr::task::Task::load(&config.task).unwrap();
+    }
+}
+
+#[test]
+fn defaults_preset_file_and_set_come_in_that_order() {
+    let text = "preset = \"demo\"\nseed = 7\n[grpo]\nsteps = 9\n[grpo.loss]\ntype = \"dapo\"";
+    let config = Config::from_toml("test", text, &["grpo.steps=11".into(), "run.root=x y".into()]).unwrap();
+    assert_eq!((config.seed, config.grpo.steps), (7, 11));
+    assert_eq!(config.run.root, std::path::Path::new("x y"));
+    assert_eq!(config.grpo.kl_coef, 0.2, "from the preset");
+    assert_eq!(config.grpo.advantage_eps, 1e-6, "a default");
+    assert_eq!(config.grpo.loss, rlvr::config::loss::LossConfig::Dapo(Default::default()));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_path_and_the_known_ones() {
+    let error = Config::load("demo", &["grpo.group_sise=4".into()]).unwrap_err().to_string();
+    assert!(
+        error.contains("grpo") && error.contains("group_sise") && error.contains("group_size"),
+        "{error}"
+    );
+}

@@ -1,0 +1,53 @@
+//! The real model: SmolLM2-135M-Instruct, imported from its GGUF, against transformers' numbers.
+
+use rlvr::config::sampling::SamplingConfig;
+use rlvr::model::decoder::{Head, Keep};
+use rlvr::rng::Purpose;
+use rlvr::rollout::engine::{Engine, Request};
+use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
+use rlvr::train::materials::load_decoder;
+use rlvr::types::{Message, PackedBatch};
+
+use crate::golden::golden_dir;
+use crate::parity_fixture::smollm2_dir;
+
+#[test]
+fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
+    let Some(golden) = golden_dir() else { return };
+    let Some(model) = smollm2_dir() else { return };
+    let path = golden.join("smollm2-135m.json");
+    let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let case = &golden["cases"][0];
+    let ids = |key: &str| -> Vec<u32> {
+        case[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    let encoder = PromptEncoder::load(&EncoderFiles::of(model)).unwrap();
+    let question = "List two signs in a system log that a backup job was tampered with.";
+    let prompt = encoder.encode_prompt(&[Message { role: "user".into(), content: question.into() }]).unwrap();
+    assert_eq!(prompt.token_ids.len() as u64, case["n_tokens"].as_u64().unwrap());
+    assert!(prompt.token_ids.starts_with(&ids("first_ids")) && prompt.token_ids.ends_with(&ids("last_ids")));
+
+    let decoder = load_decoder(model, 256).unwrap();
+    let mut batch = PackedBatch::default();
+    batch.push_sequence(&prompt.token_ids[..1], &prompt.token_ids[1..]);
+    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
+    let head = Head { targets: &batch.targets, temperature: 1.0 };
+    let sum: f64 = decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum();
+    let want = case["sum_logp"].as_f64().unwrap();
+    println!("sum of log-probs {sum:.4}, transformers {want:.4}");
+    assert!((sum - want).abs() < 1e-3 * want.abs(), "{sum} {want}");
+
+    let engine = Engine {
+        decoder: &decoder,
+        stop_tokens: &StopTokens::new(Vec::new()),
+        sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
+        group_size: 1,
+        max_completion_tokens: 24,
+        max_tokens_per_pack: 4096,
+        seed: 1,
+        purpose: Purpose::Evaluation,
+        step: 0,
+    };
+    let (groups, _) = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap();
+    assert_eq!(groups[0].rollouts[0].token_ids, ids("greedy24"));
+}

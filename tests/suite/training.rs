@@ -1,0 +1,154 @@
+//! Runs through the real binary: stop and resume is bitwise equal, the saved model loads and evaluates, GRPO
+//! improves on its warm-up.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A demo small enough for a test; two threads, so that sums are cut the same way everywhere.
+const SMALL: [&str; 10] = [
+    "threads=2",
+    "data.synthetic.sft_rows=200",
+    "data.synthetic.grpo_rows=100",
+    "data.synthetic.valid_rows=20",
+    "sft.rows_per_step=8",
+    "sft.epochs=0.2",
+    "grpo.steps=6",
+    "grpo.prompts_per_step=4",
+    "eval.every_steps=3",
+    "checkpoint.every_steps=2",
+];
+
+pub fn rlvr(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
+}
+
+fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
+    let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
+    let mut args = vec!["train", "demo"];
+    for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
+        args.extend(["--set", set]);
+    }
+    let output = rlvr(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    root.join(name)
+}
+
+/// Lines of metrics.jsonl without what depends on the clock and the memory.
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| {
+            let mut event: serde_json::Value = serde_json::from_str(line).unwrap();
+            let map = event.as_object_mut().unwrap();
+            map.retain(|key, _| {
+                !key.starts_with("time/")
+                    && !matches!(key.as_str(), "step_time" | "tokens_per_second" | "memory/peak_gib")
+            });
+            event
+        })
+        .collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    // Every checkpoint is kept, and both a KL reference and old log-probs are in play.
+    let extra = ["checkpoint.keep_last=99", "grpo.updates_per_rollout=2"];
+    let whole = train(dir.path(), "whole", &extra);
+    let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
+    let want = metrics(&whole);
+    // 5 SFT steps, 6 GRPO steps: within the warm-up, at its end, within GRPO.
+    for stop in [2, 5, 7, 9] {
+        let stopped = dir.path().join(format!("stopped-{stop}"));
+        copy(&whole, &stopped);
+        std::fs::remove_dir_all(stopped.join("model")).unwrap();
+        for entry in std::fs::read_dir(stopped.join("checkpoints")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_string();
+            let step: u64 = name.strip_prefix("step-").unwrap().parse().unwrap();
+            if step > stop {
+                std::fs::remove_dir_all(path).unwrap();
+            }
+        }
+        // What a killed write leaves behind.
+        std::fs::create_dir_all(stopped.join("checkpoints/step-99.partial")).unwrap();
+        let output = rlvr(&["train", "--resume", stopped.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(std::fs::read(stopped.join("model/model.safetensors")).unwrap() == weights, "from {stop}");
+        assert_eq!(metrics(&stopped), want, "from {stop}");
+    }
+}
+
+#[test]
+fn the_final_model_loads_and_evaluates_as_in_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(dir.path(), "run", &[]);
+    let data = dir.path().join("data");
+    // The run's seed is 1: these are its held-out rows.
+    let made = rlvr(&["data", "synth", "--out", data.to_str().unwrap(), "--seed", "1", "--valid-rows", "20"]);
+    assert!(made.status.success());
+    let output = rlvr(&[
+        "eval",
+        run.join("model").to_str().unwrap(),
+        data.join("valid.jsonl").to_str().unwrap(),
+        "--task",
+        "demo",
+        "--max-completion-tokens",
+        "12",
+        "--max-prompt-tokens",
+        "200",
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let in_run = metrics(&run);
+    let last = in_run.iter().rev().find(|event| event["event"] == "evaluation").unwrap();
+    assert_eq!(report["confusion"], last["report"]["confusion"]);
+    assert_eq!(report["count"], 20);
+}
+
+#[test]
+fn grpo_lifts_strict_accuracy_over_a_warm_up_that_over_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    // About a third of the demo.
+    let output = rlvr(&[
+        "train",
+        "demo",
+        "--set",
+        "data.synthetic.valid_rows=200",
+        "--set",
+        "grpo.steps=70",
+        "--set",
+        "eval.every_steps=0",
+        "--set",
+        "run.name=demo",
+        "--set",
+        &format!("run.root={}", dir.path().display()),
+    ]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let events = metrics(&dir.path().join("demo"));
+    let evaluations: Vec<_> = events.iter().filter(|event| event["event"] == "evaluation").collect();
+    let number = |i: usize, name: &str| evaluations[i][name].as_f64().unwrap();
+    let strict = |i| number(i, "verdict/accuracy_strict");
+    assert_eq!(evaluations.len(), 3);
+    assert_eq!(number(0, "verdict/malformed_rate"), 1.0, "untrained weights write noise");
+    assert!(number(1, "verdict/malformed_rate") < 0.05, "the warm-up teaches the form");
+    assert!(number(1, "verdict/false_positive_rate") > 0.3, "and over-flags");
+    assert!(strict(2) > strict(1) + 0.05, "SFT {} GRPO {}", strict(1), strict(2));
+    assert!(number(2, "verdict/false_positive_rate") < number(1, "verdict/false_positive_rate"));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(table.contains("SFT+GRPO") && table.contains("run:"), "{table}");
+}
