@@ -50,7 +50,11 @@ pub fn run(args: &Args) -> Result<()> {
     run.write_config(&text)?;
     let mut sinks = sinks(&run);
     sinks.add(JsonlSink::create(run.metrics())?);
-    Session::start(&config, &run, sinks)?.run()?;
+    let session = Session::start(&config, &run, sinks).inspect_err(|_| {
+        // The folder was empty and nothing was trained: the name is free again for the next try.
+        let _ = std::fs::remove_dir_all(run.path());
+    })?;
+    session.run()?;
     Ok(())
 }
 

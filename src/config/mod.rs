@@ -177,11 +177,19 @@ impl Config {
         for text in overrides {
             apply_override(&mut table, text)?;
         }
-        let config: Self = serde_path_to_error::deserialize(table).map_err(|error| {
+        // Defaults lie below by key, not by section: one key of a section leaves the rest of it as it was.
+        let mut whole = parse("the defaults", &Self::default().to_toml()?)?;
+        merge(&mut whole, table);
+        let config: Self = serde_path_to_error::deserialize(whole).map_err(|error| {
             let key = error.path().to_string();
-            let problem = error.into_inner().to_string();
-            let place = if key == "." { place.to_string() } else { format!("{place}: {key}") };
-            Error::input(place, problem, "`rlvr train --help` says how to print every key with its value")
+            let flag = |text: &&String| text.split_once('=').is_some_and(|(path, _)| path.trim() == key);
+            let place = match overrides.iter().rev().find(flag) {
+                Some(text) => format!("--set {text}"),
+                None if key == "." => place.to_string(),
+                None => format!("{place}: {key}"),
+            };
+            let problem = error.into_inner().message().replace("expected usize", "expected a whole number");
+            Error::input(place, problem, "`rlvr train demo --dry-run` prints every key with a value")
         })?;
         config.validate()?;
         Ok(config)
@@ -228,6 +236,32 @@ impl Config {
                 return Err(Error::config(key, value, "1 or more", "nothing fits into 0"));
             }
         }
+        let bounded = [
+            ("threads", self.threads, 1024),
+            ("model.max_positions", self.model.max_positions, 1 << 24),
+            ("sft.rows_per_step", self.sft.rows_per_step, 1 << 20),
+            ("grpo.prompts_per_step", self.grpo.prompts_per_step, 1 << 20),
+            ("grpo.group_size", self.grpo.group_size, 1 << 16),
+            ("eval.samples_per_prompt", self.eval.samples_per_prompt, 1 << 16),
+        ];
+        for (key, value, most) in bounded {
+            if value > most {
+                let why = "more asks for memory that no machine has";
+                return Err(Error::config(key, value, format!("at most {most}"), why));
+            }
+        }
+        let paths = [
+            ("run.root", Some(&self.run.root)),
+            ("model.path", self.model.path.as_ref()),
+            ("model.tokenizer", self.model.tokenizer.as_ref()),
+            ("model.chat_template", self.model.chat_template.as_ref()),
+            ("data.train", self.data.train.as_ref()),
+            ("data.valid", self.data.valid.as_ref()),
+        ];
+        if let Some((key, _)) = paths.iter().find(|(_, path)| path.is_some_and(|p| p.as_os_str().is_empty()))
+        {
+            return Err(Error::config(key, "\"\"", "a path", "an empty one names nothing"));
+        }
         let budget = self.eval.max_completion_tokens.max(self.grpo.max_completion_tokens);
         if self.data.max_prompt_tokens + budget > self.model.max_positions {
             return Err(Error::config(
@@ -250,6 +284,17 @@ fn read_source(source: &str) -> Result<(String, String)> {
     let shipped = PRESETS.iter().find(|(name, _)| path == Path::new("configs").join(format!("{name}.toml")));
     match (std::fs::read_to_string(path), shipped) {
         (Ok(text), _) => Ok((source.into(), text)),
+        (Err(_), None) if path.is_dir() => {
+            Err(Error::input(source, "is a folder, not a config", "Name a TOML file in it"))
+        }
+        (Err(e), None) if e.kind() == std::io::ErrorKind::InvalidData => {
+            Err(Error::input(source, "is not UTF-8", "Save the config as UTF-8"))
+        }
+        (Err(e), None) if e.kind() == std::io::ErrorKind::NotFound && path.extension().is_none() => {
+            let names = PRESETS.map(|(name, _)| name).join(", ");
+            let fix = format!("Use one of: {names}; or give the path of a TOML file");
+            Err(Error::input(format!("config `{source}`"), "no preset has this name", fix))
+        }
         (Err(e), Some((_, text))) if e.kind() == std::io::ErrorKind::NotFound => {
             Ok((source.into(), (*text).into()))
         }
@@ -259,7 +304,8 @@ fn read_source(source: &str) -> Result<(String, String)> {
 
 fn parse(place: &str, text: &str) -> Result<Table> {
     text.parse::<Table>().map_err(|error| {
-        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        let line = error.span().and_then(|span| text.get(..span.start));
+        let line = line.map_or(1, |before| before.matches('\n').count() + 1);
         Error::input(format!("{place}:{line}"), error.message(), "Correct the TOML on that line")
     })
 }

@@ -86,6 +86,20 @@ impl RandomModelConfig {
                 return Err(Error::config(&key, value, "1 or more", "the model has to have some"));
             }
         }
+        if !(self.rope_theta > 0.0 && self.rope_theta.is_finite()) {
+            let why = "rotary angles are its powers";
+            return Err(Error::config("model.random.rope_theta", self.rope_theta, "above 0", why));
+        }
+        let [hidden, inner, layers, vocab] =
+            [self.hidden_size, self.intermediate_size, self.layers, self.vocab_size].map(|n| n as f64);
+        let parameters = hidden * (vocab + layers * (4.0 * hidden + 3.0 * inner));
+        if parameters > 1e9 {
+            return Err(Error::input(
+                "model.random",
+                format!("describes a model of {parameters:.1e} parameters, and 1e9 are the most"),
+                "Make it smaller, or load a model with model.path",
+            ));
+        }
         if self.hidden_size % (2 * self.attention_heads) != 0 {
             return Err(Error::config(
                 "model.random.hidden_size",

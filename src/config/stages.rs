@@ -156,6 +156,11 @@ impl GrpoConfig {
             let why = "a negative penalty drives the model away from the reference";
             return Err(Error::config("grpo.kl_coef", self.kl_coef, "0 or more", why));
         }
+        if !(self.max_logprob_difference >= 0.0 && self.max_logprob_difference.is_finite()) {
+            let got = self.max_logprob_difference;
+            let why = "it is a distance";
+            return Err(Error::config("grpo.max_logprob_difference", got, "0 or more", why));
+        }
         self.loss.validate("grpo.loss", self.updates_per_rollout)?;
         self.optim.validate("grpo.optim")
     }

@@ -11,6 +11,11 @@ impl ModelConfig {
     /// Reads `dir/config.json`.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
+        if dir.is_dir() && !path.exists() {
+            let fix =
+                "Give a model folder in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
+            return Err(Error::input(path.display(), "is missing", fix));
+        }
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
         let json = serde_json::from_str(&text).map_err(|e| {
             Error::input(path.display(), format!("not valid JSON ({e})"), "Fetch the file again")

@@ -80,7 +80,13 @@ impl Task {
             let fix = format!("Use one of: {names}; or give the path of a task file");
             return Err(Error::input(format!("task `{source}`"), "no built-in task has this name", fix));
         }
-        file::parse(&std::fs::read_to_string(path).map_err(Error::io(path, "read"))?, source)
+        if path.is_dir() {
+            return Err(Error::input(source, "is a folder, not a task file", "Name a TOML file in it"));
+        }
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Error::input(source, "is not UTF-8", "Save the task file as UTF-8"))?;
+        file::parse(&text, source)
     }
 
     pub fn name(&self) -> &str {
@@ -292,7 +298,7 @@ mod tests {
     #[test]
     fn unknown_sources_say_what_there_is() {
         let error = Task::load("riskque").unwrap_err();
-        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, demo; or give";
+        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, riskcue-short, demo; or give";
         assert!(error.is_input() && error.to_string().starts_with(want), "{error}");
         let error = Task::load("absent/x.toml").unwrap_err().to_string();
         assert!(

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
+use crate::config::stages::Balance;
 use crate::config::{Config, DeviceKind, Stage};
 use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
+use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -51,14 +53,24 @@ impl Materials {
     pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<Self> {
         check_device(config.device)?;
         let task = Task::load(&config.task)?;
-        match (&config.model.path, &config.model.random) {
+        let materials = match (&config.model.path, &config.model.random) {
             (Some(dir), _) => Self::from_folder(config, task, dir, sinks),
             (None, Some(_)) => Self::from_seed(config, task, &run.join("tokenizer"), sinks),
             (None, None) => config.model.validate().and(Err(Error::Compute("no model".into()))),
+        }?;
+        if config.stages.contains(&Stage::Grpo) && config.grpo.balance == Balance::LabelSign {
+            // Asked before the first evaluation, not after the warm-up.
+            Order::balanced(materials.grpo_rows.iter().map(|row| row.gold.is_negative()), config.seed, 0)?;
         }
+        Ok(materials)
     }
 
     fn from_folder(config: &Config, task: Task, dir: &Path, sinks: &mut Sinks) -> Result<Self> {
+        if !dir.is_dir() {
+            let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
+            let fix = "Name a model folder: config.json, safetensors, tokenizer.json";
+            return Err(Error::input(format!("model.path = {}", dir.display()), problem, fix));
+        }
         let companions = Companions {
             tokenizer_dir: config.model.tokenizer.clone().unwrap_or_else(|| dir.into()),
             chat_template: config.model.chat_template.clone(),
@@ -90,7 +102,13 @@ impl Materials {
                 messages.filter_map(|m| m["content"].as_str()).chain(row["chosen"].as_str())
             })
             .collect();
-        let tokenizer = byte_tokenizer::build(texts.into_iter(), &synthetic::phrases(), shape.vocab_size)?;
+        let tokenizer = byte_tokenizer::build(texts.into_iter(), &synthetic::phrases(), shape.vocab_size)
+            .map_err(|error| match error {
+                Error::Config { got, want, why, .. } => {
+                    Error::config("model.random.vocab_size", got, want, why)
+                }
+                other => other,
+            })?;
         std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the tokenizer folder"))?;
         byte_tokenizer::save_pretrained(&tokenizer, dir)?;
         let encoder = PromptEncoder::load(&EncoderFiles::of(dir))?;
