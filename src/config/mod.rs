@@ -262,12 +262,13 @@ impl Config {
         {
             return Err(Error::config(key, "\"\"", "a path", "an empty one names nothing"));
         }
-        let budget = self.eval.max_completion_tokens.max(self.grpo.max_completion_tokens);
-        if self.data.max_prompt_tokens + budget > self.model.max_positions {
+        let rollouts = if self.stages.contains(&Stage::Grpo) { self.grpo.max_completion_tokens } else { 0 };
+        let budget = self.eval.max_completion_tokens.max(rollouts);
+        if self.data.max_prompt_tokens.saturating_add(budget) > self.model.max_positions {
             return Err(Error::config(
                 "model.max_positions",
                 self.model.max_positions,
-                format!("at least {}", self.data.max_prompt_tokens + budget),
+                format!("at least {}", self.data.max_prompt_tokens.saturating_add(budget)),
                 "data.max_prompt_tokens plus the completion budget has to fit",
             ));
         }

@@ -100,7 +100,7 @@ impl RandomModelConfig {
                 "Make it smaller, or load a model with model.path",
             ));
         }
-        if self.hidden_size % (2 * self.attention_heads) != 0 {
+        if !self.hidden_size.is_multiple_of(2 * self.attention_heads) {
             return Err(Error::config(
                 "model.random.hidden_size",
                 self.hidden_size,
@@ -108,7 +108,7 @@ impl RandomModelConfig {
                 "each head gets an even share of it",
             ));
         }
-        if self.attention_heads % self.key_value_heads != 0 {
+        if !self.attention_heads.is_multiple_of(self.key_value_heads) {
             return Err(Error::config(
                 "model.random.key_value_heads",
                 self.key_value_heads,

@@ -18,7 +18,7 @@ pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer without SSE4.1
     let x = x.max(-87.0);
     let k = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = x - k * 0.693_359_375 + k * 2.121_944_4e-4;
+    let r = x - k * (355.0 / 512.0) + k * 2.121_944_4e-4; // ln 2 in two parts, the first exact
     let p = 1.987_569_2e-4;
     let p = p * r + 1.398_199_9e-3;
     let p = p * r + 8.333_452e-3;

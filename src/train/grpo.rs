@@ -84,11 +84,7 @@ impl GrpoStage<'_> {
             .into_iter()
             .zip(rewards)
             .zip(advantages)
-            .map(|((group, rewards), advantages)| ScoredGroup {
-                group,
-                rewards,
-                advantages: advantages.into_iter().map(|a| a as f32).collect(),
-            })
+            .map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages })
             .collect();
         Ok(Scored { groups, metrics, samples })
     }

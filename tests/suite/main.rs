@@ -1,6 +1,7 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
 mod adamw;
+mod bad_input;
 mod configs;
 mod golden;
 mod import;
