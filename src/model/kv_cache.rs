@@ -50,11 +50,6 @@ impl KvCache {
             .map(|(prefix_k, prefix_v)| Ok(Layer { prefix_k, prefix_v, own_k: own()?, own_v: own()? }));
         Ok(Self { layers: layers.collect::<Result<_>>()?, capacity })
     }
-
-    /// Bytes a cache of this size takes: what `rollout.max_tokens_per_pack` has to leave room for.
-    pub fn bytes(heads: Heads, layers: usize, prompt_tokens: usize, completion_tokens: usize) -> usize {
-        2 * 4 * layers * heads.key_value_width() * (prompt_tokens + completion_tokens)
-    }
 }
 
 impl Decoder {

@@ -84,7 +84,7 @@ pub fn gemm(a: Mat, b: Mat, c: MatMut, write: Write, threads: Threads) {
 /// `a b` as a new row-major matrix.
 ///
 /// # Panics
-/// As [`gemm`].
+/// As [`gemm()`].
 pub fn product(a: Mat, b: Mat, threads: Threads) -> Vec<f32> {
     assert_eq!(a.cols, b.rows, "gemm: inner dimensions");
     let len = a.rows * b.cols;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::step::{Trainee, entropy_mean};
+use super::step::{Trainee, mean};
 use crate::algo::advantage::{RewardSummary, advantages};
 use crate::algo::loss::{LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::PackConfig;
@@ -153,11 +153,11 @@ impl GrpoStage<'_> {
         }
         let mut metrics = Metrics::default();
         metrics.insert("loss", loss);
-        metrics.insert("entropy", entropy_mean(&entropies));
+        metrics.insert("entropy", mean(&entropies));
         metrics.extend(sums.metrics());
         if first_update {
             let worst = differences.iter().copied().fold(0f32, f32::max);
-            metrics.insert("sampling/sampling_logp_difference/mean", entropy_mean(&differences));
+            metrics.insert("sampling/sampling_logp_difference/mean", mean(&differences));
             metrics.insert("sampling/sampling_logp_difference/max", f64::from(worst));
         }
         metrics.insert("num_tokens", tokens as f64);

@@ -102,6 +102,9 @@ impl<'a> Session<'a> {
             metrics.insert("step_time", seconds);
             if let Some(tokens) = metrics.get("num_tokens") {
                 metrics.insert("tokens_per_second", tokens / seconds);
+                // TRL's counter runs over the whole training.
+                self.cursor.num_tokens += tokens as u64;
+                metrics.insert("num_tokens", self.cursor.num_tokens as f64);
             }
             if let Some(gib) = peak_memory_gib() {
                 metrics.insert("memory/peak_gib", gib);

@@ -1,6 +1,6 @@
 //! One SFT step: cross-entropy on the answers' tokens, averaged over all of the step's.
 
-use super::step::{Trainee, entropy_mean};
+use super::step::{Trainee, mean};
 use crate::config::PackConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
@@ -31,7 +31,5 @@ pub fn accumulate(trainee: Trainee, rows: &[&EncodedRow], pack: &PackConfig) -> 
             Ok(vec![-1.0 / total as f32; now.logprobs.len()])
         })?;
     }
-    Ok([("loss", loss), ("entropy", entropy_mean(&entropies)), ("num_tokens", tokens as f64)]
-        .into_iter()
-        .collect())
+    Ok([("loss", loss), ("entropy", mean(&entropies)), ("num_tokens", tokens as f64)].into_iter().collect())
 }

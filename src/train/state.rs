@@ -22,6 +22,9 @@ pub struct Cursor {
     pub step: u64,
     /// Optimiser steps of all stages done.
     pub total_steps: u64,
+    /// Tokens trained on so far, a shared prompt counted once.
+    #[serde(default)]
+    pub num_tokens: u64,
     /// Updates in the optimiser's moments; `None` between stages, where there is no optimiser.
     pub optimizer_updates: Option<u64>,
     /// Evaluations for the final table.

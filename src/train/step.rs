@@ -36,6 +36,6 @@ impl Trainee<'_> {
 }
 
 /// Mean in f64; 0 of nothing.
-pub fn entropy_mean(entropies: &[f32]) -> f64 {
-    entropies.iter().map(|e| f64::from(*e)).sum::<f64>() / entropies.len().max(1) as f64
+pub fn mean(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len().max(1) as f64
 }
