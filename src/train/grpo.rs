@@ -153,9 +153,12 @@ impl GrpoStage<'_> {
         }
         let mut metrics = Metrics::default();
         metrics.insert("loss", loss);
-        metrics.insert("entropy", mean(&entropies));
         metrics.extend(sums.metrics());
-        if first_update {
+        // A step of dead groups only has computed nothing to take a mean of.
+        if !entropies.is_empty() {
+            metrics.insert("entropy", mean(&entropies));
+        }
+        if !differences.is_empty() {
             let worst = differences.iter().copied().fold(0f32, f32::max);
             metrics.insert("sampling/sampling_logp_difference/mean", mean(&differences));
             metrics.insert("sampling/sampling_logp_difference/max", f64::from(worst));
