@@ -3,13 +3,16 @@
 use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor};
 
 use super::gemm::{Mat, MatMut, Threads, Write, gemm, product};
-use super::{View, slice, slice_mut, tensor};
+use super::{View, few_rows, slice, slice_mut, tensor};
 use crate::error::Result;
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
+    if n <= few_rows::MAX_ROWS {
+        return tensor(few_rows::product(&x, &w, [n, h, o]), (n, o));
+    }
     let y = product(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), Threads::Pool);
     tensor(y, (n, o))
 }
@@ -18,6 +21,11 @@ pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
 pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
+    if n <= few_rows::MAX_ROWS {
+        let mut y = few_rows::product(&x, &w, [n, h, o]);
+        y.iter_mut().zip(View::new(residual_no)?.iter()).for_each(|(y, r)| *y += r);
+        return tensor(y, (n, o));
+    }
     let mut y = View::new(residual_no)?.to_vec();
     let out = MatMut { data: &mut y, row_stride: o };
     gemm(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), out, Write::Accumulate, Threads::Pool);
