@@ -1,5 +1,6 @@
 //! `rlvr bench step`: one GRPO step on random tokens, timed by phase.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -7,7 +8,6 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::algo::advantage::advantages;
-use crate::algo::loss::{Sequence, StepTotals, policy_loss};
 use crate::config::ActivationMemory;
 use crate::config::loss::LossConfig;
 use crate::config::optim::OptimConfig;
@@ -16,15 +16,16 @@ use crate::config::stages::ScaleRewards;
 use crate::error::Error;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
+use crate::model::tape::Tape;
 use crate::observe::peak_memory_gib;
 use crate::ops::attention::AttentionLayout;
 use crate::optim::adamw::AdamW;
-use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
-use crate::rollout::engine::{Engine, Request};
+use crate::rollout::engine::{Engine, Request, Rollouts, TapePolicy};
 use crate::text::StopTokens;
+use crate::train::policy::PolicyUpdate;
 use crate::train::step::Trainee;
-use crate::types::{Group, PackedBatch, Prompt};
+use crate::types::{Group, PackedBatch, Prompt, ScoredGroup};
 
 /// Time the work rlvr does, on this machine.
 #[derive(clap::Args)]
@@ -63,6 +64,9 @@ struct StepArgs {
     threads: usize,
     #[arg(long, default_value_t = 8192)]
     max_tokens_per_pack: usize,
+    /// Tokens whose activations the rollout keeps for the update; 0: the update computes its own forward pass.
+    #[arg(long, default_value_t = 8192)]
+    max_reused_tokens: usize,
     /// Keep all activations instead of computing blocks again in the backward pass.
     #[arg(long)]
     keep_activations: bool,
@@ -131,11 +135,10 @@ fn step(args: &StepArgs) -> Result<()> {
     super::use_threads(args.threads)?;
     let config = shape(&args.preset)?;
     let decoder = Decoder::random(config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
-    let gradients = decoder.zero_gradients()?;
+    let mut gradients = decoder.zero_gradients();
     let mut optimizer = AdamW::new(&decoder)?;
     let activations =
         if args.keep_activations { ActivationMemory::Keep } else { ActivationMemory::Recompute };
-    let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
     let mut phases = Vec::new();
     let mut work = Work::default();
     for step in 0..=args.steps {
@@ -148,18 +151,20 @@ fn step(args: &StepArgs) -> Result<()> {
             group_size: args.group_size,
             max_completion_tokens: args.new_tokens,
             max_tokens_per_pack: args.max_tokens_per_pack,
+            tape: TapePolicy { keep: activations.into(), max_tokens: args.max_reused_tokens },
             seed: 1,
             purpose: Purpose::Bench,
             step: step as u32,
         };
         let requests: Vec<Request> =
             prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
-        let (groups, timing) = engine.generate(&requests)?;
+        let Rollouts { groups, tapes, timing } = engine.generate(&requests)?;
         let mut now =
             Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
         let start = Instant::now();
-        gradients.clear()?;
-        work = update(&trainee, &groups, args)?;
+        gradients.clear();
+        let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
+        work = update(trainee, groups, tapes, args)?;
         now.update = start.elapsed().as_secs_f64();
         let start = Instant::now();
         optimizer.step(&decoder, &gradients, &OptimConfig::default(), 1e-6)?;
@@ -182,62 +187,61 @@ fn random_prompt(args: &StepArgs, config: &ModelConfig, step: usize, group: usiz
 struct Work {
     /// Tokens pushed through the blocks in one forward pass of the update, the shared prompt counted once.
     packed_tokens: usize,
-    /// FLOP of the update, recomputation not counted.
+    /// FLOP of the backward pass.
     update_flop: f64,
-    /// FLOP of prefill and decode.
+    /// FLOP of the forward pass, which the rollout computes: prompts once, completions token by token.
     rollout_flop: f64,
 }
 
-/// The GRPO update of [`crate::train::grpo`] on made-up rewards: half of each group right.
-fn update(trainee: &Trainee, groups: &[Group], args: &StepArgs) -> Result<Work> {
+/// A GRPO update on made-up rewards: half of each group right.
+fn update(
+    trainee: Trainee,
+    groups: Vec<Group>,
+    tapes: Vec<(Range<usize>, Tape)>,
+    args: &StepArgs,
+) -> Result<Work> {
     let rewards: Vec<f32> = (0..args.group_size).map(|i| (i % 2) as f32).collect();
-    let rewards: Vec<&[f32]> = groups.iter().map(|_| rewards.as_slice()).collect();
-    let advantages = advantages(&rewards, ScaleRewards::Group, 1e-6);
-    let sequences = groups.len() * args.group_size;
-    let totals = StepTotals {
-        sequences,
-        active_tokens: sequences * args.new_tokens,
+    let of_groups: Vec<&[f32]> = groups.iter().map(|_| rewards.as_slice()).collect();
+    let advantages = advantages(&of_groups, ScaleRewards::Group, 1e-6);
+    let work = Work::of(&trainee.decoder.config, &groups)?;
+    let groups: Vec<ScoredGroup> = groups
+        .into_iter()
+        .zip(advantages)
+        .map(|(group, advantages)| ScoredGroup { group, rewards: rewards.clone(), advantages })
+        .collect();
+    let update = PolicyUpdate {
+        loss: &LossConfig::default(),
+        kl_coef: 0.0,
+        temperature: 1.0,
         max_completion_tokens: args.new_tokens,
+        max_tokens_per_pack: args.max_tokens_per_pack,
+        reference: None,
     };
-    let config = &trainee.decoder.config;
-    // Every packed token costs each block weight 2 FLOP forward and 4 backward; so do target rows the head.
-    let head = (config.vocab_size * config.hidden_size) as f64;
-    let blocks = config.matmul_parameter_count() as f64 - head;
-    let pair = 4.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
-    let mut work = Work::default();
-    let size = args.prompt_tokens + args.group_size * args.new_tokens;
-    for run in runs(groups.iter().map(|_| size), args.max_tokens_per_pack) {
+    update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
+    Ok(work)
+}
+
+impl Work {
+    /// Every packed token costs each block weight 2 FLOP forward and 4 backward; so do target rows the head.
+    fn of(config: &ModelConfig, groups: &[Group]) -> Result<Self> {
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        let blocks = config.matmul_parameter_count() as f64 - head;
+        let pair = 4.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
         let mut batch = PackedBatch::default();
-        for group in &groups[run.clone()] {
+        for group in groups {
             let completions = group.rollouts.iter().map(|r| r.token_ids.as_slice());
             batch.push_group(&group.prompt.token_ids, completions);
         }
-        let pairs = AttentionLayout::new(&batch.segments)?.pairs() as f64;
-        let tokens = batch.tokens.len();
-        work.packed_tokens += tokens;
-        work.update_flop +=
-            6.0 * (blocks * tokens as f64 + head * batch.targets.len() as f64) + 3.0 * pair * pairs;
-        // The rollout computes the same forward once, prompt and completions, and a head row per token.
-        work.rollout_flop +=
-            2.0 * (blocks * tokens as f64 + head * batch.targets.len() as f64) + pair * pairs;
-        let advantages = &advantages[run];
-        trainee.pass(&batch, 1.0, |now| {
-            let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
-            let sequences: Vec<Sequence> = batch
-                .target_ranges()
-                .zip(advantages.iter().flatten())
-                .map(|(range, advantage)| Sequence {
-                    logps: &logps[range.clone()],
-                    old_logps: &logps[range],
-                    ref_logps: None,
-                    advantage: f64::from(*advantage),
-                })
-                .collect();
-            let out = policy_loss(&LossConfig::default(), 0.0, &sequences, &totals)?;
-            Ok(out.dloss_dlogp.iter().map(|d| *d as f32).collect())
-        })?;
+        let pairs = pair * AttentionLayout::new(&batch.segments)?.pairs() as f64;
+        let products = blocks * batch.tokens.len() as f64;
+        let head = head * batch.targets.len() as f64;
+        // Once forward, in the rollout, with a head row per token; then backward, with the head's rows once more.
+        Ok(Self {
+            packed_tokens: batch.tokens.len(),
+            rollout_flop: 2.0 * (products + head) + pairs,
+            update_flop: 4.0 * (products + head) + 2.0 * pairs,
+        })
     }
-    Ok(work)
 }
 
 fn report(args: &StepArgs, phases: &[Phases], work: Work) -> Result<()> {

@@ -92,6 +92,9 @@ pub struct PackConfig {
     /// Tokens whose keys and values are alive at once while sampling.
     pub max_rollout_tokens: usize,
     pub activations: ActivationMemory,
+    /// Tokens whose activations a rollout keeps for the update that follows, which then computes no forward pass
+    /// for them; 0 switches it off. What is kept of a token: see `activations`.
+    pub max_reused_tokens: usize,
 }
 
 /// `[checkpoint]`
@@ -136,6 +139,7 @@ impl Default for PackConfig {
             max_tokens_per_pack: 8192,
             max_rollout_tokens: 32768,
             activations: ActivationMemory::Recompute,
+            max_reused_tokens: 8192,
         }
     }
 }

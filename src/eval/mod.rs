@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks};
 use crate::rng::Purpose;
-use crate::rollout::engine::{Engine, Request};
+use crate::rollout::engine::{Engine, Request, TapePolicy};
 use crate::task::{Confusion, EvalReport, LabelId, Outcome, Task, Verdict};
 use crate::text::PromptEncoder;
 use crate::types::Rollout;
@@ -44,6 +44,7 @@ impl Evaluator<'_> {
             group_size: self.config.samples_per_prompt,
             max_completion_tokens: self.config.max_completion_tokens,
             max_tokens_per_pack: self.pack.max_rollout_tokens,
+            tape: TapePolicy::NONE,
             seed: self.seed,
             purpose: Purpose::Evaluation,
             step: at.step as u32,
@@ -58,7 +59,7 @@ impl Evaluator<'_> {
                 .enumerate()
                 .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (done + i) as u32 })
                 .collect();
-            let (groups, _) = engine.generate(&requests)?;
+            let groups = engine.generate(&requests)?.groups;
             for (row, group) in rows.iter().zip(groups) {
                 for rollout in &group.rollouts {
                     let judged = judge(self.task, self.encoder, row.gold, rollout)?;

@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::decoder::Gradients;
+use super::gradients::Gradients;
 use crate::error::Result;
 use crate::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use crate::ops::rope::{Direction, RopeTable};
@@ -36,19 +36,33 @@ pub struct Pass<'a> {
 }
 
 /// What the backward pass reads. The norms and the SwiGLU product are cheap and are computed again.
+#[derive(Clone)]
 pub struct Activations {
     /// Block input `[T, H]`
     pub x: Tensor,
-    q: Tensor,
+    pub q: Tensor,
     /// Rotated keys `[T, key/value width]`
     pub k: Tensor,
     pub v: Tensor,
-    attended: Tensor,
-    lse: Tensor,
+    pub attended: Tensor,
+    pub lse: Tensor,
     /// Input of the MLP half `[T, H]`
-    x_mid: Tensor,
-    gate: Tensor,
-    up: Tensor,
+    pub x_mid: Tensor,
+    pub gate: Tensor,
+    pub up: Tensor,
+}
+
+impl Activations {
+    /// All tensors, `[T, width]` each.
+    pub fn tensors(&self) -> [&Tensor; 9] {
+        let Self { x, q, k, v, attended, lse, x_mid, gate, up } = self;
+        [x, q, k, v, attended, lse, x_mid, gate, up]
+    }
+
+    /// The inverse of [`Self::tensors`].
+    pub fn from_tensors([x, q, k, v, attended, lse, x_mid, gate, up]: [Tensor; 9]) -> Self {
+        Self { x, q, k, v, attended, lse, x_mid, gate, up }
+    }
 }
 
 /// A block over borrowed weights.
@@ -72,9 +86,8 @@ impl Block<'_> {
     /// Norm, projections and rotation; shared by the packed pass and the decode step.
     pub fn project(&self, x: &Tensor, positions: &[u32], rope: &RopeTable, eps: f32) -> Result<Projected> {
         let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
-        let q = linear::forward(&normed, self.w(self.at.q))?;
-        let k = linear::forward(&normed, self.w(self.at.k))?;
-        let v = linear::forward(&normed, self.w(self.at.v))?;
+        let at = self.at;
+        let [q, k, v] = linear::forward_all(&normed, [self.w(at.q), self.w(at.k), self.w(at.v)])?;
         rope.rotate(&q, positions, Direction::Forward)?;
         rope.rotate(&k, positions, Direction::Forward)?;
         Ok(Projected { q, k, v })
@@ -84,8 +97,7 @@ impl Block<'_> {
     pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, [Tensor; 3])> {
         let x_mid = linear::forward_add(x, attended, self.w(self.at.o))?;
         let normed = rms_norm::forward(&x_mid, self.w(self.at.post_norm), eps)?;
-        let gate = linear::forward(&normed, self.w(self.at.gate))?;
-        let up = linear::forward(&normed, self.w(self.at.up))?;
+        let [gate, up] = linear::forward_all(&normed, [self.w(self.at.gate), self.w(self.at.up)])?;
         let y = linear::forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.w(self.at.down))?;
         Ok((y, [x_mid, gate, up]))
     }
@@ -101,26 +113,25 @@ impl Block<'_> {
 
     /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
     pub fn backward(&self, pass: Pass, a: Activations, dy: Tensor, gradients: &Gradients) -> Result<Tensor> {
-        let g = |index: usize| gradients.at(index);
         let eps = pass.eps;
         let at = self.at;
         // MLP half: y = x_mid + down(swiglu(gate(n2), up(n2))).
         let dact = linear::backward_input(&[(&dy, self.w(at.down))])?;
         let mlp = swiglu::backward(&a.gate, &a.up, &dact)?;
         drop((dact, a.gate, a.up));
-        linear::backward_weight(g(at.down), &dy, &mlp.act_nf)?;
+        gradients.add_product(at.down, &dy, &mlp.act_nf)?;
         let n2 = rms_norm::forward(&a.x_mid, self.w(at.post_norm), eps)?;
-        linear::backward_weight(g(at.gate), &mlp.dgate_nf, &n2)?;
-        linear::backward_weight(g(at.up), &mlp.dup_nf, &n2)?;
+        gradients.add_product(at.gate, &mlp.dgate_nf, &n2)?;
+        gradients.add_product(at.up, &mlp.dup_nf, &n2)?;
         drop(n2);
         let dn2 = linear::backward_input(&[(&mlp.dgate_nf, self.w(at.gate)), (&mlp.dup_nf, self.w(at.up))])?;
         drop(mlp);
         let norm = rms_norm::Input { x_nh: &a.x_mid, w_h: self.w(at.post_norm), eps };
-        rms_norm::backward(norm, &dn2, &dy, g(at.post_norm))?;
+        rms_norm::backward(norm, &dn2, &dy, gradients.at(at.post_norm)?)?;
         drop(dn2);
         // Attention half: x_mid = x + o(attention(rope(q(n1)), rope(k(n1)), v(n1))). dy now is dx_mid.
         let dout = linear::backward_input(&[(&dy, self.w(at.o))])?;
-        linear::backward_weight(g(at.o), &dy, &a.attended)?;
+        gradients.add_product(at.o, &dy, &a.attended)?;
         let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &a.q, k: &a.k, v: &a.v };
         let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
         let d = attention::backward(inputs, upstream)?;
@@ -128,12 +139,12 @@ impl Block<'_> {
         pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
         let n1 = rms_norm::forward(&a.x, self.w(at.input_norm), eps)?;
         for (weight, gradient) in [(at.q, &d.dq), (at.k, &d.dk), (at.v, &d.dv)] {
-            linear::backward_weight(g(weight), gradient, &n1)?;
+            gradients.add_product(weight, gradient, &n1)?;
         }
         let dn1 =
             linear::backward_input(&[(&d.dq, self.w(at.q)), (&d.dk, self.w(at.k)), (&d.dv, self.w(at.v))])?;
         let norm = rms_norm::Input { x_nh: &a.x, w_h: self.w(at.input_norm), eps };
-        rms_norm::backward(norm, &dn1, &dy, g(at.input_norm))?;
+        rms_norm::backward(norm, &dn1, &dy, gradients.at(at.input_norm)?)?;
         Ok(dy)
     }
 }

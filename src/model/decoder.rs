@@ -7,11 +7,14 @@ use rayon::prelude::*;
 
 use super::block::{Activations, Block, BlockParameters, Pass};
 use super::config::ModelConfig;
+use super::gradients::Gradients;
+use super::tape::TapedBlock;
+use crate::config::ActivationMemory;
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionLayout, Heads};
 use crate::ops::rope::RopeTable;
 use crate::ops::token_logprob::{self, TokenLogprobs};
-use crate::ops::{embedding, linear, rms_norm, sum_squares, zero};
+use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
@@ -34,8 +37,6 @@ pub struct Decoder {
 pub enum Keep {
     /// Final hidden states only: reference log-probs, evaluation.
     Nothing,
-    /// Keys and values: rollout prefill.
-    KeysAndValues,
     /// Block inputs; each block is computed again in the backward pass. Peak memory is one block's
     /// activations plus T x hidden x layers.
     Inputs,
@@ -43,44 +44,29 @@ pub enum Keep {
     Activations,
 }
 
-enum Kept {
+impl From<ActivationMemory> for Keep {
+    fn from(memory: ActivationMemory) -> Self {
+        match memory {
+            ActivationMemory::Recompute => Self::Inputs,
+            ActivationMemory::Keep => Self::Activations,
+        }
+    }
+}
+
+/// One block's part of what a forward pass kept.
+pub(super) enum Kept {
     Input(Tensor),
     Activations(Box<Activations>),
+    /// Rows of a rollout, brought together when the backward pass reaches the block.
+    Taped(TapedBlock),
 }
 
 /// A finished forward pass over one packed batch.
 pub struct Forward {
     /// Before the final norm. `[T, H]`
     pub hidden: Tensor,
-    /// Rotated keys and values of each layer, `[T, key/value width]`; empty unless kept.
-    pub keys_and_values: Vec<(Tensor, Tensor)>,
-    kept: Vec<Kept>,
-    layout: AttentionLayout,
-}
-
-/// Gradients of every parameter, in parameter order; backward passes add to them.
-pub struct Gradients {
-    tensors: Vec<Tensor>,
-}
-
-impl Gradients {
-    pub fn at(&self, index: usize) -> &Tensor {
-        &self.tensors[index]
-    }
-
-    pub fn tensors(&self) -> &[Tensor] {
-        &self.tensors
-    }
-
-    /// All zero again, for the next optimiser step.
-    pub fn clear(&self) -> Result<()> {
-        self.tensors.iter().try_for_each(zero)
-    }
-
-    /// L2 norm over all parameters.
-    pub fn norm(&self) -> Result<f64> {
-        Ok(self.tensors.iter().map(sum_squares).sum::<Result<f64>>()?.sqrt())
-    }
+    pub(super) kept: Vec<Kept>,
+    pub(super) layout: AttentionLayout,
 }
 
 /// Sequences' target log-probs and what they were computed from.
@@ -188,9 +174,9 @@ impl Decoder {
         self.names.iter().map(String::as_str).zip(&self.weights)
     }
 
-    pub fn zero_gradients(&self) -> Result<Gradients> {
-        let tensors = self.weights.iter().map(|w| Ok(w.zeros_like()?)).collect::<Result<_>>()?;
-        Ok(Gradients { tensors })
+    /// No gradient yet, for every parameter.
+    pub fn zero_gradients(&self) -> Gradients {
+        Gradients::new(&self.weights)
     }
 
     fn eps(&self) -> f32 {
@@ -207,24 +193,31 @@ impl Decoder {
 
     /// Hidden states of every token of the batch.
     pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
+        self.forward_with(batch, |_, a| match keep {
+            Keep::Nothing => None,
+            Keep::Inputs => Some(Kept::Input(a.x)),
+            Keep::Activations => Some(Kept::Activations(Box::new(a))),
+        })
+    }
+
+    /// As [`Self::forward`]; `visit` sees each layer's activations and says what to keep of them.
+    pub(super) fn forward_with(
+        &self,
+        batch: &PackedBatch,
+        mut visit: impl FnMut(usize, Activations) -> Option<Kept>,
+    ) -> Result<Forward> {
         let layout = AttentionLayout::new(&batch.segments)?;
         if layout.tokens() != batch.tokens.len() || batch.positions.len() != batch.tokens.len() {
             return Err(Error::Compute("packed batch: segments, tokens and positions disagree".into()));
         }
         let mut x = embedding::gather(&self.weights[self.embedding], &rows(&batch.tokens))?;
         let mut kept = Vec::new();
-        let mut keys_and_values = Vec::new();
         for layer in 0..self.blocks.len() {
             let (y, a) = self.block(layer).forward(self.pass(&layout, &batch.positions), x)?;
-            match keep {
-                Keep::Nothing => {}
-                Keep::KeysAndValues => keys_and_values.push((a.k, a.v)),
-                Keep::Inputs => kept.push(Kept::Input(a.x)),
-                Keep::Activations => kept.push(Kept::Activations(Box::new(a))),
-            }
+            kept.extend(visit(layer, a));
             x = y;
         }
-        Ok(Forward { hidden: x, keys_and_values, kept, layout })
+        Ok(Forward { hidden: x, kept, layout })
     }
 
     /// Log-probabilities of the targets, `[targets]`; the LM head runs on their rows only.
@@ -247,7 +240,7 @@ impl Decoder {
         dlogprobs: &[f32],
         gradients: &Gradients,
     ) -> Result<()> {
-        let Forward { hidden, kept, layout, .. } = forward;
+        let Forward { hidden, kept, layout } = forward;
         if kept.len() != self.blocks.len() {
             return Err(Error::Compute("backward needs a forward pass that kept inputs".into()));
         }
@@ -259,9 +252,9 @@ impl Decoder {
             let normed = rms_norm::forward(&raw, norm.w_h, norm.eps)?;
             let tokens = self.target_tokens(targets)?;
             let inputs = self.head_inputs(&normed, &tokens, temperature);
-            let dnormed = token_logprob::backward(inputs, dlogprobs, gradients.at(self.head))?;
+            let dnormed = token_logprob::backward(inputs, dlogprobs, gradients.at(self.head)?)?;
             let draw = raw.zeros_like()?;
-            rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm))?;
+            rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm)?)?;
             let target_rows: Vec<usize> = targets.iter().map(|t| t.row).collect();
             embedding::scatter_add(&dx, &target_rows, &draw)?;
         }
@@ -273,10 +266,15 @@ impl Decoder {
             let activations = match kept {
                 Kept::Input(x) => block.forward(pass, x)?.1,
                 Kept::Activations(a) => *a,
+                Kept::Taped(taped) => match taped.gather()? {
+                    Kept::Input(x) => block.forward(pass, x)?.1,
+                    Kept::Activations(a) => *a,
+                    Kept::Taped(_) => return Err(Error::Compute("a taped block holds a tape".into())),
+                },
             };
             dx = block.backward(pass, activations, dx, gradients)?;
         }
-        embedding::scatter_add(gradients.at(self.embedding), &rows(&batch.tokens), &dx)
+        embedding::scatter_add(gradients.at(self.embedding)?, &rows(&batch.tokens), &dx)
     }
 
     /// Logits of hidden rows `[R, H]` -> `[R, V]`: decode steps only, a few rows.

@@ -2,11 +2,13 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::decoder::{Decoder, Forward};
+use super::block::{Activations, Projected};
+use super::decoder::{Decoder, Keep};
+use super::tape::{Recording, Tape};
 use crate::error::Result;
-use crate::ops::attention::Heads;
 use crate::ops::decode_attention::{self, Cache, Own, SharedPrefix};
 use crate::ops::embedding;
+use crate::types::PackedBatch;
 
 /// One layer's keys and values.
 struct Layer {
@@ -21,6 +23,7 @@ struct Layer {
 pub struct KvCache {
     layers: Vec<Layer>,
     capacity: usize,
+    tape: Option<Tape>,
 }
 
 /// The rows of one decode step. All completions of a batch advance together, so they have equal length.
@@ -39,29 +42,51 @@ pub struct DecodeStep<'a> {
 }
 
 impl KvCache {
-    /// Takes the prompts' keys and values from a prefill that kept them; room for `sequences` completions of up
-    /// to `capacity` tokens.
-    pub fn new(prefill: Forward, heads: Heads, sequences: usize, capacity: usize) -> Result<Self> {
-        let shape = (sequences, capacity, heads.key_value_width());
-        let own = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
-        let layers = prefill
-            .keys_and_values
-            .into_iter()
-            .map(|(prefix_k, prefix_v)| Ok(Layer { prefix_k, prefix_v, own_k: own()?, own_v: own()? }));
-        Ok(Self { layers: layers.collect::<Result<_>>()?, capacity })
+    /// The tape of the rollout, when one was recorded.
+    pub fn into_tape(self) -> Option<Tape> {
+        self.tape
     }
 }
 
 impl Decoder {
+    /// Runs the prompts, a segment each: their hidden states `[T, H]`, and a cache with room for
+    /// `recording.group_size` completions a prompt of up to `recording.capacity` tokens.
+    pub fn prefill(&self, batch: &PackedBatch, recording: Recording) -> Result<(Tensor, KvCache)> {
+        let sequences = batch.segments.len() * recording.group_size;
+        let shape = (sequences, recording.capacity, self.heads().key_value_width());
+        let own = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let (mut prefixes, mut kept) = (Vec::new(), Vec::new());
+        let hidden = self
+            .forward_with(batch, |_, a| {
+                prefixes.push((a.k.clone(), a.v.clone()));
+                match recording.keep {
+                    Keep::Nothing => {}
+                    Keep::Inputs => kept.push(vec![a.x]),
+                    Keep::Activations => kept.push(a.tensors().map(Tensor::clone).into()),
+                }
+                None
+            })?
+            .hidden;
+        let layers = prefixes
+            .into_iter()
+            .map(|(prefix_k, prefix_v)| Ok(Layer { prefix_k, prefix_v, own_k: own()?, own_v: own()? }))
+            .collect::<Result<_>>()?;
+        let tape = match recording.keep {
+            Keep::Nothing => None,
+            _ => Some(Tape::new(kept, hidden.clone(), &batch.segments, recording)?),
+        };
+        Ok((hidden, KvCache { layers, capacity: recording.capacity, tape }))
+    }
+
     /// Hidden states of one new token per row, `[R, H]`; their keys and values join the cache.
     pub fn decode(&self, cache: &KvCache, step: DecodeStep) -> Result<Tensor> {
         let heads = self.heads();
         let eps = self.config.rms_norm_eps as f32;
         let slots: Vec<usize> = step.sequences.iter().map(|s| s * cache.capacity + step.cached).collect();
         let mut x = self.embed(step.tokens)?;
-        for (block, layer) in self.layers().zip(&cache.layers) {
-            let projected = block.project(&x, step.positions, self.rope(), eps)?;
-            for (own, new) in [(&layer.own_k, &projected.k), (&layer.own_v, &projected.v)] {
+        for (index, (block, layer)) in self.layers().zip(&cache.layers).enumerate() {
+            let Projected { q, k, v } = block.project(&x, step.positions, self.rope(), eps)?;
+            for (own, new) in [(&layer.own_k, &k), (&layer.own_v, &v)] {
                 embedding::scatter(&own.flatten(0, 1)?, &slots, new)?;
             }
             let read = Cache {
@@ -71,8 +96,15 @@ impl Decoder {
                 own_v: &layer.own_v,
             };
             let own = Own { sequences: step.sequences, len: step.cached + 1 };
-            let attended = decode_attention::forward(heads, &projected.q, read, step.prefixes, own)?;
-            x = block.finish(&x, &attended, eps)?.0;
+            let (attended, lse) = decode_attention::forward(heads, &q, read, step.prefixes, own)?;
+            let (y, [x_mid, gate, up]) = block.finish(&x, &attended, eps)?;
+            if let Some(tape) = &cache.tape {
+                tape.record(index, &slots, &Activations { x, q, k, v, attended, lse, x_mid, gate, up })?;
+            }
+            x = y;
+        }
+        if let Some(tape) = &cache.tape {
+            tape.record_hidden(&slots, &x)?;
         }
         Ok(x)
     }

@@ -7,5 +7,7 @@ pub mod decoder;
 pub mod gguf;
 mod gguf_header;
 mod gguf_tokenizer;
+pub mod gradients;
 pub mod kv_cache;
+pub mod tape;
 pub mod weights;

@@ -5,8 +5,8 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::attention::Heads;
-use super::gemm::{Mat, MatMut, Threads, Write, gemm};
-use super::simd::{dot, exp_scaled_in_place, max, vectorize};
+use super::few_rows::{LANES, Lanes, Rows, add_weighted_rows, columns, dot_rows};
+use super::simd::{dot, exp, vectorize};
 use super::{View, tensor};
 use crate::error::Result;
 
@@ -39,80 +39,153 @@ pub struct Own<'a> {
     pub len: usize,
 }
 
-/// `q: [R, query heads * dim]` -> same shape. Row `r` belongs to sequence `sequences[r]` of the own cache and
-/// sees the first `own_len` positions there.
+/// `q: [R, query heads * dim]` -> the same shape, and the log-sum-exp of the scaled scores `[R, query heads]`.
+/// Row `r` belongs to sequence `sequences[r]` of the own cache and sees the first `len` positions there.
 pub fn forward(
     heads: Heads,
     q: &Tensor,
     cache: Cache,
     prefixes: &[SharedPrefix],
     own: Own,
-) -> Result<Tensor> {
+) -> Result<(Tensor, Tensor)> {
     let (n, width) = q.dims2()?;
-    let (_, capacity, kv_width) = cache.own_k.dims3()?;
-    let q_view = View::new(q)?;
-    let (pk, pv) = (View::new(cache.prefix_k)?, View::new(cache.prefix_v)?);
-    let (ok, ov) = (View::new(cache.own_k)?, View::new(cache.own_v)?);
-    let share = heads.sharing();
+    let (_, capacity, _) = cache.own_k.dims3()?;
+    let views = [q, cache.prefix_k, cache.prefix_v, cache.own_k, cache.own_v].map(View::new);
+    let [q, prefix_k, prefix_v, own_k, own_v] = views;
+    let (q, prefix_k, prefix_v, own_k, own_v) = (q?, prefix_k?, prefix_v?, own_k?, own_v?);
+    let slices =
+        Slices { heads, own, capacity, q: &q, prefix: [&prefix_k, &prefix_v], completion: [&own_k, &own_v] };
     let mut first_row = 0;
     let mut tasks = Vec::new();
     for prefix in prefixes {
-        tasks.extend((0..heads.key_value).map(|kv| (*prefix, first_row, kv)));
+        for kv in 0..heads.key_value {
+            // Query heads that share a key/value head are rows of one matrix.
+            let count = prefix.rows * heads.sharing();
+            tasks.extend((0..count).step_by(LANES).map(|first| Task {
+                prefix: *prefix,
+                first_row,
+                kv,
+                queries: (first, LANES.min(count - first)),
+            }));
+        }
         first_row += prefix.rows;
     }
-    // Each task gives `[rows, sharing heads * dim]` of its key/value head.
-    let parts: Vec<Vec<f32>> = tasks
-        .par_iter()
-        .with_max_len(1)
-        .map(|&(prefix, first_row, kv)| {
-            let dim = heads.dim;
-            let span = share * dim;
-            // The queries of all rows and of all heads that share this key/value head, as one matrix.
-            let mut queries = Vec::with_capacity(prefix.rows * span);
-            for r in first_row..first_row + prefix.rows {
-                queries.extend_from_slice(&q_view[r * width + kv * span..r * width + (kv + 1) * span]);
-            }
-            let keys = prefix.len + own.len;
-            let m = prefix.rows * share;
-            let mut scores = vec![0f32; m * keys];
-            let at = prefix.start * kv_width + kv * dim;
-            let key_mat = Mat::strided(&pk[at..], prefix.len, dim, kv_width).t();
-            let out = MatMut { data: &mut scores, row_stride: keys };
-            gemm(Mat::row_major(&queries, m, dim), key_mat, out, Write::Overwrite, Threads::One);
-            let own_at =
-                |r: usize, i: usize| (own.sequences[first_row + r] * capacity + i) * kv_width + kv * dim;
-            let mut result = vec![0f32; m * dim];
-            vectorize(|| {
-                for (j, row) in scores.chunks_exact_mut(keys).enumerate() {
-                    let query = &queries[j * dim..(j + 1) * dim];
-                    for i in 0..own.len {
-                        let at = own_at(j / share, i);
-                        row[prefix.len + i] = dot(query, &ok[at..at + dim]);
-                    }
-                    let shift = max(row) * heads.scale();
-                    let inverse = 1.0 / exp_scaled_in_place(row, heads.scale(), shift);
-                    row.iter_mut().for_each(|p| *p *= inverse);
-                    let out = &mut result[j * dim..(j + 1) * dim];
-                    for i in 0..own.len {
-                        let (p, at) = (row[prefix.len + i], own_at(j / share, i));
-                        out.iter_mut().zip(&ov[at..at + dim]).for_each(|(o, v)| *o += p * v);
-                    }
-                }
-            });
-            let p = Mat::strided(&scores, m, prefix.len, keys);
-            let v = Mat::strided(&pv[at..], prefix.len, dim, kv_width);
-            let out = MatMut { data: &mut result, row_stride: dim };
-            gemm(p, v, out, Write::Accumulate, Threads::One);
-            result
-        })
-        .collect();
-    let mut out = vec![0f32; n * width];
-    for (&(prefix, first_row, kv), part) in tasks.iter().zip(&parts) {
-        let span = share * heads.dim;
-        for r in 0..prefix.rows {
-            let at = (first_row + r) * width + kv * span;
-            out[at..at + span].copy_from_slice(&part[r * span..(r + 1) * span]);
+    let parts: Vec<Part> = tasks.par_iter().with_max_len(1).map(|task| slices.attend(task)).collect();
+    let (mut out, mut lse) = (vec![0f32; n * width], vec![0f32; n * heads.query]);
+    for (task, part) in tasks.iter().zip(&parts) {
+        for lane in 0..task.queries.1 {
+            let (row, head) = task.query(heads, lane);
+            let out = &mut out[row * width + head * heads.dim..][..heads.dim];
+            out.iter_mut().zip(&part.out).for_each(|(out, lanes)| *out = lanes[lane]);
+            lse[row * heads.query + head] = part.lse[lane];
         }
     }
-    tensor(out, (n, width))
+    Ok((tensor(out, (n, width))?, tensor(lse, (n, heads.query))?))
+}
+
+/// Up to 16 queries that read the same keys and values.
+struct Task {
+    prefix: SharedPrefix,
+    /// First query row of the group.
+    first_row: usize,
+    kv: usize,
+    /// First and number among the group's rows times sharing heads.
+    queries: (usize, usize),
+}
+
+impl Task {
+    /// Row and query head of a lane.
+    fn query(&self, heads: Heads, lane: usize) -> (usize, usize) {
+        let query = self.queries.0 + lane;
+        (self.first_row + query / heads.sharing(), self.kv * heads.sharing() + query % heads.sharing())
+    }
+}
+
+struct Part {
+    /// `[dim]`
+    out: Vec<Lanes>,
+    lse: Lanes,
+}
+
+struct Slices<'a> {
+    heads: Heads,
+    own: Own<'a>,
+    capacity: usize,
+    q: &'a [f32],
+    /// Keys and values.
+    prefix: [&'a [f32]; 2],
+    completion: [&'a [f32]; 2],
+}
+
+impl Slices<'_> {
+    /// Own keys (0) or values (1) of a lane at position `i`.
+    fn own_row(&self, which: usize, task: &Task, lane: usize, i: usize) -> &[f32] {
+        let (row, _) = task.query(self.heads, lane);
+        let slot = self.own.sequences[row] * self.capacity + i;
+        let at = slot * self.heads.key_value_width() + task.kv * self.heads.dim;
+        &self.completion[which][at..at + self.heads.dim]
+    }
+
+    fn attend(&self, task: &Task) -> Part {
+        let heads = self.heads;
+        let (dim, kv_width) = (heads.dim, heads.key_value_width());
+        let lanes = task.queries.1;
+        let query = |lane: usize| {
+            let (row, head) = task.query(heads, lane);
+            let at = row * heads.query_width() + head * dim;
+            &self.q[at..at + dim]
+        };
+        let prefix_rows = |which: usize| Rows {
+            data: &self.prefix[which][task.prefix.start * kv_width + task.kv * dim..],
+            count: task.prefix.len,
+            stride: kv_width,
+        };
+        let queries = columns((0..lanes).map(query), dim);
+        let mut scores = vec![[f32::NEG_INFINITY; LANES]; task.prefix.len + self.own.len];
+        dot_rows(prefix_rows(0), &queries, &mut scores[..task.prefix.len]);
+        vectorize(|| {
+            for i in 0..self.own.len {
+                let scores = &mut scores[task.prefix.len + i];
+                for lane in 0..lanes {
+                    scores[lane] = dot(query(lane), self.own_row(0, task, lane, i));
+                }
+            }
+        });
+        let (sums, shift) = vectorize(|| softmax_weights(&mut scores, heads.scale()));
+        let mut out = vec![[0f32; LANES]; dim];
+        add_weighted_rows(prefix_rows(1), &scores, &mut out);
+        let mut lse = [0f32; LANES];
+        vectorize(|| {
+            for i in 0..self.own.len {
+                let p = &scores[task.prefix.len + i];
+                for lane in 0..lanes {
+                    let v = self.own_row(1, task, lane, i);
+                    out.iter_mut().zip(v).for_each(|(out, v)| out[lane] += p[lane] * v);
+                }
+            }
+            for out in &mut out {
+                (0..LANES).for_each(|j| out[j] /= sums[j]);
+            }
+            (0..LANES).for_each(|j| lse[j] = shift[j] + sums[j].ln());
+        });
+        Part { out, lse }
+    }
+}
+
+/// `scores <- exp(scale * scores - shift)` with `shift` each lane's largest; returns each lane's sum and shift.
+#[inline(always)]
+fn softmax_weights(scores: &mut [Lanes], scale: f32) -> (Lanes, Lanes) {
+    let mut shift = [f32::NEG_INFINITY; LANES];
+    for row in &*scores {
+        (0..LANES).for_each(|j| shift[j] = shift[j].max(row[j]));
+    }
+    (0..LANES).for_each(|j| shift[j] *= scale);
+    let mut sums = [0f32; LANES];
+    for row in scores {
+        for j in 0..LANES {
+            row[j] = exp(row[j] * scale - shift[j]);
+            sums[j] += row[j];
+        }
+    }
+    (sums, shift)
 }

@@ -1,6 +1,7 @@
 //! Rows of a matrix by index, and their gradient.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
+use rayon::prelude::*;
 
 use super::gemm::Write;
 use super::{View, slice, slice_mut, tensor};
@@ -22,6 +23,33 @@ pub fn gather(table_vh: &Tensor, rows: &[usize]) -> Result<Tensor> {
         out.extend_from_slice(&table[row * h..(row + 1) * h]);
     }
     tensor(out, (rows.len(), h))
+}
+
+/// `len` rows from row `start` of one of two matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowRun {
+    /// Which matrix.
+    pub part: usize,
+    pub start: usize,
+    pub len: usize,
+}
+
+/// Runs of rows of two matrices of one width, one below the other: `[sum of len, W]`.
+pub fn gather_runs(parts: [&Tensor; 2], runs: &[RowRun]) -> Result<Tensor> {
+    let width = parts[0].dim(1)?;
+    let views = [View::new(parts[0])?, View::new(parts[1])?];
+    let rows: usize = runs.iter().map(|run| run.len).sum();
+    let mut out = vec![0f32; rows * width];
+    let mut rest = out.as_mut_slice();
+    let mut copies = Vec::new();
+    for run in runs {
+        let from = &views[run.part][run.start * width..(run.start + run.len) * width];
+        let (to, after) = rest.split_at_mut(from.len());
+        rest = after;
+        copies.extend(to.chunks_mut(1 << 16).zip(from.chunks(1 << 16)));
+    }
+    copies.into_par_iter().for_each(|(to, from)| to.copy_from_slice(from));
+    tensor(out, (rows, width))
 }
 
 /// `table_vh[rows[i]] += values_nh[i]`, in place, in the order of `rows`, so that the sum is reproducible.

@@ -4,17 +4,37 @@ use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor};
 
 use super::gemm::{Mat, MatMut, Threads, Write, gemm, product};
 use super::{View, few_rows, slice, slice_mut, tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
     if n <= few_rows::MAX_ROWS {
-        return tensor(few_rows::product(&x, &w, [n, h, o]), (n, o));
+        let [y] = few_rows::products(&x, [n, h], [&w]);
+        return tensor(y, (n, o));
     }
     let y = product(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), Threads::Pool);
     tensor(y, (n, o))
+}
+
+/// [`forward`] for layers that read the same input.
+pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let (n, h) = x_nh.dims2()?;
+    let mut all = Vec::with_capacity(N);
+    if n <= few_rows::MAX_ROWS {
+        let x = View::new(x_nh)?;
+        let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
+        let y = few_rows::products::<N>(&x, [n, h], std::array::from_fn(|i| &*views[i]));
+        for (y, w) in y.into_iter().zip(w_oh) {
+            all.push(tensor(y, (n, w.dim(0)?))?);
+        }
+    } else {
+        for w in w_oh {
+            all.push(forward(x_nh, w)?);
+        }
+    }
+    all.try_into().map_err(|_| Error::Compute("forward_all: one result a weight".into()))
 }
 
 /// `residual_no + x_nh W^T`, `[N, O]`: the residual sum costs no pass of its own.
@@ -22,7 +42,7 @@ pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
     if n <= few_rows::MAX_ROWS {
-        let mut y = few_rows::product(&x, &w, [n, h, o]);
+        let [mut y] = few_rows::products(&x, [n, h], [&w]);
         y.iter_mut().zip(View::new(residual_no)?.iter()).for_each(|(y, r)| *y += r);
         return tensor(y, (n, o));
     }
@@ -35,7 +55,7 @@ pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result
 /// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`
 pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let Some(((first_dy, first_w), rest)) = pairs.split_first() else {
-        return Err(crate::error::Error::Compute("backward_input needs at least one layer".into()));
+        return Err(Error::Compute("backward_input needs at least one layer".into()));
     };
     let ((n, o), (_, h)) = (first_dy.dims2()?, first_w.dims2()?);
     let mut dx = {
@@ -49,6 +69,13 @@ pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
         gemm(Mat::row_major(&dy, n, o), Mat::row_major(&w, o, h), out, Write::Accumulate, Threads::Pool);
     }
     tensor(dx, (n, h))
+}
+
+/// `dy^T x`, `[O, H]`: the weight gradient of the first batch, written without a pass of zeros.
+pub fn weight_gradient(dy_no: &Tensor, x_nh: &Tensor) -> Result<Tensor> {
+    let ((n, o), (_, h)) = (dy_no.dims2()?, x_nh.dims2()?);
+    let (dy, x) = (View::new(dy_no)?, View::new(x_nh)?);
+    tensor(product(Mat::row_major(&dy, n, o).t(), Mat::row_major(&x, n, h), Threads::Pool), (o, h))
 }
 
 /// `dw_oh += dy^T x`, in place, accumulating over micro-batches without an extra pass.

@@ -9,7 +9,7 @@ pub mod adamw;
 pub mod attention;
 pub mod decode_attention;
 pub mod embedding;
-mod few_rows;
+pub mod few_rows;
 pub mod gemm;
 pub mod linear;
 pub mod rms_norm;

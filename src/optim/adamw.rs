@@ -4,7 +4,8 @@ use candle_core::Tensor;
 
 use crate::config::optim::OptimConfig;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, Gradients};
+use crate::model::decoder::Decoder;
+use crate::model::gradients::Gradients;
 use crate::ops::adamw::{Update, update};
 
 /// Moments in f32, one pair a parameter, in parameter order.
@@ -34,10 +35,9 @@ impl AdamW {
     ) -> Result<f64> {
         let grad_norm = gradients.norm()?;
         if !grad_norm.is_finite() {
-            let culprit = decoder
-                .parameters()
-                .zip(gradients.tensors())
-                .find(|(_, g)| !crate::ops::sum_squares(g).is_ok_and(f64::is_finite));
+            let culprit = decoder.parameters().zip(gradients.tensors()).find(|(_, g)| {
+                !g.as_ref().is_ok_and(|g| crate::ops::sum_squares(g).is_ok_and(f64::is_finite))
+            });
             let name = culprit.map_or("all weights together", |((name, _), _)| name);
             return Err(Error::Diverged {
                 step: self.step + 1,
@@ -61,7 +61,7 @@ impl AdamW {
         for (((_, weight), gradient), (first, second)) in
             decoder.parameters().zip(gradients.tensors()).zip(moments)
         {
-            update(weight, gradient, first, second, &numbers)?;
+            update(weight, gradient?, first, second, &numbers)?;
         }
         Ok(grad_norm)
     }

@@ -1,5 +1,6 @@
 //! The rollout engine: prefill packs prompts, decode advances all their completions one token at a time.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -8,7 +9,8 @@ use super::sampling::{Sampled, sample};
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::{Decoder, Keep};
-use crate::model::kv_cache::{DecodeStep, KvCache};
+use crate::model::kv_cache::DecodeStep;
+use crate::model::tape::{Recording, Tape};
 use crate::ops::View;
 use crate::ops::decode_attention::SharedPrefix;
 use crate::ops::embedding;
@@ -28,6 +30,8 @@ pub struct Engine<'a> {
     pub max_completion_tokens: usize,
     /// Bounds the tokens whose keys and values are alive at once.
     pub max_tokens_per_pack: usize,
+    /// Kept for the update, on-policy: what of each pack, while the packs kept so far are within this many tokens.
+    pub tape: TapePolicy,
     pub seed: u64,
     pub purpose: Purpose,
     /// Optimiser step, part of every draw's key.
@@ -39,6 +43,26 @@ pub struct Engine<'a> {
 pub struct Request<'a> {
     pub prompt: &'a Prompt,
     pub sample_id: u32,
+}
+
+/// What of a rollout stays alive for the update's backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct TapePolicy {
+    pub keep: Keep,
+    pub max_tokens: usize,
+}
+
+impl TapePolicy {
+    pub const NONE: Self = Self { keep: Keep::Nothing, max_tokens: 0 };
+}
+
+/// Groups in the order of their requests.
+#[derive(Default)]
+pub struct Rollouts {
+    pub groups: Vec<Group>,
+    /// The tape of the groups of a range.
+    pub tapes: Vec<(Range<usize>, Tape)>,
+    pub timing: Timing,
 }
 
 /// Seconds spent in each phase, summed over packs.
@@ -53,7 +77,7 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// A prompt that leaves no room for `max_completion_tokens` within the model's positions.
-    pub fn generate(&self, requests: &[Request]) -> Result<(Vec<Group>, Timing)> {
+    pub fn generate(&self, requests: &[Request]) -> Result<Rollouts> {
         for request in requests {
             let longest = request.prompt.token_ids.len() + self.max_completion_tokens;
             if request.prompt.token_ids.is_empty() || longest > self.decoder.max_positions() {
@@ -70,25 +94,41 @@ impl Engine<'_> {
             }
         }
         let size = |r: &Request| r.prompt.token_ids.len() + self.group_size * self.max_completion_tokens;
-        let mut groups = Vec::with_capacity(requests.len());
-        let mut timing = Timing::default();
+        let mut rollouts = Rollouts::default();
+        let mut taped_tokens = 0;
         for run in runs(requests.iter().map(size), self.max_tokens_per_pack) {
-            groups.extend(self.generate_pack(&requests[run], &mut timing)?);
+            let tokens: usize = requests[run.clone()].iter().map(size).sum();
+            let keep = match taped_tokens + tokens <= self.tape.max_tokens {
+                true => self.tape.keep,
+                false => Keep::Nothing,
+            };
+            let tape = self.generate_pack(&requests[run.clone()], keep, &mut rollouts)?;
+            if let Some(tape) = tape {
+                taped_tokens += tokens;
+                rollouts.tapes.push((run, tape));
+            }
         }
-        Ok((groups, timing))
+        Ok(rollouts)
     }
 
-    fn generate_pack(&self, requests: &[Request], timing: &mut Timing) -> Result<Vec<Group>> {
+    fn generate_pack(
+        &self,
+        requests: &[Request],
+        keep: Keep,
+        collected: &mut Rollouts,
+    ) -> Result<Option<Tape>> {
         let start = Instant::now();
         let batch = prompts_batch(requests);
-        let prefill = self.decoder.forward(&batch, Keep::KeysAndValues)?;
+        let capacity = self.max_completion_tokens;
+        let recording = Recording { keep, group_size: self.group_size, capacity };
+        let (hidden, cache) = self.decoder.prefill(&batch, recording)?;
         let last_rows: Vec<usize> = batch.segments.iter().map(|s| s.start + s.len - 1).collect();
-        let first_logits = self.decoder.logits(&embedding::gather(&prefill.hidden, &last_rows)?)?;
-        timing.prefill_seconds += start.elapsed().as_secs_f64();
+        let first_logits = self.decoder.logits(&embedding::gather(&hidden, &last_rows)?)?;
+        drop(hidden);
+        collected.timing.prefill_seconds += start.elapsed().as_secs_f64();
 
         let start = Instant::now();
         let sequences = requests.len() * self.group_size;
-        let cache = KvCache::new(prefill, self.decoder.heads(), sequences, self.max_completion_tokens)?;
         let mut rollouts: Vec<Rollout> = (0..sequences)
             .map(|_| Rollout { token_ids: Vec::new(), logprobs: Vec::new(), finish: FinishReason::Length })
             .collect();
@@ -137,13 +177,14 @@ impl Engine<'_> {
             let logits = View::new(&logits)?;
             drawn = self.draw(requests, &active, t as u32 + 1, |i| &logits[i * vocab..(i + 1) * vocab]);
         }
-        timing.decode_seconds += start.elapsed().as_secs_f64();
+        collected.timing.decode_seconds += start.elapsed().as_secs_f64();
         let mut rollouts = rollouts.into_iter();
         let group = |request: &Request| Group {
             prompt: request.prompt.clone(),
             rollouts: rollouts.by_ref().take(self.group_size).collect(),
         };
-        Ok(requests.iter().map(group).collect())
+        collected.groups.extend(requests.iter().map(group));
+        Ok(cache.into_tape())
     }
 
     /// One token for every active sequence; `row(i)` are the logits of the i-th.

@@ -1,23 +1,23 @@
 //! One GRPO step: sample groups, judge, turn rewards into advantages, learn.
 
+use std::ops::Range;
 use std::time::Instant;
 
-use super::step::{Trainee, mean};
+use super::policy::PolicyUpdate;
 use crate::algo::advantage::{RewardSummary, advantages};
-use crate::algo::loss::{LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::PackConfig;
 use crate::config::stages::GrpoConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
 use crate::eval::judge;
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::model::decoder::Decoder;
+use crate::model::tape::Tape;
 use crate::observe::{Metrics, SampleRecord};
-use crate::pack::runs;
 use crate::rng::Purpose;
-use crate::rollout::engine::{Engine, Request, Timing};
+use crate::rollout::engine::{Engine, Request, Rollouts, TapePolicy, Timing};
 use crate::task::{Confusion, Outcome, Task};
 use crate::text::PromptEncoder;
-use crate::types::{FinishReason, Group, PackedBatch, ScoredGroup};
+use crate::types::{FinishReason, Group, ScoredGroup};
 
 /// What a GRPO step needs besides the weights.
 #[derive(Clone, Copy)]
@@ -34,6 +34,8 @@ pub struct GrpoStage<'a> {
 /// Judged groups of one step and what they say.
 pub struct Scored {
     pub groups: Vec<ScoredGroup>,
+    /// The rollout's activations, for the first update.
+    pub tapes: Vec<(Range<usize>, Tape)>,
     pub metrics: Metrics,
     pub samples: Vec<SampleRecord>,
 }
@@ -49,6 +51,7 @@ impl GrpoStage<'_> {
             group_size: self.config.group_size,
             max_completion_tokens: self.config.max_completion_tokens,
             max_tokens_per_pack: self.pack.max_rollout_tokens,
+            tape: self.tape_policy(step),
             seed: self.seed,
             purpose: Purpose::Rollout,
             step: step as u32,
@@ -57,7 +60,7 @@ impl GrpoStage<'_> {
             .iter()
             .map(|(row, sample_id)| Request { prompt: &row.prompt, sample_id: *sample_id })
             .collect();
-        let (groups, timing) = engine.generate(&requests)?;
+        let Rollouts { groups, tapes, timing } = engine.generate(&requests)?;
         let mut confusion = Confusion::new(self.task);
         let mut samples = Vec::new();
         let mut rewards: Vec<Vec<f32>> = Vec::new();
@@ -86,98 +89,33 @@ impl GrpoStage<'_> {
             .zip(advantages)
             .map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages })
             .collect();
-        Ok(Scored { groups, metrics, samples })
+        Ok(Scored { groups, tapes, metrics, samples })
     }
 
-    /// Adds the gradient of the policy loss over all groups. `old_logps` holds each pack's log-probs under the
-    /// weights that sampled it: empty on the first update of a rollout, which fills it.
-    ///
-    /// A group without advantages adds no gradient, so without a KL penalty it is not computed at all; it still
-    /// counts in the averages.
-    pub fn accumulate(
-        &self,
-        trainee: Trainee,
-        groups: &[ScoredGroup],
-        old_logps: &mut Vec<Vec<f64>>,
-    ) -> Result<Metrics> {
-        let totals = StepTotals {
-            sequences: groups.iter().map(|g| g.group.rollouts.len()).sum(),
-            active_tokens: groups.iter().map(|g| completion_tokens(&g.group)).sum(),
+    /// What the update of this stage's groups needs.
+    pub fn policy_update(&self) -> PolicyUpdate<'_> {
+        PolicyUpdate {
+            loss: &self.config.loss,
+            kl_coef: self.config.kl_coef,
+            temperature: self.config.sampling.temperature,
             max_completion_tokens: self.config.max_completion_tokens,
-        };
-        let live: Vec<&ScoredGroup> = groups
-            .iter()
-            .filter(|g| self.reference.is_some() || g.advantages.iter().any(|a| *a != 0.0))
-            .collect();
-        let first_update = old_logps.is_empty();
-        let temperature = self.config.sampling.temperature;
-        let mut sums = LossSums::default();
-        let (mut loss, mut tokens) = (0.0, 0);
-        let (mut entropies, mut differences) = (Vec::new(), Vec::new());
-        let sizes = live.iter().map(|g| g.group.prompt.token_ids.len() + completion_tokens(&g.group));
-        for (index, run) in runs(sizes, self.pack.max_tokens_per_pack).into_iter().enumerate() {
-            let mut batch = PackedBatch::default();
-            for g in &live[run.clone()] {
-                let completions = g.group.rollouts.iter().map(|r| r.token_ids.as_slice());
-                batch.push_group(&g.group.prompt.token_ids, completions);
-            }
-            tokens += batch.tokens.len();
-            let reference =
-                self.reference.map(|model| reference_logps(model, &batch, temperature)).transpose()?;
-            let rollouts = || live[run.clone()].iter().flat_map(|g| &g.group.rollouts);
-            let advantages = live[run.clone()].iter().flat_map(|g| &g.advantages);
-            trainee.pass(&batch, temperature, |now| {
-                let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
-                if first_update {
-                    let sampled = rollouts().flat_map(|r| &r.logprobs);
-                    differences.extend(sampled.zip(&now.logprobs).map(|(a, b)| (a - b).abs()));
-                    old_logps.push(logps.clone());
-                }
-                let old = old_logps.get(index).map_or(&logps[..], Vec::as_slice);
-                let sequences: Vec<Sequence> = batch
-                    .target_ranges()
-                    .zip(advantages)
-                    .map(|(range, advantage)| Sequence {
-                        logps: &logps[range.clone()],
-                        old_logps: &old[range.clone()],
-                        ref_logps: reference.as_deref().map(|r| &r[range]),
-                        advantage: f64::from(*advantage),
-                    })
-                    .collect();
-                let out = policy_loss(&self.config.loss, self.config.kl_coef, &sequences, &totals)?;
-                loss += out.loss;
-                sums += out.sums;
-                entropies.extend_from_slice(&now.entropies);
-                Ok(out.dloss_dlogp.iter().map(|d| *d as f32).collect())
-            })?;
+            max_tokens_per_pack: self.pack.max_tokens_per_pack,
+            reference: self.reference,
         }
-        let mut metrics = Metrics::default();
-        metrics.insert("loss", loss);
-        metrics.extend(sums.metrics());
-        // A step of dead groups only has computed nothing to take a mean of.
-        if !entropies.is_empty() {
-            metrics.insert("entropy", mean(&entropies));
+    }
+
+    /// Every so many steps, from the first on, the update computes its forward pass anew, so that the sampler's
+    /// log-probs are held against a packed pass and not against themselves.
+    fn tape_policy(&self, step: u64) -> TapePolicy {
+        if step.is_multiple_of(STEPS_BETWEEN_CHECKS) {
+            return TapePolicy::NONE;
         }
-        if !differences.is_empty() {
-            let worst = differences.iter().copied().fold(0f32, f32::max);
-            metrics.insert("sampling/sampling_logp_difference/mean", mean(&differences));
-            metrics.insert("sampling/sampling_logp_difference/max", f64::from(worst));
-        }
-        metrics.insert("num_tokens", tokens as f64);
-        Ok(metrics)
+        TapePolicy { keep: self.pack.activations.into(), max_tokens: self.pack.max_reused_tokens }
     }
 }
 
-/// Log-probs of the batch's targets under the frozen weights.
-fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
-    let hidden = model.forward(batch, Keep::Nothing)?.hidden;
-    let logps = model.logprobs(&hidden, Head { targets: &batch.targets, temperature })?.logprobs;
-    Ok(logps.into_iter().map(f64::from).collect())
-}
-
-fn completion_tokens(group: &Group) -> usize {
-    group.rollouts.iter().map(|r| r.token_ids.len()).sum()
-}
+/// Of this many steps one does not reuse what its rollout computed.
+const STEPS_BETWEEN_CHECKS: u64 = 50;
 
 fn best_reward(task: &Task) -> f32 {
     let outcomes = [

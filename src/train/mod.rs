@@ -2,6 +2,7 @@
 
 pub mod grpo;
 pub mod materials;
+pub mod policy;
 pub mod session;
 pub mod sft;
 pub mod state;

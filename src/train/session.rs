@@ -15,7 +15,8 @@ use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
 use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
-use crate::model::decoder::{Decoder, Gradients, Head, Keep};
+use crate::model::decoder::{Decoder, Head, Keep};
+use crate::model::gradients::Gradients;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::optim::adamw::AdamW;
 use crate::optim::schedule::learning_rate;
@@ -70,9 +71,9 @@ impl<'a> Session<'a> {
             self.evaluate("vanilla", 0, Some("vanilla".into()))?;
         }
         let config = self.config;
-        let gradients = self.materials.decoder.zero_gradients()?;
+        let mut gradients = self.materials.decoder.zero_gradients();
         while let Some(stage) = config.stages.get(self.cursor.stage).copied() {
-            self.run_stage(stage, &gradients)?;
+            self.run_stage(stage, &mut gradients)?;
         }
         drop(gradients);
         let model = save_model(&self.materials, self.run)?;
@@ -81,7 +82,7 @@ impl<'a> Session<'a> {
         Ok(model)
     }
 
-    fn run_stage(&mut self, stage: Stage, gradients: &Gradients) -> Result<()> {
+    fn run_stage(&mut self, stage: Stage, gradients: &mut Gradients) -> Result<()> {
         let config = self.config;
         let steps = self.steps_of(stage);
         let done = self.cursor.step;
@@ -180,14 +181,14 @@ impl<'a> Session<'a> {
         &mut self,
         order: &Order,
         step: u64,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
         optimizer: &mut AdamW,
     ) -> Result<Metrics> {
         let config = &self.config.sft;
         let all = &self.materials.sft_rows;
         let rows: Vec<&EncodedRow> =
             order.indices(step, config.rows_per_step).into_iter().map(|i| &all[i]).collect();
-        gradients.clear()?;
+        gradients.clear();
         let mut metrics = sft::accumulate(self.trainee(gradients), &rows, &self.config.pack)?;
         self.update(&config.optim, step, self.steps_of(Stage::Sft), gradients, optimizer, &mut metrics)?;
         metrics.insert("epoch", ((step + 1) * config.rows_per_step as u64) as f64 / all.len() as f64);
@@ -199,7 +200,7 @@ impl<'a> Session<'a> {
         order: &Order,
         step: u64,
         reference: Option<&Decoder>,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
         optimizer: &mut AdamW,
     ) -> Result<Metrics> {
         let config = &self.config.grpo;
@@ -219,9 +220,16 @@ impl<'a> Session<'a> {
         let mut metrics = scored.metrics;
         let start = Instant::now();
         let mut old_logps = Vec::new();
+        let mut tapes = scored.tapes;
         for _ in 0..config.updates_per_rollout {
-            gradients.clear()?;
-            let learned = stage.accumulate(self.trainee(gradients), &scored.groups, &mut old_logps)?;
+            gradients.clear();
+            let tapes = std::mem::take(&mut tapes);
+            let learned = stage.policy_update().accumulate(
+                self.trainee(gradients),
+                &scored.groups,
+                tapes,
+                &mut old_logps,
+            )?;
             // Of several updates the last is reported, except for what only the first one has.
             metrics.extend(learned.iter().map(|(name, value)| (name.to_string(), value)));
             self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;

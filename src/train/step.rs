@@ -2,7 +2,8 @@
 
 use crate::config::ActivationMemory;
 use crate::error::Result;
-use crate::model::decoder::{Decoder, Gradients, Head, Keep};
+use crate::model::decoder::{Decoder, Forward, Head};
+use crate::model::gradients::Gradients;
 use crate::ops::token_logprob::TokenLogprobs;
 use crate::types::PackedBatch;
 
@@ -23,11 +24,22 @@ impl Trainee<'_> {
         temperature: f32,
         loss: impl FnOnce(&TokenLogprobs) -> Result<Vec<f32>>,
     ) -> Result<()> {
-        let keep = match self.activations {
-            ActivationMemory::Recompute => Keep::Inputs,
-            ActivationMemory::Keep => Keep::Activations,
-        };
-        let forward = self.decoder.forward(batch, keep)?;
+        self.learn(batch, self.forward(batch)?, temperature, loss)
+    }
+
+    /// The forward pass of [`Self::pass`].
+    pub fn forward(&self, batch: &PackedBatch) -> Result<Forward> {
+        self.decoder.forward(batch, self.activations.into())
+    }
+
+    /// What follows the forward pass of [`Self::pass`].
+    pub fn learn(
+        &self,
+        batch: &PackedBatch,
+        forward: Forward,
+        temperature: f32,
+        loss: impl FnOnce(&TokenLogprobs) -> Result<Vec<f32>>,
+    ) -> Result<()> {
         let head = Head { targets: &batch.targets, temperature };
         let logprobs = self.decoder.logprobs(&forward.hidden, head)?;
         let dlogprobs = loss(&logprobs)?;

@@ -1,0 +1,180 @@
+//! The policy gradient of scored groups, pack by pack: GRPO training and `rlvr bench step` share it.
+
+use std::ops::Range;
+
+use super::step::{Trainee, mean};
+use crate::algo::loss::{LossSums, Sequence, StepTotals, policy_loss};
+use crate::config::loss::LossConfig;
+use crate::error::Result;
+use crate::model::decoder::{Decoder, Head, Keep};
+use crate::model::tape::{Tape, TapedGroup};
+use crate::observe::Metrics;
+use crate::pack::runs;
+use crate::types::{Group, PackedBatch, ScoredGroup};
+
+/// What the gradient of a step depends on besides the groups.
+#[derive(Clone, Copy)]
+pub struct PolicyUpdate<'a> {
+    pub loss: &'a LossConfig,
+    pub kl_coef: f64,
+    pub temperature: f32,
+    pub max_completion_tokens: usize,
+    pub max_tokens_per_pack: usize,
+    /// Frozen weights of the KL penalty.
+    pub reference: Option<&'a Decoder>,
+}
+
+/// Groups of one packed batch and, when the rollout kept their activations, where they are.
+struct Pack<'a> {
+    /// Indices into the step's groups.
+    groups: &'a [usize],
+    tape: Option<usize>,
+    /// No later pack reads this tape.
+    last_of_tape: bool,
+}
+
+impl PolicyUpdate<'_> {
+    /// Adds the gradient of the policy loss over all groups. `old_logps[g]` holds group g's log-probs under the
+    /// weights that sampled it: empty on the first update of a rollout, which fills it. `tapes` are the rollout's
+    /// and serve that first update only: later ones have other weights.
+    ///
+    /// A group without advantages adds no gradient, so without a KL penalty it is not computed at all; it still
+    /// counts in the averages.
+    pub fn accumulate(
+        &self,
+        trainee: Trainee,
+        groups: &[ScoredGroup],
+        tapes: Vec<(Range<usize>, Tape)>,
+        old_logps: &mut Vec<Vec<f64>>,
+    ) -> Result<Metrics> {
+        let totals = StepTotals {
+            sequences: groups.iter().map(|g| g.group.rollouts.len()).sum(),
+            active_tokens: groups.iter().map(|g| completion_tokens(&g.group)).sum(),
+            max_completion_tokens: self.max_completion_tokens,
+        };
+        let is_live = |g: &ScoredGroup| self.reference.is_some() || g.advantages.iter().any(|a| *a != 0.0);
+        let live: Vec<usize> = (0..groups.len()).filter(|i| is_live(&groups[*i])).collect();
+        let first_update = old_logps.is_empty();
+        old_logps.resize(groups.len(), Vec::new());
+        let mut sums = LossSums::default();
+        let (mut loss, mut tokens, mut reused_tokens) = (0.0, 0, 0);
+        let (mut entropies, mut differences) = (Vec::new(), Vec::new());
+        let mut tapes: Vec<Option<(Range<usize>, Tape)>> = tapes.into_iter().map(Some).collect();
+        for pack in self.packs(groups, &live, &tapes) {
+            let mut batch = PackedBatch::default();
+            let rollouts = || pack.groups.iter().flat_map(|g| &groups[*g].group.rollouts);
+            for g in pack.groups {
+                let group = &groups[*g].group;
+                let completions = group.rollouts.iter().map(|r| r.token_ids.as_slice());
+                batch.push_group(&group.prompt.token_ids, completions);
+            }
+            tokens += batch.tokens.len();
+            let reference =
+                self.reference.map(|model| reference_logps(model, &batch, self.temperature)).transpose()?;
+            let forward = match pack.tape.and_then(|index| tapes[index].as_ref()) {
+                Some((range, tape)) => {
+                    reused_tokens += batch.tokens.len();
+                    let rows = pack.groups.iter().map(|g| completion_rows(&groups[*g].group));
+                    let rows: Vec<Vec<usize>> = rows.collect();
+                    let taped: Vec<TapedGroup> = pack
+                        .groups
+                        .iter()
+                        .zip(&rows)
+                        .map(|(g, rows)| TapedGroup { index: g - range.start, completion_rows: rows })
+                        .collect();
+                    tape.forward(&batch, &taped)?
+                }
+                None => trainee.forward(&batch)?,
+            };
+            if pack.last_of_tape {
+                // From here the pass holds the rows alone and frees them block by block.
+                tapes[..=pack.tape.unwrap_or(0)].fill_with(|| None);
+            }
+            let advantages = pack.groups.iter().flat_map(|g| &groups[*g].advantages);
+            trainee.learn(&batch, forward, self.temperature, |now| {
+                let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
+                if first_update {
+                    let sampled = rollouts().flat_map(|r| &r.logprobs);
+                    differences.extend(sampled.zip(&now.logprobs).map(|(a, b)| (a - b).abs()));
+                    let mut rest = logps.as_slice();
+                    for g in pack.groups {
+                        let (of_group, after) = rest.split_at(completion_tokens(&groups[*g].group));
+                        old_logps[*g] = of_group.to_vec();
+                        rest = after;
+                    }
+                }
+                let old: Vec<f64> = pack.groups.iter().flat_map(|g| &old_logps[*g]).copied().collect();
+                let sequences: Vec<Sequence> = batch
+                    .target_ranges()
+                    .zip(advantages)
+                    .map(|(range, advantage)| Sequence {
+                        logps: &logps[range.clone()],
+                        old_logps: &old[range.clone()],
+                        ref_logps: reference.as_deref().map(|r| &r[range]),
+                        advantage: f64::from(*advantage),
+                    })
+                    .collect();
+                let out = policy_loss(self.loss, self.kl_coef, &sequences, &totals)?;
+                loss += out.loss;
+                sums += out.sums;
+                entropies.extend_from_slice(&now.entropies);
+                Ok(out.dloss_dlogp.iter().map(|d| *d as f32).collect())
+            })?;
+        }
+        let mut metrics = Metrics::default();
+        metrics.insert("loss", loss);
+        metrics.extend(sums.metrics());
+        // A step of dead groups only has computed nothing to take a mean of.
+        if !entropies.is_empty() {
+            metrics.insert("entropy", mean(&entropies));
+        }
+        if !differences.is_empty() {
+            let worst = differences.iter().copied().fold(0f32, f32::max);
+            metrics.insert("sampling/sampling_logp_difference/mean", mean(&differences));
+            metrics.insert("sampling/sampling_logp_difference/max", f64::from(worst));
+        }
+        metrics.insert("num_tokens", tokens as f64);
+        metrics.insert("num_tokens_reused", reused_tokens as f64);
+        Ok(metrics)
+    }
+
+    /// Live groups in order, cut so that a pack stays within its bound and within one tape.
+    fn packs<'g>(
+        &self,
+        groups: &[ScoredGroup],
+        live: &'g [usize],
+        tapes: &[Option<(Range<usize>, Tape)>],
+    ) -> Vec<Pack<'g>> {
+        let tape_of = |g: &usize| {
+            tapes.iter().position(|tape| tape.as_ref().is_some_and(|(range, _)| range.contains(g)))
+        };
+        let mut packs = Vec::new();
+        for part in live.chunk_by(|a, b| tape_of(a) == tape_of(b)) {
+            let size =
+                |g: &usize| groups[*g].group.prompt.token_ids.len() + completion_tokens(&groups[*g].group);
+            let cuts = runs(part.iter().map(size), self.max_tokens_per_pack);
+            packs.extend(cuts.into_iter().map(|run| Pack {
+                tape: tape_of(&part[run.start]),
+                last_of_tape: run.end == part.len() && tape_of(&part[run.start]).is_some(),
+                groups: &part[run],
+            }));
+        }
+        packs
+    }
+}
+
+/// Log-probs of the batch's targets under the frozen weights.
+fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
+    let hidden = model.forward(batch, Keep::Nothing)?.hidden;
+    let logps = model.logprobs(&hidden, Head { targets: &batch.targets, temperature })?.logprobs;
+    Ok(logps.into_iter().map(f64::from).collect())
+}
+
+/// Input rows of each completion: its last token predicts nothing.
+fn completion_rows(group: &Group) -> Vec<usize> {
+    group.rollouts.iter().map(|r| r.token_ids.len().saturating_sub(1)).collect()
+}
+
+pub(super) fn completion_tokens(group: &Group) -> usize {
+    group.rollouts.iter().map(|r| r.token_ids.len()).sum()
+}
