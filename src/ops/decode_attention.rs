@@ -156,12 +156,14 @@ impl Slices<'_> {
         add_weighted_rows(prefix_rows(1), &scores, &mut out);
         let mut lse = [0f32; LANES];
         vectorize(|| {
-            for i in 0..self.own.len {
-                let p = &scores[task.prefix.len + i];
-                for lane in 0..lanes {
-                    let v = self.own_row(1, task, lane, i);
-                    out.iter_mut().zip(v).for_each(|(out, v)| out[lane] += p[lane] * v);
+            let mut own = vec![0f32; dim];
+            for lane in 0..lanes {
+                own.fill(0.0);
+                for i in 0..self.own.len {
+                    let p = scores[task.prefix.len + i][lane];
+                    own.iter_mut().zip(self.own_row(1, task, lane, i)).for_each(|(sum, v)| *sum += p * v);
                 }
+                out.iter_mut().zip(&own).for_each(|(out, own)| out[lane] += own);
             }
             for out in &mut out {
                 (0..LANES).for_each(|j| out[j] /= sums[j]);

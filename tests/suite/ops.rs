@@ -239,7 +239,7 @@ fn decode_attention_is_the_last_row_of_packed_attention() {
     let (q, k, v) =
         (single(&random(1, &[22, 32])), single(&random(2, &[22, 16])), single(&random(3, &[22, 16])));
     let inputs = Inputs { layout: &layout, heads: heads(), q: &q, k: &k, v: &v };
-    let want = attention::forward(inputs).unwrap().0;
+    let (want, want_lse) = attention::forward(inputs).unwrap();
     let rows = |x: &Tensor, picks: &[(usize, usize)]| {
         Tensor::cat(&picks.iter().map(|(s, n)| x.narrow(0, *s, *n).unwrap()).collect::<Vec<_>>(), 0).unwrap()
     };
@@ -257,6 +257,7 @@ fn decode_attention_is_the_last_row_of_packed_attention() {
     let prefixes = [SharedPrefix { start: 0, len: 9, rows: 2 }, SharedPrefix { start: 9, len: 4, rows: 1 }];
     let last = [(11, 1), (14, 1), (21, 1)];
     let own = Own { sequences: &[0, 2, 3], len: 3 };
-    let got = decode_attention::forward(heads(), &rows(&q, &last), cache, &prefixes, own).unwrap();
+    let (got, lse) = decode_attention::forward(heads(), &rows(&q, &last), cache, &prefixes, own).unwrap();
     close("out", &got, &rows(&want, &last), 1e-5);
+    close("lse", &lse, &rows(&want_lse, &last), 1e-5);
 }

@@ -3,9 +3,11 @@
 
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::model::config::ModelConfig;
-use rlvr::model::decoder::{Decoder, Gradients, Head, Keep};
+use rlvr::model::decoder::{Decoder, Head, Keep};
+use rlvr::model::gradients::Gradients;
+use rlvr::model::tape::TapedGroup;
 use rlvr::rng::{Purpose, Stream};
-use rlvr::rollout::engine::{Engine, Request};
+use rlvr::rollout::engine::{Engine, Request, TapePolicy};
 use rlvr::text::StopTokens;
 use rlvr::types::{FinishReason, PackedBatch, Prompt};
 
@@ -39,7 +41,7 @@ fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients
 fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
     let mut worst = 0f32;
     for (((name, _), a), b) in decoder.parameters().zip(a.tensors()).zip(b.tensors()) {
-        let b = floats(b);
+        let (a, b) = (a.unwrap(), floats(b.unwrap()));
         assert!(b.iter().any(|x| *x != 0.0), "{name} gets no gradient");
         worst = worst.max(relative_error(&floats(a), &b));
     }
@@ -56,9 +58,9 @@ fn a_packed_group_equals_separate_copies_in_loss_and_every_gradient() {
     packed.push_group(&prompt, completions.iter().map(Vec::as_slice));
     let weights: Vec<f32> =
         completions.iter().enumerate().flat_map(|(g, c)| vec![weight(g); c.len()]).collect();
-    let once = decoder.zero_gradients().unwrap();
+    let once = decoder.zero_gradients();
     let loss = accumulate(&decoder, &packed, &weights, &once);
-    let copies = decoder.zero_gradients().unwrap();
+    let copies = decoder.zero_gradients();
     let mut naive_loss = 0.0;
     for (g, completion) in completions.iter().enumerate() {
         let mut copy = PackedBatch::default();
@@ -78,12 +80,12 @@ fn one_pack_equals_many_packs() {
     let decoder = small_decoder(2);
     let rows: Vec<(Vec<u32>, Vec<u32>)> =
         (0..5).map(|i| (tokens(i, 20 + 31 * i as usize), tokens(50 + i, 3 + i as usize))).collect();
-    let whole = decoder.zero_gradients().unwrap();
+    let whole = decoder.zero_gradients();
     let mut batch = PackedBatch::default();
     rows.iter().for_each(|(p, t)| batch.push_sequence(p, t));
     let loss = accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &whole);
     for order in [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]] {
-        let parts = decoder.zero_gradients().unwrap();
+        let parts = decoder.zero_gradients();
         let mut sum = 0.0;
         for cut in order.chunks(2) {
             let mut batch = PackedBatch::default();
@@ -104,6 +106,7 @@ fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a StopTokens) -> Engine<'a> {
         group_size: 4,
         max_completion_tokens: 12,
         max_tokens_per_pack: 400,
+        tape: TapePolicy::NONE,
         seed: 3,
         purpose: Purpose::Rollout,
         step: 5,
@@ -118,7 +121,7 @@ fn sampled_logprobs_are_the_trainers() {
         (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
     let requests: Vec<Request> =
         prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
-    let (groups, _) = engine(&decoder, &stop).generate(&requests).unwrap();
+    let groups = engine(&decoder, &stop).generate(&requests).unwrap().groups;
     let mut stopped = 0;
     for group in &groups {
         let mut batch = PackedBatch::default();
@@ -144,14 +147,58 @@ fn sampled_logprobs_are_the_trainers() {
 }
 
 #[test]
+fn a_tape_gives_the_gradients_of_a_forward_pass_anew() {
+    let decoder = small_decoder(6);
+    // Stops early often: sequences leave the batch, and some completions have a single token.
+    let stop = StopTokens::new((0..20).collect());
+    let prompts: Vec<Prompt> =
+        (0..3).map(|i| Prompt { token_ids: tokens(i, 25 + 40 * i as usize) }).collect();
+    let requests: Vec<Request> =
+        prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
+    for keep in [Keep::Inputs, Keep::Activations] {
+        let tape = TapePolicy { keep, max_tokens: 10_000 };
+        let mut rollouts = Engine { tape, ..engine(&decoder, &stop) }.generate(&requests).unwrap();
+        let (range, tape) = rollouts.tapes.pop().unwrap();
+        assert_eq!((range, rollouts.tapes.len()), (0..3, 0));
+        // The middle group is dead: its rows stay behind.
+        let mut batch = PackedBatch::default();
+        let mut rows = Vec::new();
+        for group in [0, 2] {
+            let completions = || rollouts.groups[group].rollouts.iter().map(|r| r.token_ids.as_slice());
+            batch.push_group(&prompts[group].token_ids, completions());
+            rows.push((group, completions().map(|c| c.len() - 1).collect::<Vec<_>>()));
+        }
+        let lengths: Vec<usize> = rows.iter().flat_map(|(_, rows)| rows.clone()).collect();
+        assert!(lengths.contains(&0) && lengths.iter().any(|n| *n > 2), "{lengths:?}");
+        let taped: Vec<TapedGroup> =
+            rows.iter().map(|(index, rows)| TapedGroup { index: *index, completion_rows: rows }).collect();
+        let weights: Vec<f32> = (0..batch.targets.len()).map(|i| (i % 7) as f32 - 3.0).collect();
+        let (fresh, reused) = (decoder.zero_gradients(), decoder.zero_gradients());
+        accumulate(&decoder, &batch, &weights, &fresh);
+        let dlogps: Vec<f32> = weights.iter().map(|w| -w).collect();
+        let forward = tape.forward(&batch, &taped).unwrap();
+        drop(tape);
+        decoder.backward(&batch, forward, 0.9, &dlogps, &reused).unwrap();
+        let worst = worst_difference(&decoder, &reused, &fresh);
+        println!("{keep:?}: tape against a new forward pass: worst relative gradient error {worst:.1e}");
+        assert!(worst < 1e-5, "{worst:e}");
+    }
+    let rollouts =
+        Engine { tape: TapePolicy { keep: Keep::Inputs, max_tokens: 200 }, ..engine(&decoder, &stop) }
+            .generate(&requests)
+            .unwrap();
+    assert!(rollouts.tapes.is_empty(), "a pack of 339 tokens is past the bound");
+}
+
+#[test]
 fn a_rollout_does_not_depend_on_the_batch_it_is_sampled_in() {
     let decoder = small_decoder(4);
     let stop = StopTokens::new(vec![7, 9]);
     let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 30 + 9 * i as usize) }).collect();
     let request = |i: usize| Request { prompt: &prompts[i], sample_id: i as u32 };
     let engine = engine(&decoder, &stop);
-    let (together, _) = engine.generate(&[request(0), request(1), request(2)]).unwrap();
-    let (alone, _) = engine.generate(&[request(2)]).unwrap();
+    let together = engine.generate(&[request(0), request(1), request(2)]).unwrap().groups;
+    let alone = engine.generate(&[request(2)]).unwrap().groups;
     let ids = |g: &rlvr::types::Group| g.rollouts.iter().map(|r| r.token_ids.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&together[2]), ids(&alone[0]));
     assert_ne!(ids(&together[2])[0], ids(&together[2])[1], "rollouts of a group differ");
@@ -162,7 +209,7 @@ fn a_prompt_that_leaves_no_room_is_refused() {
     let decoder = small_decoder(5);
     let prompt = Prompt { token_ids: tokens(1, 505) };
     let stop = StopTokens::new(Vec::new());
-    let error = engine(&decoder, &stop).generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap_err();
+    let error = engine(&decoder, &stop).generate(&[Request { prompt: &prompt, sample_id: 0 }]).err().unwrap();
     let text = error.to_string();
     assert!(text.contains("505") && text.contains("512") && text.contains("max_prompt_tokens"), "{text}");
 }

@@ -3,7 +3,7 @@
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::model::decoder::{Head, Keep};
 use rlvr::rng::Purpose;
-use rlvr::rollout::engine::{Engine, Request};
+use rlvr::rollout::engine::{Engine, Request, TapePolicy};
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
 use rlvr::train::materials::load_decoder;
 use rlvr::types::{Message, PackedBatch};
@@ -44,10 +44,11 @@ fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
         group_size: 1,
         max_completion_tokens: 24,
         max_tokens_per_pack: 4096,
+        tape: TapePolicy::NONE,
         seed: 1,
         purpose: Purpose::Evaluation,
         step: 0,
     };
-    let (groups, _) = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap();
+    let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap().groups;
     assert_eq!(groups[0].rollouts[0].token_ids, ids("greedy24"));
 }
