@@ -12,6 +12,7 @@ mod model_parity;
 mod ops;
 mod parity_fixture;
 mod shared_prefix;
+mod shim;
 mod smollm2;
 mod training;
 mod weights;
