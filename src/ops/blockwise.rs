@@ -75,27 +75,55 @@ fn table(code: Code) -> [f32; 256] {
 
 #[inline(always)]
 fn encode<const TOP: u32>(x: &[f32], codes: &mut [u8]) -> f32 {
-    let largest = x.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-    let scale = largest / largest_value(TOP);
-    let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 }; // 1 over less is not finite
-    for (code, x) in codes.iter_mut().zip(x) {
-        let mut share = x.abs() * inverse;
-        let mut cells = (1u32 << TOP) as f32;
-        for _ in 0..TOP {
-            let small = share < 0.1;
-            share *= if small { 10.0 } else { 1.0 };
-            cells *= if small { 0.5 } else { 1.0 };
+    let (x_lanes, x_rest) = x.as_chunks::<LANES>();
+    let (code_lanes, code_rest) = codes.as_chunks_mut::<LANES>();
+    let mut last = [0f32; LANES];
+    last[..x_rest.len()].copy_from_slice(x_rest);
+    let mut largest = [0f32; LANES];
+    for x in x_lanes.iter().chain([&last]) {
+        for j in 0..LANES {
+            let size = x[j].abs();
+            largest[j] = if size > largest[j] { size } else { largest[j] };
         }
-        let cell = ((share - 0.1) * (cells * (1.0 / 0.9))).min(cells - 1.0);
-        let magnitude = if share < 0.1 { 0 } else { cells as i32 + cell as i32 };
-        let byte = if TOP == 6 {
-            magnitude | (i32::from(*x < 0.0) << 7)
-        } else {
-            magnitude.max(i32::from(*x > 0.0))
-        };
-        *code = byte as u8;
     }
+    let scale = largest.iter().fold(0f32, |a, b| a.max(*b)) / largest_value(TOP);
+    let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 }; // 1 over less is not finite
+    for (x, codes) in x_lanes.iter().zip(code_lanes) {
+        *codes = encode_lanes::<TOP>(x, inverse);
+    }
+    code_rest.copy_from_slice(&encode_lanes::<TOP>(&last, inverse)[..code_rest.len()]);
     scale
+}
+
+const LANES: usize = 16;
+
+#[inline(always)]
+fn encode_lanes<const TOP: u32>(x: &[f32; LANES], inverse: f32) -> [u8; LANES] {
+    let mut share = [0f32; LANES];
+    let mut cells = [(1u32 << TOP) as f32; LANES];
+    for j in 0..LANES {
+        share[j] = x[j].abs() * inverse;
+    }
+    for _ in 0..TOP {
+        for j in 0..LANES {
+            let small = share[j] < 0.1;
+            share[j] *= if small { 10.0 } else { 1.0 };
+            cells[j] *= if small { 0.5 } else { 1.0 };
+        }
+    }
+    let mut codes = [0u8; LANES];
+    for j in 0..LANES {
+        let cell = ((share[j] - 0.1) * (cells[j] * (1.0 / 0.9))).min(cells[j] - 1.0);
+        // Adding 2^23 rounds to an integer, held in the lowest bits; half less makes that the floor.
+        let magnitude = if share[j] < 0.1 { 0.0 } else { cells[j] + cell - 0.499_99 };
+        let bits = (magnitude + 8_388_608.0).to_bits();
+        codes[j] = if TOP == 6 {
+            (bits as u8 & 127) | (u8::from(x[j] < 0.0) << 7)
+        } else {
+            (bits as u8).max(u8::from(x[j] > 0.0))
+        };
+    }
+    codes
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ const NO_DISTRIBUTION: Sampled = Sampled { token: 0, logprob: f32::NAN };
 /// When the uniforms are no multiple of the rows, or the vocabulary is empty.
 pub fn sample(logits_rv: &Tensor, config: &SamplingConfig, uniforms: &[f32]) -> Result<Vec<Sampled>> {
     let (rows, vocab) = logits_rv.dims2()?;
-    if vocab == 0 || rows == 0 || uniforms.len() % rows != 0 {
+    if vocab == 0 || rows == 0 || !uniforms.len().is_multiple_of(rows) {
         let problem = format!("sampling: {} uniforms for logits of {rows} x {vocab}", uniforms.len());
         return if uniforms.is_empty() { Ok(Vec::new()) } else { Err(Error::Compute(problem.into())) };
     }
@@ -165,7 +165,7 @@ impl Row<'_> {
 
     /// A logit that at least `top_k` tokens reach: a block's largest is one token of it.
     fn bound_of_top(&self, top_k: usize) -> f32 {
-        let mut largest: Vec<f32> = vectorize(|| self.logits.chunks(128).map(|block| max(block)).collect());
+        let mut largest: Vec<f32> = vectorize(|| self.logits.chunks(128).map(max).collect());
         if largest.len() < top_k {
             return f32::NEG_INFINITY;
         }

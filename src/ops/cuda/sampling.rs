@@ -14,7 +14,7 @@ use crate::ops::sampling::{Sampled, inverse_temperature, reach};
 /// When the vocabulary has 2^23 tokens or more, or the device fails.
 pub fn sample(logits_rv: &Tensor, config: &SamplingConfig, uniforms: &[f32]) -> Result<Vec<Sampled>> {
     let (rows, vocab) = logits_rv.dims2()?;
-    if vocab >= 1 << 23 || rows == 0 || uniforms.len() % rows != 0 {
+    if vocab >= 1 << 23 || rows == 0 || !uniforms.len().is_multiple_of(rows) {
         return Err(fault(format!("sampling: {} uniforms for logits of {rows} x {vocab}", uniforms.len())));
     }
     let device = logits_rv.device();
