@@ -8,6 +8,7 @@ mod cuda_twin;
 mod golden;
 mod import;
 mod kernels;
+mod kernels_attention;
 mod layering;
 mod losses;
 mod model_parity;

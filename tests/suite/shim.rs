@@ -99,7 +99,8 @@ impl Program {
             eprintln!("{name}: no C++20 compiler ({compiler}): kernel not checked on the CPU");
             return None;
         }
-        let declared = Regex::new(r#"extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("#).unwrap();
+        let declared =
+            Regex::new(r#"extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("#).unwrap();
         let entries: Vec<String> =
             declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
