@@ -7,7 +7,7 @@ use rlvr::types::Segment;
 
 use crate::shim::{Argument, Element, Program, Random, array, f32s, poison, real, scalar, u32s};
 
-fn dtype(e: Element) -> DType {
+pub fn dtype(e: Element) -> DType {
     match e {
         Element::F32 => DType::F32,
         Element::Bf16 => DType::BF16,
@@ -16,7 +16,7 @@ fn dtype(e: Element) -> DType {
 
 /// `got` is near `want` as a whole, and nowhere far from it: errors relative to the norm and the largest value.
 #[track_caller]
-fn near(r: &Random, what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64; 2]) {
+pub fn near(r: &Random, what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64; 2]) {
     assert_eq!(got.len(), want.len(), "{what}");
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
     let of_whole = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
@@ -34,7 +34,7 @@ fn near(r: &Random, what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64;
     );
 }
 
-fn tolerance(e: Element) -> [f64; 2] {
+pub fn tolerance(e: Element) -> [f64; 2] {
     match e {
         Element::F32 => [1e-6, 4e-6],
         // P, dS and the results are rounded to 8 bits.
@@ -205,7 +205,7 @@ fn check(e: Element, heads: Heads, segments: &[Segment]) {
     near(&r, &format!("{case}: dv"), &e.values(&got[7]), &want.dv, tolerance(e));
 }
 
-fn heads(query: usize, key_value: usize, dim: usize) -> Heads {
+pub fn heads(query: usize, key_value: usize, dim: usize) -> Heads {
     Heads { query, key_value, dim }
 }
 

@@ -9,6 +9,7 @@ mod golden;
 mod import;
 mod kernels;
 mod kernels_attention;
+mod kernels_decode;
 mod layering;
 mod losses;
 mod model_parity;

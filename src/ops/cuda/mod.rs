@@ -7,6 +7,7 @@
 //! is read. Memory comes from the device's pool: a freed tensor's memory is reused in stream order.
 
 pub mod attention;
+pub mod decode_attention;
 pub mod gemm;
 pub mod linear;
 
