@@ -6,6 +6,8 @@
 //! All work goes to the device's one stream, in program order. No op waits for the device, except where a result
 //! is read. Memory comes from the device's pool: a freed tensor's memory is reused in stream order.
 
+pub mod attention;
+pub mod decode_attention;
 pub mod gemm;
 pub mod linear;
 
