@@ -185,8 +185,8 @@ __device__ void update(W *weight, float *master, const G *gradient, First first,
 
 #define NUMBERS                                                                                                           \
     float decay, float step_size, float inverse_sqrt_correction, float eps, float beta1, float beta2, float gradient_scale, \
-        unsigned key0, unsigned key1, unsigned id0, unsigned id1, unsigned long long count
-#define GIVEN {decay, step_size, inverse_sqrt_correction, eps, beta1, beta2, gradient_scale}, {key0, key1, id0, id1, 0}, count
+        unsigned key0, unsigned key1, unsigned id0, unsigned id1, unsigned id2, unsigned long long count
+#define GIVEN {decay, step_size, inverse_sqrt_correction, eps, beta1, beta2, gradient_scale}, {key0, key1, id0, id1, id2}, count
 #define MOMENTS_32 float *first, float *second
 #define MOMENTS_8 uint8_t *first, float *first_scale, uint8_t *second, float *second_scale
 #define UPDATE_32 update(weight, master, gradient, Full{first}, Full{second}, GIVEN)

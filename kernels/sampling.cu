@@ -1,8 +1,8 @@
 // From logits to tokens: temperature, top-k, top-p, min-p and one uniform a row, all rows in one launch.
 //
-// logits [N, V] in f32 or bf16, V < 2^23; uniform [N] f32 in [0, 1); result [N, 2] u32: the token, and the bits of
-// its f32 log-probability under the whole tempered distribution. A row whose logits hold a NaN, or whose largest
-// is infinite, gives token 0 and NaN. Grid: N blocks of at most 512 threads.
+// logits [N, V] in f32 or bf16, V < 2^23; uniform [N D] f32 in [0, 1), D draws from each row; result [N D, 2] u32:
+// the token, and the bits of its f32 log-probability under the whole tempered distribution. A row whose logits hold
+// a NaN, or whose largest is infinite, gives token 0 and NaN. Grid: N D blocks of at most 512 threads.
 //
 // A token's mass is exp((logit - max) inverse_temperature) in whole units of 2^-40: sums of integers are exact in
 // any order, so the result is the same on every run and for every number of threads. No sort: the smallest logit
@@ -206,9 +206,9 @@ struct Options {
 
 template <typename T>
 __device__ void sample(const T *__restrict__ logits, const float *__restrict__ uniform, unsigned *__restrict__ result,
-                       unsigned vocab, Options o) {
+                       unsigned vocab, unsigned draws, Options o) {
     Shared *s = shared();
-    Row<T> row = {logits + (size_t)blockIdx.x * vocab, vocab, vocab % Wide<T>::lanes == 0 && aligned(logits), -INFINITY,
+    Row<T> row = {logits + (size_t)(blockIdx.x / draws) * vocab, vocab, vocab % Wide<T>::lanes == 0 && aligned(logits), -INFINITY,
                   o.inverse_temperature};
     unsigned argmax = 0, bad = 0;
     row.each(0, vocab, threadIdx.x, blockDim.x, [&](unsigned token, float logit) {
@@ -272,11 +272,11 @@ __device__ void sample(const T *__restrict__ logits, const float *__restrict__ u
     }
 }
 
-extern "C" __global__ void sampling_f32(const float *logits, const float *uniform, unsigned *result, unsigned vocab,
+extern "C" __global__ void sampling_f32(const float *logits, const float *uniform, unsigned *result, unsigned vocab, unsigned draws,
                                         float inverse_temperature, unsigned greedy, unsigned top_k, float top_p, float reach) {
-    sample(logits, uniform, result, vocab, {inverse_temperature, greedy, top_k, top_p, reach});
+    sample(logits, uniform, result, vocab, draws, {inverse_temperature, greedy, top_k, top_p, reach});
 }
-extern "C" __global__ void sampling_bf16(const __nv_bfloat16 *logits, const float *uniform, unsigned *result, unsigned vocab,
+extern "C" __global__ void sampling_bf16(const __nv_bfloat16 *logits, const float *uniform, unsigned *result, unsigned vocab, unsigned draws,
                                          float inverse_temperature, unsigned greedy, unsigned top_k, float top_p, float reach) {
-    sample(logits, uniform, result, vocab, {inverse_temperature, greedy, top_k, top_p, reach});
+    sample(logits, uniform, result, vocab, draws, {inverse_temperature, greedy, top_k, top_p, reach});
 }

@@ -7,7 +7,14 @@ use crate::shim::{Argument, Element, Program, Random, array, f32s, poison, real,
 #[test]
 fn rms_norm_on_the_cpu() {
     let Some(program) = Program::of_file("rms_norm") else { return };
-    let (r, n, h, eps) = (Random::new(), 5, 75, 1e-5);
+    // Rows that 16 bytes do not divide; that a block reads at once; that it reads in several rounds.
+    for width in [75, 64, 520] {
+        rms_norm_of_width(&program, width);
+    }
+}
+
+fn rms_norm_of_width(program: &Program, h: usize) {
+    let (r, n, eps) = (Random::new(), 5, 1e-5);
     for e in Element::ALL {
         let tolerance = e.tolerance();
         let (x, w) = (r.values(e, n * h, 2.), r.values(e, h, 1.5));
@@ -56,11 +63,11 @@ fn rms_norm_on_the_cpu() {
         let name = e.kernel("rms_norm_backward_weight");
         let sizes = [scalar(n as u32), scalar(h as u32), scalar(2)];
         let arguments = [array(e, &x), f32s(&q), array(e, &dy), poison(Element::F32, 3 * h)];
-        let got = program.launch(&name, [3, 3, 1], 32, arguments.into_iter().chain(sizes).collect());
+        let got = program.launch(&name, [5, 3, 1], 32, arguments.into_iter().chain(sizes).collect());
         let partial = Element::F32.values(&got[3]);
         let old = r.values(Element::F32, h, 1.);
         let arguments = vec![f32s(&partial), f32s(&old), scalar(3), scalar(h as u32)];
-        let got = program.launch("rms_norm_add_partials", [3, 1, 1], 32, arguments);
+        let got = program.launch("rms_norm_add_partials", [17, 1, 1], 32, arguments);
         let dw: Vec<f64> = (0..h)
             .map(|c| old[c] + (0..n).map(|row| dy[row * h + c] * x[row * h + c] * q[row]).sum::<f64>())
             .collect();
@@ -71,7 +78,13 @@ fn rms_norm_on_the_cpu() {
 #[test]
 fn rope_on_the_cpu() {
     let Some(program) = Program::of_file("rope") else { return };
-    let (r, n, heads, half, positions) = (Random::new(), 4, 3, 5, 50);
+    for half in [5, 16] {
+        rope_of_half(&program, half);
+    }
+}
+
+fn rope_of_half(program: &Program, half: usize) {
+    let (r, n, heads, positions) = (Random::new(), 4, 3, 50);
     let angle = |p: u32, j: usize| f64::from(p) * 100f64.powf(-(j as f64) / half as f64);
     let table = |f: fn(f64) -> f64| -> Vec<f64> {
         (0..positions * half).map(|i| f(angle((i / half) as u32, i % half))).collect()
@@ -108,7 +121,7 @@ fn rope_on_the_cpu() {
 fn swiglu_on_the_cpu() {
     let Some(program) = Program::of_file("swiglu") else { return };
     // Fewer threads than elements, so that they step; and gates at which exp overflows.
-    let (r, n) = (Random::new(), 333);
+    let (r, n) = (Random::new(), 1333);
     for e in Element::ALL {
         let (mut gate, up, dact) = (r.values(e, n, 4.), r.values(e, n, 1.), r.values(e, n, 1.));
         (gate[0], gate[1]) = (-128., 128.);
@@ -140,7 +153,13 @@ fn swiglu_on_the_cpu() {
 #[test]
 fn token_logprob_on_the_cpu() {
     let Some(program) = Program::of_file("token_logprob") else { return };
-    let (r, n, vocab, temperature) = (Random::new(), 4, 307, 0.7);
+    for vocab in [307, 1600] {
+        token_logprob_of_vocabulary(&program, vocab);
+    }
+}
+
+fn token_logprob_of_vocabulary(program: &Program, vocab: usize) {
+    let (r, n, temperature) = (Random::new(), 4, 0.7);
     for e in Element::ALL {
         let mut logits = r.values(e, n * vocab, 9.);
         // Row 1 lies high, so that exp without the maximum would overflow; row 2 is masked but for two tokens.

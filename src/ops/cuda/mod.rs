@@ -6,10 +6,18 @@
 //! All work goes to the device's one stream, in program order. No op waits for the device, except where a result
 //! is read. Memory comes from the device's pool: a freed tensor's memory is reused in stream order.
 
+pub mod adamw;
 pub mod attention;
 pub mod decode_attention;
+pub mod elementwise;
+pub mod embedding;
 pub mod gemm;
 pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod sampling;
+pub mod swiglu;
+pub mod token_logprob;
 
 #[cfg(not(feature = "cuda"))]
 mod absent;
