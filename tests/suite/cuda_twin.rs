@@ -24,30 +24,30 @@ fn device() -> Option<Device> {
     }
 }
 
-fn on_twin(device: &Device) -> bool {
+pub fn on_twin(device: &Device) -> bool {
     cuda::describe(device).unwrap().name.contains("twin")
 }
 
 /// What one test needs: a device, random values, and what the seed was when it fails.
-struct Bench {
-    device: Device,
-    seed: u64,
+pub struct Bench {
+    pub device: Device,
+    pub seed: u64,
     random: RefCell<Sequential>,
 }
 
 impl Bench {
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
         let random = RefCell::new(Stream::new(seed, Purpose::Bench, [0; 3]).sequential());
         Some(Self { device: device()?, seed, random })
     }
 
-    fn below(&self, end: usize) -> usize {
+    pub fn below(&self, end: usize) -> usize {
         self.random.borrow_mut().below(end)
     }
 
     /// Values in [-1, 1) on the device, a view some elements into a larger storage, and the same values in f64.
-    fn matrix(&self, rows: usize, cols: usize, dtype: DType) -> (Tensor, Vec<f64>) {
+    pub fn matrix(&self, rows: usize, cols: usize, dtype: DType) -> (Tensor, Vec<f64>) {
         let before = self.below(3);
         let all: Vec<f32> =
             (0..(rows + before) * cols).map(|_| self.random.borrow_mut().uniform() * 2. - 1.).collect();
@@ -61,7 +61,7 @@ impl Bench {
         (tensor, values(&host.narrow(0, before, rows).unwrap()))
     }
 
-    fn poison(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
+    pub fn poison(&self, rows: usize, cols: usize, dtype: DType) -> Tensor {
         let nan = Tensor::full(f32::NAN, (rows, cols), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
         nan.to_device(&self.device).unwrap()
     }
@@ -80,7 +80,7 @@ impl Bench {
     }
 }
 
-fn values(tensor: &Tensor) -> Vec<f64> {
+pub fn values(tensor: &Tensor) -> Vec<f64> {
     let host = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     host.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -101,7 +101,7 @@ fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
-const TYPES: [DType; 2] = [DType::F32, DType::BF16];
+pub const TYPES: [DType; 2] = [DType::F32, DType::BF16];
 
 #[test]
 fn a_device_describes_itself() {
