@@ -1,9 +1,11 @@
 //! Runs kernel files on the CPU, one fiber a CUDA thread (scripts/cuda/cpu-shim), for the tests beside this file.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use half::bf16;
 use regex::Regex;
@@ -80,15 +82,19 @@ pub fn real(value: f64) -> Argument {
 }
 
 /// A kernel file compiled for the CPU, with every kernel it declares.
+#[derive(Clone)]
 pub struct Program(PathBuf);
 
 impl Program {
-    /// `None`, said on stderr, where no C++20 compiler is installed.
+    /// Compiled once a test run. `None`, said on stderr, where no C++20 compiler is installed.
     pub fn of_file(kernel: &str) -> Option<Self> {
-        Self::compile(
-            kernel,
-            &std::fs::read_to_string(project().join("kernels").join(format!("{kernel}.cu"))).unwrap(),
-        )
+        static COMPILED: Mutex<BTreeMap<String, Option<Program>>> = Mutex::new(BTreeMap::new());
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        let compile = || {
+            let file = project().join("kernels").join(format!("{kernel}.cu"));
+            Self::compile(kernel, &std::fs::read_to_string(file).unwrap())
+        };
+        compiled.entry(kernel.into()).or_insert_with(compile).clone()
     }
 
     pub fn compile(name: &str, source: &str) -> Option<Self> {
@@ -99,7 +105,8 @@ impl Program {
             eprintln!("{name}: no C++20 compiler ({compiler}): kernel not checked on the CPU");
             return None;
         }
-        let declared = Regex::new(r#"extern "C" __global__ void (\w+)\("#).unwrap();
+        let declared =
+            Regex::new(r#"extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("#).unwrap();
         let entries: Vec<String> =
             declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");

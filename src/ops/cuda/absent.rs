@@ -90,3 +90,9 @@ pub fn duplicate(_: &Tensor) -> Result<Tensor> {
 pub fn zero(_: &Tensor) -> Result<()> {
     absent()
 }
+
+#[test]
+fn the_error_says_how_to_get_cuda() {
+    let text = device(0).map(|_| ()).unwrap_err().to_string();
+    assert!(text.contains("without CUDA") && text.contains("--features cuda"), "{text}");
+}

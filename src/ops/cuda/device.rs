@@ -38,7 +38,9 @@ pub fn device(ordinal: usize) -> Result<Device> {
     })?;
     let inner = cuda(&device)?;
     forget_events(inner);
-    set_pool_attribute(inner, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
+    if inner.cuda_stream().context().has_async_alloc() {
+        set_pool_attribute(inner, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, u64::MAX)?;
+    }
     gemm::prepare(inner)?;
     Ok(device)
 }
@@ -117,18 +119,18 @@ pub fn synchronize(device: &Device) -> Result<()> {
     waited.map_err(|e| fault(format!("the device failed at earlier work: {e}")))
 }
 
-/// Bytes that tensors hold now; cuBLAS's and the driver's own memory is not in it.
+/// Bytes that tensors hold now, and 32 MiB that products work in; the driver's own memory is not in it.
 ///
 /// # Errors
-/// When `device` is no CUDA device.
+/// When `device` is no CUDA device, or one without memory pools.
 pub fn memory_in_use(device: &Device) -> Result<u64> {
     pool_attribute(cuda(device)?, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
 }
 
-/// The most bytes that tensors held at once since the start or [`reset_memory_peak`].
+/// The most bytes of [`memory_in_use`] at once, since the start or [`reset_memory_peak`].
 ///
 /// # Errors
-/// When `device` is no CUDA device.
+/// As there.
 pub fn memory_peak(device: &Device) -> Result<u64> {
     pool_attribute(cuda(device)?, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)
 }
@@ -136,7 +138,7 @@ pub fn memory_peak(device: &Device) -> Result<u64> {
 /// Lets [`memory_peak`] begin again at what is in use now.
 ///
 /// # Errors
-/// When `device` is no CUDA device.
+/// As there.
 pub fn reset_memory_peak(device: &Device) -> Result<()> {
     set_pool_attribute(cuda(device)?, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)
 }

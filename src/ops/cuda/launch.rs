@@ -85,7 +85,7 @@ fn kernel(device: &CudaDevice, file: &'static str, name: &str) -> Result<Arc<Ker
     let function = module
         .load_function(name)
         .map_err(|e| fault(format!("kernels/{file}.cu has no kernel {name}: {e}")))?;
-    let parameters = parameters(&function);
+    let parameters = parameters(&function)?;
     let kernel = Arc::new(Kernel {
         name: name.into(),
         function,
@@ -97,18 +97,23 @@ fn kernel(device: &CudaDevice, file: &'static str, name: &str) -> Result<Arc<Ker
 }
 
 /// Bytes of each parameter of a kernel.
-fn parameters(function: &CudaFunction) -> Vec<usize> {
+fn parameters(function: &CudaFunction) -> Result<Vec<usize>> {
     let mut sizes = Vec::new();
     loop {
         let (mut offset, mut size) = (0, 0);
-        // SAFETY: a live function; both results are written to locals. Past the last parameter the driver
-        // returns an error.
+        // SAFETY: a live function; both results are written to locals.
         let status =
             unsafe { sys::cuFuncGetParamInfo(function.cu_function(), sizes.len(), &mut offset, &mut size) };
-        if status != sys::CUresult::CUDA_SUCCESS {
-            return sizes;
+        match status {
+            sys::CUresult::CUDA_SUCCESS => sizes.push(size),
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(sizes), // there are no more
+            other => {
+                return Err(fault(format!(
+                    "the GPU driver does not tell a kernel's parameters ({other:?}): it is older than CUDA 12.4; \
+                     update it"
+                )));
+            }
         }
-        sizes.push(size);
     }
 }
 

@@ -7,6 +7,8 @@
 //! is read. Memory comes from the device's pool: a freed tensor's memory is reused in stream order.
 
 pub mod adamw;
+pub mod attention;
+pub mod decode_attention;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
