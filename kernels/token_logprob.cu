@@ -81,20 +81,21 @@ __device__ void forward(const T *__restrict__ logits, const unsigned *__restrict
 
 // dL/dlogits = (onehot(target) - softmax(z)) dL/dlogprob inverse_temperature, written over the logits.
 // Grid: (N, any) blocks; the second dimension shares out the columns.
-template <typename T>
-__device__ void backward(T *__restrict__ logits, const unsigned *__restrict__ target, const float *__restrict__ log_sum,
+// `to` is the logits, or an array of another type that takes the result instead.
+template <typename T, typename D>
+__device__ void backward(const T *logits, D *to, const unsigned *__restrict__ target, const float *__restrict__ log_sum,
                          const float *__restrict__ dlogprob, unsigned vocab, float inverse_temperature) {
-    constexpr unsigned lanes = Wide<T>::lanes;
-    T *row = logits + (size_t)blockIdx.x * vocab;
-    const bool wide = vocab % lanes == 0 && aligned(logits);
+    constexpr unsigned lanes = Wide<D>::lanes;
+    const size_t row = (size_t)blockIdx.x * vocab;
+    const bool wide = vocab % lanes == 0 && aligned(logits) && aligned(to);
     const unsigned t = target[blockIdx.x];
     const float g = dlogprob[blockIdx.x] * inverse_temperature, total = log_sum[blockIdx.x];
     for (unsigned v = (blockIdx.y * blockDim.x + threadIdx.x) * lanes; v < vocab; v += gridDim.y * blockDim.x * lanes) {
         float x[lanes];
-        load_some(row + v, vocab - v, wide, x);
+        load_some(logits + row + v, vocab - v, wide, x);
 #pragma unroll
         for (unsigned l = 0; l < lanes; ++l) x[l] = ((v + l == t ? 1.f : 0.f) - expf(x[l] * inverse_temperature - total)) * g;
-        store_some(row + v, vocab - v, wide, x);
+        store_some(to + row + v, vocab - v, wide, x);
     }
 }
 
@@ -109,9 +110,15 @@ extern "C" __global__ void token_logprob_forward_bf16(const __nv_bfloat16 *logit
 }
 extern "C" __global__ void token_logprob_backward_f32(float *logits, const unsigned *target, const float *log_sum,
                                                       const float *dlogprob, unsigned vocab, float inverse_temperature) {
-    backward(logits, target, log_sum, dlogprob, vocab, inverse_temperature);
+    backward(logits, logits, target, log_sum, dlogprob, vocab, inverse_temperature);
 }
 extern "C" __global__ void token_logprob_backward_bf16(__nv_bfloat16 *logits, const unsigned *target, const float *log_sum,
                                                        const float *dlogprob, unsigned vocab, float inverse_temperature) {
-    backward(logits, target, log_sum, dlogprob, vocab, inverse_temperature);
+    backward(logits, logits, target, log_sum, dlogprob, vocab, inverse_temperature);
+}
+// f32 logits, and their gradient in bf16 for the products that follow.
+extern "C" __global__ void token_logprob_backward_f32_to_bf16(const float *logits, __nv_bfloat16 *dlogits, const unsigned *target,
+                                                              const float *log_sum, const float *dlogprob, unsigned vocab,
+                                                              float inverse_temperature) {
+    backward(logits, dlogits, target, log_sum, dlogprob, vocab, inverse_temperature);
 }

@@ -205,6 +205,18 @@ fn token_logprobs() {
         cuda::linear::backward_weight(&dhead_there, &dlogits, &hidden_there).unwrap();
         let tolerance = if dtype == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
         bench.agree_to("dhead", &dhead_there, &dhead, tolerance);
+
+        // The same as one call, into the gradient that is there: dhead grows by as much again.
+        let there = token_logprob::Inputs { hidden_rh: &hidden_there, head_vh: &head_there, ..inputs };
+        let want = token_logprob::forward(inputs).unwrap();
+        let got = cuda::token_logprob::forward(there).unwrap();
+        bench.agree("log-probs at once", &list(got.logprobs), &list(want.logprobs));
+        bench.agree("entropies at once", &list(got.entropies), &list(want.entropies));
+        let d = d.to_vec1().unwrap();
+        token_logprob::backward(inputs, &d, &dhead).unwrap();
+        let got = cuda::token_logprob::backward(there, &d, &dhead_there).unwrap();
+        bench.agree("dhidden at once", &got, &dhidden);
+        bench.agree_to("dhead at once", &dhead_there, &dhead, tolerance);
     }
 }
 

@@ -214,6 +214,15 @@ fn token_logprob_of_vocabulary(program: &Program, vocab: usize) {
         let got = program.launch(&name, [n as u32, 2, 1], 64, arguments.collect());
         // Row 1's z and log_sum, near 300, are good to 1.5e-5 each in f32.
         r.close(&name, &e.values(&got[0]), &dlogits, e.tolerance().max(1e-4));
+        if matches!(e, Element::F32) {
+            let arguments =
+                [array(e, &logits), poison(Element::Bf16, n * vocab), u32s(&target), f32s(&log_sum)];
+            let arguments = arguments.into_iter().chain([f32s(&dlogprob)]).chain(sizes()).collect();
+            let narrow =
+                program.launch("token_logprob_backward_f32_to_bf16", [n as u32, 2, 1], 64, arguments);
+            let want: Vec<f64> = e.values(&got[0]);
+            r.close("dlogits in bf16", &Element::Bf16.values(&narrow[1]), &want, Element::Bf16.tolerance());
+        }
 
         let outside =
             [array(e, &logits), u32s(&[vocab as u32; 4]), out(), out(), out()].into_iter().chain(sizes());
