@@ -1,13 +1,17 @@
-//! With feature `cuda`: compiles every `kernels/*.cu` to `$OUT_DIR/<name>.fatbin`. Without: nothing.
+//! With feature `cuda`: compiles every `kernels/*.cu` to `$OUT_DIR/<name>.fatbin`, and lists them in
+//! `$OUT_DIR/kernel_images.rs`: a slice of (name, machine code). Without: nothing.
 
 use std::env;
 use std::ffi::OsString;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// Machine code for A100 (sm_80) and H100/H200 (sm_90a), and PTX that the driver of any later card translates.
 const CODE: [&str; 2] =
     ["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=sm_90a"];
+
+const FLAGS: [&str; 4] = ["-fatbin", "-O3", "-std=c++17", "-lineinfo"];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
@@ -31,12 +35,23 @@ fn compile_all() -> Result<(), String> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run this through cargo")?);
     let nvcc = nvcc();
     let folder = std::fs::read_dir("kernels").map_err(|e| format!("kernels: cannot list the folder: {e}"))?;
-    let mut kernels: Vec<PathBuf> = folder
+    let mut files: Vec<PathBuf> = folder
         .map(|entry| entry.map(|e| e.path()).map_err(|e| format!("kernels: cannot list the folder: {e}")))
         .collect::<Result<_, _>>()?;
-    kernels.retain(|path| path.extension().is_some_and(|e| e == "cu"));
-    kernels.sort();
-    kernels.iter().try_for_each(|kernel| compile(&nvcc, kernel, &out))
+    files.sort();
+    let (mut images, mut headers) = (String::new(), Vec::new());
+    for path in files.iter().filter(|path| path.extension().is_some_and(|e| e == "cuh")) {
+        headers.push(std::fs::read(path).map_err(|e| format!("{}: cannot read: {e}", path.display()))?);
+    }
+    for kernel in files.iter().filter(|path| path.extension().is_some_and(|e| e == "cu")) {
+        let source = std::fs::read(kernel).map_err(|e| format!("{}: cannot read: {e}", kernel.display()))?;
+        let mut key = DefaultHasher::new();
+        (&nvcc, FLAGS, CODE, &headers, source).hash(&mut key);
+        images += &compile(&nvcc, kernel, &out, key.finish())?;
+    }
+    let list = out.join("kernel_images.rs");
+    std::fs::write(&list, format!("&[{images}]"))
+        .map_err(|e| format!("{}: cannot write: {e}", list.display()))
 }
 
 /// `$NVCC`, else the compiler of `$CUDA_HOME`, else the one on `PATH`.
@@ -50,26 +65,31 @@ fn nvcc() -> OsString {
     }
 }
 
-fn compile(nvcc: &OsString, kernel: &Path, out: &Path) -> Result<(), String> {
-    let name = kernel.file_stem().unwrap_or_default();
+/// Compiles a kernel, unless what went into it is what went into it the last time: the `key`. Returns its line in
+/// the list of images.
+fn compile(nvcc: &OsString, kernel: &Path, out: &Path, key: u64) -> Result<String, String> {
+    let name = kernel.file_stem().and_then(|n| n.to_str()).ok_or("kernels: a file name that is not UTF-8")?;
     let fatbin = out.join(name).with_extension("fatbin");
-    let status = Command::new(nvcc)
-        .args(["-fatbin", "-O3", "-std=c++17", "-lineinfo"])
-        .args(CODE)
-        .arg("-o")
-        .arg(&fatbin)
-        .arg(kernel)
-        .status()
-        .map_err(|e| {
-            format!(
-                "feature cuda needs the compiler nvcc, and {} did not start: {e}. Run \
+    let (made_from, key) = (out.join(name).with_extension("key"), key.to_string());
+    let line = format!("({name:?}, include_bytes!({fatbin:?})),\n");
+    if fatbin.is_file() && std::fs::read_to_string(&made_from).is_ok_and(|of| of == key) {
+        return Ok(line);
+    }
+    let _ = std::fs::remove_file(&made_from); // an interrupted compiler leaves half a file
+    let status =
+        Command::new(nvcc).args(FLAGS).args(CODE).arg("-o").arg(&fatbin).arg(kernel).status().map_err(
+            |e| {
+                format!(
+                    "feature cuda needs the compiler nvcc, and {} did not start: {e}. Run \
                  scripts/cuda/setup-cuda.sh and source the env.sh it names (no GPU needed), set NVCC, \
                  or build without --features cuda",
-                Path::new(nvcc).display()
-            )
-        })?;
+                    Path::new(nvcc).display()
+                )
+            },
+        )?;
     if !status.success() {
         return Err(format!("{}: nvcc failed ({status}); its messages are above", kernel.display()));
     }
-    Ok(())
+    std::fs::write(&made_from, key).map_err(|e| format!("{}: cannot write: {e}", made_from.display()))?;
+    Ok(line)
 }

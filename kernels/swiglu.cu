@@ -1,32 +1,54 @@
 // SwiGLU, Shazeer, arXiv:2002.05202: act = silu(gate) up, with silu(g) = g sigmoid(g).
 //
 // Every array has `count` elements in f32 or bf16. Any grid: threads step by the size of the grid.
+// Bound by memory: forward 2 reads and 1 write an element, backward 3 and 3. An output may be the array of an
+// input (dact's, say), since every thread reads its elements before it writes them.
 // CPU twin: src/ops/swiglu.rs. Tests: tests/suite/kernels.rs.
-#include "row.cuh"
+#include "wide.cuh"
 
 // 1 / (1 + inf) is 0, so a large negative x is no special case.
 static __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 template <typename T>
 __device__ void forward(const T *__restrict__ gate, const T *__restrict__ up, T *__restrict__ act, unsigned long long count) {
-    const size_t step = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        const float g = to_f32(gate[i]);
-        put(act + i, g * sigmoid(g) * to_f32(up[i]));
+    constexpr unsigned lanes = Wide<T>::lanes;
+    const bool wide = aligned(gate) && aligned(up) && aligned(act);
+    const size_t step = (size_t)gridDim.x * blockDim.x * lanes;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * lanes; i < count; i += step) {
+        const unsigned here = count - i < lanes ? (unsigned)(count - i) : lanes;
+        float g[lanes], u[lanes];
+        load_some(gate + i, here, wide, g);
+        load_some(up + i, here, wide, u);
+#pragma unroll
+        for (unsigned l = 0; l < lanes; ++l) u[l] *= g[l] * sigmoid(g[l]);
+        store_some(act + i, here, wide, u);
     }
 }
 
 // Writes the forward's result again, because the next layer's weight gradient needs it, and
 // dup = dact silu(gate), dgate = dact up silu'(gate) with silu'(g) = s (1 + g (1 - s)).
 template <typename T>
-__device__ void backward(const T *__restrict__ gate, const T *__restrict__ up, const T *__restrict__ dact, T *__restrict__ act,
-                         T *__restrict__ dgate, T *__restrict__ dup, unsigned long long count) {
-    const size_t step = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        const float g = to_f32(gate[i]), u = to_f32(up[i]), d = to_f32(dact[i]), s = sigmoid(g);
-        put(act + i, g * s * u);
-        put(dup + i, d * g * s);
-        put(dgate + i, d * u * s * (1.f + g * (1.f - s)));
+__device__ void backward(const T *gate, const T *up, const T *dact, T *act, T *dgate, T *dup, unsigned long long count) {
+    constexpr unsigned lanes = Wide<T>::lanes;
+    const bool wide = aligned(gate) && aligned(up) && aligned(dact) && aligned(act) && aligned(dgate) && aligned(dup);
+    const size_t step = (size_t)gridDim.x * blockDim.x * lanes;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * lanes; i < count; i += step) {
+        const unsigned here = count - i < lanes ? (unsigned)(count - i) : lanes;
+        float g[lanes], u[lanes], d[lanes];
+        load_some(gate + i, here, wide, g);
+        load_some(up + i, here, wide, u);
+        load_some(dact + i, here, wide, d);
+        float a[lanes], dg[lanes], du[lanes];
+#pragma unroll
+        for (unsigned l = 0; l < lanes; ++l) {
+            const float s = sigmoid(g[l]), silu = g[l] * s;
+            a[l] = silu * u[l];
+            du[l] = d[l] * silu;
+            dg[l] = d[l] * u[l] * s * (1.f + g[l] * (1.f - s));
+        }
+        store_some(act + i, here, wide, a);
+        store_some(dgate + i, here, wide, dg);
+        store_some(dup + i, here, wide, du);
     }
 }
 

@@ -3,9 +3,10 @@
 // logits [N, V] in f32 or bf16; target [N] u32; logprob, entropy, log_sum, dlogprob [N] f32, in nats.
 // With z = logits inverse_temperature: log_sum = log sum exp z, logprob = z[target] - log_sum,
 // entropy = log_sum - sum softmax(z) z. A target outside the vocabulary gives NaN. Grid: N blocks.
+// Bound by memory: forward reads the logits once, backward reads and writes them once.
 // V is about 150 thousand, so the maximum and the sums share one pass (online softmax, arXiv:1805.02867).
 // CPU twin: src/ops/token_logprob.rs. Tests: tests/suite/kernels.rs.
-#include "row.cuh"
+#include "wide.cuh"
 
 // Sums over the logits seen so far, with d = (logit - max) inverse_temperature: of exp(d) and of exp(d) d.
 // The maximum is taken off before scaling: the difference of two large logits is exact, of two large z not.
@@ -41,16 +42,26 @@ static __device__ __forceinline__ Online *online_per_warp() {
 template <typename T>
 __device__ void forward(const T *__restrict__ logits, const unsigned *__restrict__ target, float *__restrict__ logprob,
                         float *__restrict__ entropy, float *__restrict__ log_sum, unsigned vocab, float inverse_temperature) {
+    constexpr unsigned lanes = Wide<T>::lanes;
     const T *row = logits + (size_t)blockIdx.x * vocab;  // size_t: N V passes 32 bits
+    const bool wide = vocab % lanes == 0 && aligned(logits);
     const Online empty = {-INFINITY, 0.f, 0.f};
     Online o = empty;
-    for (unsigned v = threadIdx.x; v < vocab; v += blockDim.x) {
-        const float logit = to_f32(row[v]);
-        if (logit == -INFINITY) continue;  // a masked token
-        if (logit > o.max) o = from(o, logit, inverse_temperature);
-        const float d = (logit - o.max) * inverse_temperature, e = expf(d);
-        o.sum += e;
-        o.weighted += e * d;
+#pragma unroll 2
+    for (unsigned v = threadIdx.x * lanes; v < vocab; v += blockDim.x * lanes) {
+        float logit[lanes];
+        load_some(row + v, vocab - v, wide, logit, -INFINITY);
+        float max = o.max;
+#pragma unroll
+        for (unsigned l = 0; l < lanes; ++l) max = fmaxf(max, logit[l]);
+        if (max > o.max) o = from(o, max, inverse_temperature);
+#pragma unroll
+        for (unsigned l = 0; l < lanes; ++l) {
+            if (logit[l] == -INFINITY) continue;  // a masked token
+            const float d = (logit[l] - o.max) * inverse_temperature, e = expf(d);
+            o.sum += e;
+            o.weighted += e * d;
+        }
     }
     o = join_lanes(o, inverse_temperature);
     Online *warps = online_per_warp();
@@ -70,15 +81,21 @@ __device__ void forward(const T *__restrict__ logits, const unsigned *__restrict
 
 // dL/dlogits = (onehot(target) - softmax(z)) dL/dlogprob inverse_temperature, written over the logits.
 // Grid: (N, any) blocks; the second dimension shares out the columns.
-template <typename T>
-__device__ void backward(T *__restrict__ logits, const unsigned *__restrict__ target, const float *__restrict__ log_sum,
+// `to` is the logits, or an array of another type that takes the result instead.
+template <typename T, typename D>
+__device__ void backward(const T *logits, D *to, const unsigned *__restrict__ target, const float *__restrict__ log_sum,
                          const float *__restrict__ dlogprob, unsigned vocab, float inverse_temperature) {
-    T *row = logits + (size_t)blockIdx.x * vocab;
+    constexpr unsigned lanes = Wide<D>::lanes;
+    const size_t row = (size_t)blockIdx.x * vocab;
+    const bool wide = vocab % lanes == 0 && aligned(logits) && aligned(to);
     const unsigned t = target[blockIdx.x];
     const float g = dlogprob[blockIdx.x] * inverse_temperature, total = log_sum[blockIdx.x];
-    for (unsigned v = blockIdx.y * blockDim.x + threadIdx.x; v < vocab; v += gridDim.y * blockDim.x) {
-        const float p = expf(to_f32(row[v]) * inverse_temperature - total);
-        put(row + v, ((v == t ? 1.f : 0.f) - p) * g);
+    for (unsigned v = (blockIdx.y * blockDim.x + threadIdx.x) * lanes; v < vocab; v += gridDim.y * blockDim.x * lanes) {
+        float x[lanes];
+        load_some(logits + row + v, vocab - v, wide, x);
+#pragma unroll
+        for (unsigned l = 0; l < lanes; ++l) x[l] = ((v + l == t ? 1.f : 0.f) - expf(x[l] * inverse_temperature - total)) * g;
+        store_some(to + row + v, vocab - v, wide, x);
     }
 }
 
@@ -93,9 +110,15 @@ extern "C" __global__ void token_logprob_forward_bf16(const __nv_bfloat16 *logit
 }
 extern "C" __global__ void token_logprob_backward_f32(float *logits, const unsigned *target, const float *log_sum,
                                                       const float *dlogprob, unsigned vocab, float inverse_temperature) {
-    backward(logits, target, log_sum, dlogprob, vocab, inverse_temperature);
+    backward(logits, logits, target, log_sum, dlogprob, vocab, inverse_temperature);
 }
 extern "C" __global__ void token_logprob_backward_bf16(__nv_bfloat16 *logits, const unsigned *target, const float *log_sum,
                                                        const float *dlogprob, unsigned vocab, float inverse_temperature) {
-    backward(logits, target, log_sum, dlogprob, vocab, inverse_temperature);
+    backward(logits, logits, target, log_sum, dlogprob, vocab, inverse_temperature);
+}
+// f32 logits, and their gradient in bf16 for the products that follow.
+extern "C" __global__ void token_logprob_backward_f32_to_bf16(const float *logits, __nv_bfloat16 *dlogits, const unsigned *target,
+                                                              const float *log_sum, const float *dlogprob, unsigned vocab,
+                                                              float inverse_temperature) {
+    backward(logits, dlogits, target, log_sum, dlogprob, vocab, inverse_temperature);
 }

@@ -13,6 +13,8 @@ pub enum Purpose {
     Evaluation = 4,
     Synthetic = 5,
     Bench = 6,
+    /// Rounding of bf16 weights: (step, weight).
+    Rounding = 7,
 }
 
 /// Philox 4x32 with 10 rounds: 128 counter bits and 64 key bits in, 128 random bits out.
@@ -52,6 +54,11 @@ impl Stream {
         // number and purposes never collide.
         let mixed = philox4x32([purpose as u32, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
         Self { key: [mixed[0], mixed[1]], ids }
+    }
+
+    /// The Philox key and the counter's upper three words, for a kernel that draws the same numbers.
+    pub fn words(&self) -> ([u32; 2], [u32; 3]) {
+        (self.key, self.ids)
     }
 
     /// 128 bits at position `index` of the stream.

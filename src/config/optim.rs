@@ -22,8 +22,21 @@ pub struct OptimConfig {
     pub eps: f64,
     /// Decoupled: each step shrinks a weight by `learning_rate * weight_decay` of itself.
     pub weight_decay: f64,
+    /// How the moments are kept.
+    pub moments: MomentsConfig,
     /// Gradients with a larger L2 norm over all weights are scaled down to it. 0 switches the clip off.
     pub max_grad_norm: f64,
+}
+
+/// Memory of AdamW's moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MomentsConfig {
+    /// 8 bytes a weight.
+    #[default]
+    F32,
+    /// 2 bytes a weight and 8 for each 256: block-wise quantisation, Dettmers et al., arXiv:2110.02861.
+    Int8,
 }
 
 /// The learning rate after the warm-up.
@@ -53,6 +66,7 @@ impl Default for OptimConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             weight_decay: 0.0,
+            moments: MomentsConfig::F32,
             max_grad_norm: 1.0,
         }
     }
@@ -130,6 +144,8 @@ mod tests {
         assert!(config.validate("sft.optim").is_ok());
         assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
         assert_eq!(parse("").unwrap(), OptimConfig::default());
+        assert_eq!(parse("moments = \"int8\"").unwrap().moments, MomentsConfig::Int8);
+        assert!(parse("moments = \"int4\"").unwrap_err().contains("int8"));
         assert_eq!(
             parse("schedule = {type = \"linear\"}").unwrap().schedule,
             ScheduleConfig::Linear { min_learning_rate: 0.0 }

@@ -12,11 +12,13 @@ pub struct SamplingConfig {
     pub top_k: usize,
     /// Keep the smallest set of tokens with this much probability; 1 keeps all.
     pub top_p: f32,
+    /// Keep tokens with at least this share of the largest probability; 0 keeps all.
+    pub min_p: f32,
 }
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0 }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
     }
 }
 
@@ -32,9 +34,12 @@ impl SamplingConfig {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return refuse("top_p", self.top_p, "above 0 and at most 1", "it is a share of probability");
         }
-        if self.temperature == 0.0 && (self.top_k != 0 || self.top_p != 1.0) {
-            let why = "greedy decoding ignores top_k and top_p";
-            return refuse("temperature", 0.0, "above 0 when top_k or top_p is set", why);
+        if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
+            return refuse("min_p", self.min_p, "at least 0 and at most 1", "it is a share of probability");
+        }
+        if self.temperature == 0.0 && (self.top_k != 0 || self.top_p != 1.0 || self.min_p != 0.0) {
+            let why = "greedy decoding ignores top_k, top_p and min_p";
+            return refuse("temperature", 0.0, "above 0 when top_k, top_p or min_p is set", why);
         }
         Ok(())
     }

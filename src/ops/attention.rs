@@ -47,15 +47,15 @@ impl Heads {
 /// A run of query rows of one segment and the keys they may see: all of the prefix, and their own segment up
 /// to each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Block {
+pub(crate) struct Block {
     /// First query row.
-    start: usize,
-    rows: usize,
-    prefix_start: usize,
-    prefix_len: usize,
-    own_start: usize,
+    pub(crate) start: usize,
+    pub(crate) rows: usize,
+    pub(crate) prefix_start: usize,
+    pub(crate) prefix_len: usize,
+    pub(crate) own_start: usize,
     /// Own keys that the last row sees.
-    own_len: usize,
+    pub(crate) own_len: usize,
 }
 
 impl Block {
@@ -123,6 +123,11 @@ impl AttentionLayout {
             tokens += segment.len;
         }
         Ok(Self { trees, tokens })
+    }
+
+    /// The blocks of each tree, in order.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &[Block]> {
+        self.trees.iter().map(|tree| tree.blocks.as_slice())
     }
 
     /// T, the number of packed tokens.

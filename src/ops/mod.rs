@@ -7,6 +7,8 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod blockwise;
+pub mod cuda;
 pub mod decode_attention;
 pub mod embedding;
 pub mod few_rows;
@@ -14,6 +16,7 @@ pub mod gemm;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod simd;
 pub mod swiglu;
 pub mod token_logprob;

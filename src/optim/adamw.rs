@@ -1,25 +1,61 @@
 //! AdamW over all parameters of a decoder, with the clip by global norm folded into the update.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
-use crate::config::optim::OptimConfig;
+use crate::config::optim::{MomentsConfig, OptimConfig};
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
-use crate::ops::adamw::{Update, update};
+use crate::ops::adamw::{Moment, Parameter, Precision, Update, update};
+use crate::rng::{Purpose, Stream};
 
-/// Moments in f32, one pair a parameter, in parameter order.
+/// The state of every weight, in parameter order.
 pub struct AdamW {
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
+    first: Vec<Moment>,
+    second: Vec<Moment>,
+    /// Of bf16 weights that are not rounded stochastically.
+    masters: Vec<Option<Tensor>>,
+    /// Keys stochastic rounding.
+    seed: u64,
     /// Updates made so far.
     step: u64,
 }
 
+/// How bf16 weights keep small updates; f32 weights need nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bf16Weights {
+    /// An f32 copy of each: 4 bytes a weight.
+    Masters,
+    /// Rounded up or down at random, keyed by this seed, the step, the weight and the element.
+    StochasticRounding { seed: u64 },
+}
+
 impl AdamW {
+    /// Moments in f32, bf16 weights with masters.
     pub fn new(decoder: &Decoder) -> Result<Self> {
-        let zeros = || decoder.parameters().map(|(_, w)| Ok(w.zeros_like()?)).collect::<Result<Vec<_>>>();
-        Ok(Self { first: zeros()?, second: zeros()?, step: 0 })
+        Self::with(decoder, MomentsConfig::F32, Bf16Weights::Masters)
+    }
+
+    pub fn with(decoder: &Decoder, moments: MomentsConfig, bf16_weights: Bf16Weights) -> Result<Self> {
+        let zeros = || -> Result<Vec<Moment>> {
+            decoder
+                .parameters()
+                .map(|(_, weight)| match moments {
+                    MomentsConfig::F32 => Moment::zeros(weight),
+                    MomentsConfig::Int8 => Moment::zeros_int8(weight),
+                })
+                .collect()
+        };
+        let master = |(_, weight): (&str, &Tensor)| -> Result<Option<Tensor>> {
+            let needed = weight.dtype() == DType::BF16 && bf16_weights == Bf16Weights::Masters;
+            Ok(if needed { Some(weight.to_dtype(DType::F32)?) } else { None })
+        };
+        let masters = decoder.parameters().map(master).collect::<Result<_>>()?;
+        let seed = match bf16_weights {
+            Bf16Weights::Masters => 0,
+            Bf16Weights::StochasticRounding { seed } => seed,
+        };
+        Ok(Self { first: zeros()?, second: zeros()?, masters, seed, step: 0 })
     }
 
     /// One update of every weight in place. Returns the L2 norm of all gradients before the clip.
@@ -57,13 +93,28 @@ impl AdamW {
             // torch.nn.utils.clip_grad_norm_ adds 1e-6 too.
             gradient_scale: if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 },
         };
-        let moments = self.first.iter().zip(&self.second);
-        for (((_, weight), gradient), (first, second)) in
-            decoder.parameters().zip(gradients.tensors()).zip(moments)
-        {
-            update(weight, gradient?, first, second, &numbers)?;
+        for (i, ((_, weight), gradient)) in decoder.parameters().zip(gradients.tensors()).enumerate() {
+            let parameter = Parameter {
+                weight,
+                precision: self.precision(i, weight),
+                gradient: gradient?,
+                first: &self.first[i],
+                second: &self.second[i],
+            };
+            update(&parameter, &numbers)?;
         }
         Ok(grad_norm)
+    }
+
+    fn precision(&self, index: usize, weight: &Tensor) -> Precision<'_> {
+        match &self.masters[index] {
+            Some(master) => Precision::Master(master),
+            None if weight.dtype() == DType::F32 => Precision::Full,
+            None => {
+                let ids = [self.step as u32, index as u32, 0];
+                Precision::Stochastic(Stream::new(self.seed, Purpose::Rounding, ids))
+            }
+        }
     }
 
     /// Updates made so far.
@@ -71,36 +122,89 @@ impl AdamW {
         self.step
     }
 
-    /// Moments under the names `first.<weight>` and `second.<weight>`, for a checkpoint.
+    /// For a checkpoint: the number of updates, and tensors named `<what>.<weight>`, where `<what>` is `first` and
+    /// `second` for f32 moments, `first_codes`, `first_scales` and so on for coded ones, and `master`; and
+    /// `rounding_seed` where a weight is rounded stochastically.
     pub fn state(&self, decoder: &Decoder) -> (u64, Vec<(String, Tensor)>) {
-        let named = |prefix: &str, tensors: &[Tensor]| {
-            let names = decoder.parameters().map(|(name, _)| format!("{prefix}.{name}"));
-            names.zip(tensors.iter().cloned()).collect::<Vec<_>>()
-        };
-        let mut state = named("first", &self.first);
-        state.extend(named("second", &self.second));
+        let mut state = Vec::new();
+        for (which, moments) in [("first", &self.first), ("second", &self.second)] {
+            for ((name, _), moment) in decoder.parameters().zip(moments) {
+                match moment {
+                    Moment::F32(values) => state.push((format!("{which}.{name}"), values.clone())),
+                    Moment::Int8 { codes, scales } => {
+                        state.push((format!("{which}_codes.{name}"), codes.clone()));
+                        state.push((format!("{which}_scales.{name}"), scales.clone()));
+                    }
+                }
+            }
+        }
+        for ((name, _), master) in decoder.parameters().zip(&self.masters) {
+            state.extend(master.iter().map(|master| (format!("master.{name}"), master.clone())));
+        }
+        if self.masters.iter().zip(decoder.parameters()).any(|(m, (_, w))| m.is_none() && is_bf16(w)) {
+            let words = [self.seed as u32, (self.seed >> 32) as u32];
+            state.extend(Tensor::new(&words, &candle_core::Device::Cpu).map(|seed| (SEED.to_string(), seed)));
+        }
         (self.step, state)
     }
 
     /// The inverse of [`AdamW::state`]; `find` gives a tensor by name.
+    ///
+    /// # Errors
+    /// When a tensor is missing or does not fit its weight.
     pub fn restore(decoder: &Decoder, step: u64, find: impl Fn(&str) -> Result<Tensor>) -> Result<Self> {
-        let load = |prefix: &str| {
+        let load = |name: String, dims: &[usize], weight: &Tensor| -> Result<Tensor> {
+            let tensor = find(&name)?;
+            if tensor.dims() != dims {
+                return Err(Error::input(
+                    name,
+                    format!("has shape {:?}, and {dims:?} fits the weight", tensor.dims()),
+                    "Resume with the config the run was started with",
+                ));
+            }
+            Ok(tensor.to_device(weight.device())?)
+        };
+        let moments = |which: &str| -> Result<Vec<Moment>> {
             decoder
                 .parameters()
                 .map(|(name, weight)| {
-                    let name = format!("{prefix}.{name}");
-                    let tensor = find(&name)?;
-                    if tensor.dims() != weight.dims() {
-                        return Err(Error::input(
-                            name,
-                            format!("has shape {:?}, the weight {:?}", tensor.dims(), weight.dims()),
-                            "Resume with the config the run was started with",
-                        ));
+                    let codes = format!("{which}_codes.{name}");
+                    if find(&codes).is_err() {
+                        return Ok(Moment::F32(load(format!("{which}.{name}"), weight.dims(), weight)?));
                     }
-                    Ok(tensor)
+                    let count = weight.elem_count();
+                    let scales = [count.div_ceil(crate::ops::blockwise::BLOCK)];
+                    Ok(Moment::Int8 {
+                        codes: load(codes, &[count], weight)?,
+                        scales: load(format!("{which}_scales.{name}"), &scales, weight)?,
+                    })
                 })
-                .collect::<Result<Vec<_>>>()
+                .collect()
         };
-        Ok(Self { first: load("first")?, second: load("second")?, step })
+        let seed = match find(SEED) {
+            Ok(words) => match words.to_vec1::<u32>()?.as_slice() {
+                [low, high] => Some(u64::from(*low) | u64::from(*high) << 32),
+                _ => None,
+            },
+            Err(_) => None,
+        };
+        let master = |(name, weight): (&str, &Tensor)| -> Result<Option<Tensor>> {
+            let needed = is_bf16(weight) && seed.is_none();
+            needed.then(|| load(format!("master.{name}"), weight.dims(), weight)).transpose()
+        };
+        let masters = decoder.parameters().map(master).collect::<Result<_>>()?;
+        Ok(Self {
+            first: moments("first")?,
+            second: moments("second")?,
+            masters,
+            seed: seed.unwrap_or(0),
+            step,
+        })
     }
+}
+
+const SEED: &str = "rounding_seed";
+
+fn is_bf16(weight: &Tensor) -> bool {
+    weight.dtype() == DType::BF16
 }

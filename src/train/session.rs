@@ -18,7 +18,7 @@ use crate::eval::{At, Evaluator};
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::gradients::Gradients;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
-use crate::optim::adamw::AdamW;
+use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::optim::schedule::learning_rate;
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
@@ -90,7 +90,14 @@ impl<'a> Session<'a> {
         let reference = self.reference(stage)?;
         let mut optimizer = match self.optimizer.take() {
             Some(optimizer) => optimizer,
-            None => AdamW::new(&self.materials.decoder)?,
+            None => {
+                let optim = match stage {
+                    Stage::Sft => &config.sft.optim,
+                    Stage::Grpo => &config.grpo.optim,
+                };
+                let rounding = Bf16Weights::StochasticRounding { seed: config.seed };
+                AdamW::with(&self.materials.decoder, optim.moments, rounding)?
+            }
         };
         let order = self.order(stage)?;
         for step in done..steps {

@@ -2,221 +2,19 @@
 //!
 //! Inputs are new on every run; a failure names the seed. Outputs start as NaN.
 
-use std::cell::Cell;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-use half::bf16;
-use regex::Regex;
-
-/// The type of a kernel's elements; everything else is f32.
-#[derive(Clone, Copy, Debug)]
-enum Element {
-    F32,
-    Bf16,
-}
-
-impl Element {
-    const ALL: [Self; 2] = [Self::F32, Self::Bf16];
-
-    fn kernel(self, name: &str) -> String {
-        format!("{name}_{}", if matches!(self, Self::F32) { "f32" } else { "bf16" })
-    }
-
-    fn bytes(self, values: &[f64]) -> Vec<u8> {
-        match self {
-            Self::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
-            Self::Bf16 => values.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
-        }
-    }
-
-    fn values(self, bytes: &[u8]) -> Vec<f64> {
-        match self {
-            Self::F32 => {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
-            }
-            Self::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
-        }
-    }
-
-    /// Largest error for a result of size about 1: rounding of the inputs' products, and of the output.
-    fn tolerance(self) -> f64 {
-        match self {
-            Self::F32 => 2e-6,
-            Self::Bf16 => 2f64.powi(-8),
-        }
-    }
-}
-
-enum Argument {
-    /// An array that comes back.
-    Array(Vec<u8>),
-    Null,
-    Scalar(Vec<u8>),
-}
-
-fn array(element: Element, values: &[f64]) -> Argument {
-    Argument::Array(element.bytes(values))
-}
-
-/// An array that the kernel must fill.
-fn poison(element: Element, count: usize) -> Argument {
-    array(element, &vec![f64::NAN; count])
-}
-
-fn f32s(values: &[f64]) -> Argument {
-    array(Element::F32, values)
-}
-
-fn u32s(values: &[u32]) -> Argument {
-    Argument::Array(values.iter().flat_map(|v| v.to_le_bytes()).collect())
-}
-
-fn scalar(value: u32) -> Argument {
-    Argument::Scalar(value.to_le_bytes().to_vec())
-}
-
-fn real(value: f64) -> Argument {
-    Argument::Scalar((value as f32).to_le_bytes().to_vec())
-}
-
-/// A kernel file compiled for the CPU, with every kernel it declares.
-struct Program(PathBuf);
-
-impl Program {
-    /// `None`, said on stderr, where no C++20 compiler is installed.
-    fn of_file(kernel: &str) -> Option<Self> {
-        Self::compile(
-            kernel,
-            &std::fs::read_to_string(project().join("kernels").join(format!("{kernel}.cu"))).unwrap(),
-        )
-    }
-
-    fn compile(name: &str, source: &str) -> Option<Self> {
-        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-        let probe =
-            Command::new(&compiler).args(["-std=c++20", "-x", "c++", "-fsyntax-only", "/dev/null"]).output();
-        if !probe.is_ok_and(|p| p.status.success()) {
-            eprintln!("{name}: no C++20 compiler ({compiler}): kernel not checked on the CPU");
-            return None;
-        }
-        let declared = Regex::new(r#"extern "C" __global__ void (\w+)\("#).unwrap();
-        let entries: Vec<String> =
-            declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
-        std::fs::create_dir_all(&folder).unwrap();
-        let (code, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
-        let serve = format!(
-            "\n#include \"serve.h\"\nint main() {{ return on_cpu::serve({{{}}}); }}\n",
-            entries.join(", ")
-        );
-        std::fs::write(&code, [source, &serve].concat()).unwrap();
-        let done = Command::new(compiler)
-            .args(["-std=c++20", "-O1", "-I"])
-            .arg(project().join("kernels"))
-            .arg("-I")
-            .arg(project().join("scripts/cuda/cpu-shim"))
-            .arg("-o")
-            .args([&program, &code])
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
-        Some(Self(program))
-    }
-
-    /// Runs one launch and returns every array argument's bytes, in order.
-    #[track_caller]
-    fn launch(&self, kernel: &str, grid: [u32; 3], threads: u32, arguments: Vec<Argument>) -> Vec<Vec<u8>> {
-        let out = self.output(kernel, grid, threads, &arguments);
-        assert!(out.status.success(), "{kernel}: {}", String::from_utf8_lossy(&out.stderr));
-        let mut rest = out.stdout.as_slice();
-        arguments
-            .iter()
-            .filter_map(|a| if let Argument::Array(bytes) = a { Some(bytes.len()) } else { None })
-            .map(|bytes| rest.split_off(..bytes).expect("the arrays come back whole").to_vec())
-            .collect()
-    }
-
-    fn output(&self, kernel: &str, grid: [u32; 3], threads: u32, arguments: &[Argument]) -> Output {
-        let mut input = (kernel.len() as u32).to_le_bytes().to_vec();
-        input.extend(kernel.bytes());
-        input.extend(grid.into_iter().chain([threads, 1, 1]).flat_map(u32::to_le_bytes));
-        for argument in arguments {
-            match argument {
-                Argument::Array(bytes) => {
-                    input.extend((bytes.len() as u64).to_le_bytes());
-                    input.extend(bytes);
-                }
-                Argument::Null => input.extend(u64::MAX.to_le_bytes()),
-                Argument::Scalar(bytes) => input.extend(bytes),
-            }
-        }
-        let mut child = Command::new(&self.0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The program reads all of its input before it writes any output.
-        child.stdin.take().unwrap().write_all(&input).unwrap();
-        child.wait_with_output().unwrap()
-    }
-}
-
-fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// SplitMix64, seeded by the clock.
-struct Random {
-    seed: u64,
-    state: Cell<u64>,
-}
-
-impl Random {
-    fn new() -> Self {
-        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-        Self { seed, state: Cell::new(seed) }
-    }
-
-    fn next(&self) -> u64 {
-        self.state.set(self.state.get().wrapping_add(0x9e3779b97f4a7c15));
-        let mut z = self.state.get();
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d049bb133111eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&self, end: u32) -> u32 {
-        (self.next() % u64::from(end)) as u32
-    }
-
-    /// In [-size, size), and exactly representable in `element`.
-    fn values(&self, element: Element, count: usize, size: f64) -> Vec<f64> {
-        let raw: Vec<f64> = (0..count).map(|_| (self.next() as f64 / 2f64.powi(63) - 1.) * size).collect();
-        element.values(&element.bytes(&raw))
-    }
-
-    /// `got` equals `want` within `tolerance`, relative to the larger of `want` and 1.
-    #[track_caller]
-    fn close(&self, what: &str, got: &[f64], want: &[f64], tolerance: f64) {
-        assert_eq!(got.len(), want.len(), "{what}");
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            let error = (g - w).abs() / w.abs().max(1.);
-            assert!(
-                error <= tolerance,
-                "{what}[{i}] = {g}, want {w} (error {error:.2e}, seed {})",
-                self.seed
-            );
-        }
-    }
-}
+use crate::shim::{Argument, Element, Program, Random, array, f32s, poison, real, scalar, u32s};
 
 #[test]
 fn rms_norm_on_the_cpu() {
     let Some(program) = Program::of_file("rms_norm") else { return };
-    let (r, n, h, eps) = (Random::new(), 5, 75, 1e-5);
+    // Rows that 16 bytes do not divide; that a block reads at once; that it reads in several rounds.
+    for width in [75, 64, 520] {
+        rms_norm_of_width(&program, width);
+    }
+}
+
+fn rms_norm_of_width(program: &Program, h: usize) {
+    let (r, n, eps) = (Random::new(), 5, 1e-5);
     for e in Element::ALL {
         let tolerance = e.tolerance();
         let (x, w) = (r.values(e, n * h, 2.), r.values(e, h, 1.5));
@@ -265,11 +63,11 @@ fn rms_norm_on_the_cpu() {
         let name = e.kernel("rms_norm_backward_weight");
         let sizes = [scalar(n as u32), scalar(h as u32), scalar(2)];
         let arguments = [array(e, &x), f32s(&q), array(e, &dy), poison(Element::F32, 3 * h)];
-        let got = program.launch(&name, [3, 3, 1], 32, arguments.into_iter().chain(sizes).collect());
+        let got = program.launch(&name, [5, 3, 1], 32, arguments.into_iter().chain(sizes).collect());
         let partial = Element::F32.values(&got[3]);
         let old = r.values(Element::F32, h, 1.);
         let arguments = vec![f32s(&partial), f32s(&old), scalar(3), scalar(h as u32)];
-        let got = program.launch("rms_norm_add_partials", [3, 1, 1], 32, arguments);
+        let got = program.launch("rms_norm_add_partials", [17, 1, 1], 32, arguments);
         let dw: Vec<f64> = (0..h)
             .map(|c| old[c] + (0..n).map(|row| dy[row * h + c] * x[row * h + c] * q[row]).sum::<f64>())
             .collect();
@@ -280,7 +78,13 @@ fn rms_norm_on_the_cpu() {
 #[test]
 fn rope_on_the_cpu() {
     let Some(program) = Program::of_file("rope") else { return };
-    let (r, n, heads, half, positions) = (Random::new(), 4, 3, 5, 50);
+    for half in [5, 16] {
+        rope_of_half(&program, half);
+    }
+}
+
+fn rope_of_half(program: &Program, half: usize) {
+    let (r, n, heads, positions) = (Random::new(), 4, 3, 50);
     let angle = |p: u32, j: usize| f64::from(p) * 100f64.powf(-(j as f64) / half as f64);
     let table = |f: fn(f64) -> f64| -> Vec<f64> {
         (0..positions * half).map(|i| f(angle((i / half) as u32, i % half))).collect()
@@ -317,7 +121,7 @@ fn rope_on_the_cpu() {
 fn swiglu_on_the_cpu() {
     let Some(program) = Program::of_file("swiglu") else { return };
     // Fewer threads than elements, so that they step; and gates at which exp overflows.
-    let (r, n) = (Random::new(), 333);
+    let (r, n) = (Random::new(), 1333);
     for e in Element::ALL {
         let (mut gate, up, dact) = (r.values(e, n, 4.), r.values(e, n, 1.), r.values(e, n, 1.));
         (gate[0], gate[1]) = (-128., 128.);
@@ -349,7 +153,13 @@ fn swiglu_on_the_cpu() {
 #[test]
 fn token_logprob_on_the_cpu() {
     let Some(program) = Program::of_file("token_logprob") else { return };
-    let (r, n, vocab, temperature) = (Random::new(), 4, 307, 0.7);
+    for vocab in [307, 1600] {
+        token_logprob_of_vocabulary(&program, vocab);
+    }
+}
+
+fn token_logprob_of_vocabulary(program: &Program, vocab: usize) {
+    let (r, n, temperature) = (Random::new(), 4, 0.7);
     for e in Element::ALL {
         let mut logits = r.values(e, n * vocab, 9.);
         // Row 1 lies high, so that exp without the maximum would overflow; row 2 is masked but for two tokens.
@@ -404,6 +214,15 @@ fn token_logprob_on_the_cpu() {
         let got = program.launch(&name, [n as u32, 2, 1], 64, arguments.collect());
         // Row 1's z and log_sum, near 300, are good to 1.5e-5 each in f32.
         r.close(&name, &e.values(&got[0]), &dlogits, e.tolerance().max(1e-4));
+        if matches!(e, Element::F32) {
+            let arguments =
+                [array(e, &logits), poison(Element::Bf16, n * vocab), u32s(&target), f32s(&log_sum)];
+            let arguments = arguments.into_iter().chain([f32s(&dlogprob)]).chain(sizes()).collect();
+            let narrow =
+                program.launch("token_logprob_backward_f32_to_bf16", [n as u32, 2, 1], 64, arguments);
+            let want: Vec<f64> = e.values(&got[0]);
+            r.close("dlogits in bf16", &Element::Bf16.values(&narrow[1]), &want, Element::Bf16.tolerance());
+        }
 
         let outside =
             [array(e, &logits), u32s(&[vocab as u32; 4]), out(), out(), out()].into_iter().chain(sizes());
@@ -453,7 +272,7 @@ extern "C" __global__ void one_past(float *y) { y[threadIdx.x + 1] = 1.f; }
         ("one_past", "wrote outside an array of 256 bytes"),
         ("absent", "no kernel named absent"),
     ] {
-        let out = program.output(kernel, [1, 1, 1], 64, &[y()]);
+        let out = program.output(kernel, [[1, 1, 1], [64, 1, 1]], 0, &[y()]);
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(!out.status.success() && said.contains(message), "{kernel}: {said}");
     }

@@ -3,15 +3,25 @@
 mod adamw;
 mod bad_input;
 mod configs;
+#[cfg(feature = "cuda")]
+mod cuda_ops;
+#[cfg(feature = "cuda")]
+mod cuda_twin;
 mod golden;
 mod import;
 mod kernels;
+mod kernels_adamw;
+mod kernels_attention;
+mod kernels_decode;
+mod kernels_sampling;
+mod kernels_state;
 mod layering;
 mod losses;
 mod model_parity;
 mod ops;
 mod parity_fixture;
 mod shared_prefix;
+mod shim;
 mod smollm2;
 mod training;
 mod weights;

@@ -24,6 +24,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
+#define __align__(bytes) alignas(bytes)
 // All shared variables lie together, so that they can be filled before each block.
 #define __shared__ static __attribute__((section("cuda_shared")))
 
@@ -44,6 +45,21 @@ inline __nv_bfloat16 __float2bfloat16(float f) {
     return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
 }
 
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+using std::max;
+using std::min;
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+
 namespace on_cpu {
 
 struct Index {
@@ -52,12 +68,23 @@ struct Index {
 
 enum class Waits { nothing, warp, block, left };
 
+struct Copy {
+    uintptr_t to;
+    const void *from;
+    size_t bytes;
+    bool inside;
+};
+
 struct Thread {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     Waits waits = Waits::nothing;
     unsigned lanes = 0;     // of its warp, that a warp barrier waits for
     uint64_t offered = 0;   // to the other lanes in a shuffle
+    // What the thread gives to its warp's matrix instructions; two sets, so that one barrier is enough.
+    uint64_t operands[2][6] = {};
+    unsigned turn = 0;
+    std::vector<Copy> copies;  // started, not waited for
     Index index;
 };
 
@@ -67,7 +94,8 @@ inline size_t running;
 inline ucontext_t scheduler;
 inline Index block_index, block_size, grid_size;
 inline std::function<void()> kernel;
-inline std::vector<char> dynamic_shared;
+inline std::vector<char> dynamic_shared;  // and a margin that nothing may touch
+inline const size_t shared_margin = 1024;
 
 extern "C" char __attribute__((weak)) __start_cuda_shared[];
 extern "C" char __attribute__((weak)) __stop_cuda_shared[];
@@ -99,6 +127,62 @@ T shuffle(unsigned lanes, T value, unsigned from_lane) {
     std::memcpy(&value, &threads[from].offered, sizeof value);
     sync_warp(lanes);
     return value;
+}
+
+// All lanes offer `count` values; returns the set that holds them.
+inline unsigned offer(const uint64_t *values, size_t count) {
+    Thread &me = threads[running];
+    const unsigned set = me.turn++ % 2;
+    std::copy(values, values + count, me.operands[set]);
+    sync_warp(0xffffffffu);
+    return set;
+}
+
+inline const uint64_t *offered(unsigned set, size_t lane) { return threads[running / 32 * 32 + lane].operands[set]; }
+
+// cp.async: nothing arrives before it is waited for.
+inline void copy_async(uintptr_t to, const void *from, size_t bytes, bool inside) {
+    if (to % bytes || uintptr_t(from) % bytes) fail("an asynchronous copy from or to an unaligned address");
+    threads[running].copies.push_back({to, from, bytes, inside});
+}
+inline void copies_done() {
+    for (const Copy &c : threads[running].copies) {
+        if (c.inside) std::memcpy((void *)c.to, c.from, c.bytes);
+        else std::memset((void *)c.to, 0, c.bytes);
+    }
+    threads[running].copies.clear();
+}
+
+// ldmatrix.x4: lane l names row l % 8 of matrix l / 8.
+inline void ldmatrix(unsigned (&r)[4], uintptr_t row, bool transposed) {
+    if (row % 16) fail("a matrix row at an unaligned address");
+    const uint64_t mine = row;
+    const unsigned set = offer(&mine, 1);
+    const size_t g = running % 32 / 4, t = running % 4;
+    for (size_t matrix = 0; matrix < 4; matrix++) {
+        uint16_t pair[2];
+        for (size_t i = 0; i < 2; i++) {
+            const size_t from = transposed ? 2 * t + i : g, column = transposed ? g : 2 * t + i;
+            std::memcpy(&pair[i], (const char *)*offered(set, matrix * 8 + from) + column * 2, 2);
+        }
+        r[matrix] = pair[0] | unsigned(pair[1]) << 16;
+    }
+}
+
+// mma.m16n8k16, bf16 in, f32 out: c += a b.
+inline void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    const uint64_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const unsigned set = offer(mine, 6);
+    const size_t g = running % 32 / 4, t = running % 4;
+    const auto half = [](uint64_t pair, size_t i) { return __bfloat162float({uint16_t(pair >> 16 * i)}); };
+    for (size_t k = 0; k < 16; k++) {
+        const size_t owner = k % 8 / 2, upper = k / 8, i = k % 2;
+        for (size_t e = 0; e < 4; e++) {
+            const float left = half(offered(set, g * 4 + owner)[e / 2 + 2 * upper], i);
+            const float right = half(offered(set, (2 * t + e % 2) * 4 + owner)[4 + upper], i);
+            c[e] += left * right;
+        }
+    }
 }
 
 inline void enter() {
@@ -148,6 +232,8 @@ inline void run_block(uint32_t &order_seed) {
         Thread &thread = threads[t];
         if (!thread.stack) thread.stack.reset(new char[stack_bytes]);
         thread.waits = Waits::nothing;
+        thread.copies.clear();
+        thread.turn = 0;
         thread.index = {unsigned(t % block_size.x), unsigned(t / block_size.x % block_size.y), unsigned(t / block_size.x / block_size.y)};
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = thread.stack.get();
@@ -167,6 +253,7 @@ inline void run_block(uint32_t &order_seed) {
         const bool warps = release_warps();
         if (!release_block() && !warps && !std::all_of(threads.begin(), threads.end(), left)) fail("threads wait at barriers that the others never reach");
     }
+    if (std::any_of(dynamic_shared.end() - shared_margin, dynamic_shared.end(), [](char c) { return c != char(0xff); })) fail("a write past the end of dynamic shared memory");
 }
 
 inline void launch(Index grid, Index block, size_t shared_bytes, std::function<void()> body) {
@@ -174,7 +261,7 @@ inline void launch(Index grid, Index block, size_t shared_bytes, std::function<v
     block_size = block;
     kernel = std::move(body);
     threads.resize(size_t(block.x) * block.y * block.z);
-    dynamic_shared.resize(shared_bytes);
+    dynamic_shared.resize(shared_bytes + shared_margin);
     uint32_t order_seed = 1;
     // Last block first: nothing may rest on the blocks' order.
     for (size_t b = size_t(grid.x) * grid.y * grid.z; b-- > 0;) {

@@ -1,7 +1,8 @@
 // A program that runs one kernel launch on the CPU: the launch comes on standard input, what the kernel
 // left in its arrays goes to standard output.
 //
-//   in:  u32 name length, name; u32 grid x, y, z; u32 block x, y, z; then each argument of the kernel:
+//   in:  u32 name length, name; u32 grid x, y, z; u32 block x, y, z; u32 bytes
+//       of dynamic shared memory; then each argument of the kernel:
 //        for a pointer u64 byte count and the bytes (count 2^64 - 1: a null pointer); else the value's bytes
 //   out: the bytes of each array, in the order of the arguments
 // A write past either end of an array ends the program with a message.
@@ -62,14 +63,14 @@ T argument() {
 
 struct Entry {
     std::string name;
-    std::function<void(Index, Index)> run;
+    std::function<void(Index, Index, size_t)> run;
 };
 
 template <class... A>
 Entry entry(const char *name, void (*function)(A...)) {
-    return {name, [function](Index grid, Index block) {
+    return {name, [function](Index grid, Index block, size_t shared_bytes) {
                 std::tuple<A...> arguments{argument<A>()...};  // braces: left to right
-                launch(grid, block, 0, [&] { std::apply(function, arguments); });
+                launch(grid, block, shared_bytes, [&] { std::apply(function, arguments); });
             }};
 }
 
@@ -77,9 +78,10 @@ inline int serve(const std::vector<Entry> &entries) {
     std::string name(read<uint32_t>(), ' ');
     read(name.data(), name.size());
     const Index grid = read<Index>(), block = read<Index>();
+    const size_t shared_bytes = read<uint32_t>();
     for (const Entry &e : entries) {
         if (e.name != name) continue;
-        e.run(grid, block);
+        e.run(grid, block, shared_bytes);
         for (const Array &a : arrays) {
             if (a.margins_touched()) {
                 std::fprintf(stderr, "%s wrote outside an array of %zu bytes\n", name.c_str(), a.count);

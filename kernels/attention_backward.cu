@@ -1,0 +1,164 @@
+// Packed shared-prefix attention, backward. With P = exp(scale q k^T - lse) and delta = rowsum(out dout):
+// dv = P^T dout, dS = P (dout v^T - delta), dq = scale dS k, dk = scale dS^T q. Dao et al., arXiv:2307.08691.
+//
+// Two kernels recompute P instead of one that adds dq with atomics: each block owns what it writes and sums in a
+// fixed order, so results do not change from run to run. A prompt's keys sum over all completions in one block.
+// q, out, dout, dq [T, query heads, D], k, v, dk, dv [T, kv heads, D] in bf16; lse, delta [T, query heads] f32;
+// D 64 or 128. Other element types and head dims: attention_plain.cu. Roofline: docs/kernels.md.
+// CPU twin: src/ops/attention.rs. Tests: tests/suite/kernels_attention.rs.
+#include "attention.cuh"
+
+// delta, for any D that is a multiple of 8. 8 lanes a vector; grid: vectors / 32 blocks of 256 threads.
+template <typename T>
+static __device__ __forceinline__ void delta_of(const T *__restrict__ out, const T *__restrict__ dout, float *__restrict__ delta, unsigned vectors, unsigned dim) {
+    const unsigned vector = blockIdx.x * (blockDim.x / 8) + threadIdx.x / 8;
+    constexpr unsigned wide = 16 / sizeof(T);
+    float sum = 0.f;
+    if (vector < vectors) {
+        const uint4 *a = (const uint4 *)(out + (size_t)vector * dim), *b = (const uint4 *)(dout + (size_t)vector * dim);
+        for (unsigned i = threadIdx.x % 8; i < dim / wide; i += 8) {
+            const uint4 x = a[i], y = b[i];
+#pragma unroll
+            for (unsigned j = 0; j < wide; j++) sum += to_f32(((const T *)&x)[j]) * to_f32(((const T *)&y)[j]);
+        }
+    }
+    for (int lanes = 4; lanes > 0; lanes >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
+    if (vector < vectors && threadIdx.x % 8 == 0) delta[vector] = sum;
+}
+
+extern "C" __global__ void attention_delta_f32(const float *out, const float *dout, float *delta, unsigned vectors, unsigned dim) {
+    delta_of(out, dout, delta, vectors, dim);
+}
+extern "C" __global__ void attention_delta_bf16(const bf16 *out, const bf16 *dout, float *delta, unsigned vectors, unsigned dim) {
+    delta_of(out, dout, delta, vectors, dim);
+}
+
+// Grid: (tiles of 64 m, kv heads), 128 threads, dynamic shared memory 32768 bytes (4 tiles of 4096 / D keys).
+template <int D>
+static __device__ __forceinline__ void query_gradient(const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v,
+                                                      const bf16 *__restrict__ dout, const float *__restrict__ lse, const float *__restrict__ delta,
+                                                      bf16 *__restrict__ dq, const RowTile *__restrict__ tiles, unsigned kv_heads, unsigned share,
+                                                      float scale) {
+    constexpr int KEYS = 4096 / D;
+    const RowTile tile = tiles[blockIdx.x];
+    const unsigned kv_head = blockIdx.y;
+    const Queries queries(share, kv_heads, kv_head, tile.own_start);
+    const unsigned last = tile.first + tile.count - 1, mine = tile.first + threadIdx.x / 32 * 16 + lane() / 4;
+    const unsigned m[2] = {min(mine, last), min(mine + 8, last)};
+    const size_t at[2] = {queries.at(m[0]), queries.at(m[1])};
+    const unsigned visible[2] = {tile.prefix_len + queries.row(m[0]) + 1, tile.prefix_len + queries.row(m[1]) + 1};
+    const float log2_sum[2] = {lse[at[0]] * LOG2E, lse[at[1]] * LOG2E}, offset[2] = {delta[at[0]], delta[at[1]]};
+    unsigned a[D / 16][4], g[D / 16][4];
+    rows_as_a<D>(a, q + at[0] * D, q + at[1] * D);
+    rows_as_a<D>(g, dout + at[0] * D, dout + at[1] * D);
+    float sum[D / 8][4] = {};
+    const unsigned shared = tile.prefix_len + queries.row(tile.first) + 1;
+    stream_keys<D, KEYS>(
+        k, v, tile.prefix_len + queries.row(last) + 1, threads_of_block,
+        [&](unsigned j) { return ((size_t)tile.token(j) * kv_heads + kv_head) * D; },
+        [&](unsigned first, Rows<D> keys, Rows<D> values) {
+            float s[KEYS / 8][4] = {}, ds[KEYS / 8][4] = {};
+            times_rows<D, KEYS>(s, a, keys);
+            times_rows<D, KEYS>(ds, g, values);
+            const bool all_visible = first + KEYS <= shared;
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const float p = exp2_fast(s[n][e] * (scale * LOG2E) - log2_sum[e / 2]);
+                    ds[n][e] = p * (ds[n][e] - offset[e / 2]);
+                    if (!all_visible && first + n * 8 + lane() % 4 * 2 + e % 2 >= visible[e / 2]) ds[n][e] = 0.f;
+                }
+            }
+            weigh_rows<D, KEYS>(sum, ds, keys);
+        });
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        if (mine + 8 * i <= last) put_row<D>(dq + at[i] * D, sum, i, scale);
+}
+
+// Grid: (tiles of 64 keys, kv heads), 128 threads. A warp has 16 keys, and takes the rows that see them M at a
+// time. Dynamic shared memory: 256 D bytes for the keys and 2 (16384 + 8 M) for the rows, M = 4096 / D.
+template <int D>
+static __device__ __forceinline__ void key_gradients(const bf16 *__restrict__ q, const bf16 *__restrict__ k, const bf16 *__restrict__ v,
+                                                     const bf16 *__restrict__ dout, const float *__restrict__ lse, const float *__restrict__ delta,
+                                                     bf16 *__restrict__ dk, bf16 *__restrict__ dv, const KeyTile *__restrict__ tiles,
+                                                     unsigned kv_heads, unsigned share, float scale) {
+    constexpr int KEYS = 64, M = 4096 / D;
+    constexpr unsigned size = M * Rows<D>::bytes, stage_bytes = 2 * size + 2 * M * sizeof(float);
+    const KeyTile tile = tiles[blockIdx.x];
+    const unsigned kv_head = blockIdx.y;
+    const Queries queries(share, kv_heads, kv_head, tile.start);
+    const unsigned total = (tile.rows_end - tile.start) * share;
+    unsigned char *memory = dynamic_shared();
+    const Rows<D> keys{shared_address(memory)}, values{keys.base + KEYS * Rows<D>::bytes};
+    unsigned char *stages = memory + 2 * KEYS * Rows<D>::bytes;
+    const unsigned first_key = threadIdx.x / 32 * 16, key = first_key + lane() / 4;
+    // Keys past the tile's end are zeros; what comes of them stays in their own rows, which are not written.
+    copy_pair<D, KEYS>(
+        keys, values, k, v, threads_of_block, [&](unsigned i) { return ((size_t)(tile.start + i) * kv_heads + kv_head) * D; },
+        [&](unsigned i) { return i < tile.count; });
+    float key_sum[D / 8][4] = {}, value_sum[D / 8][4] = {};
+    stream(
+        (total + M - 1) / M,
+        [&](unsigned t) {
+            // A row past the end is zeros, its lse and delta too: it adds 1 * 0.
+            const Shared to = shared_address(stages + t % 2 * stage_bytes);
+            copy_pair<D, M>(
+                Rows<D>{to}, Rows<D>{to + size}, q, dout, threads_of_block, [&](unsigned i) { return queries.at(t * M + i) * D; },
+                [&](unsigned i) { return t * M + i < total; });
+            const unsigned i = threadIdx.x % M, m = t * M + i;
+            const size_t at = m < total ? queries.at(m) : 0;
+            if (threadIdx.x < M) copy_4(to + 2 * size + i * 4, lse + at, m < total);
+            else if (threadIdx.x < 2 * M) copy_4(to + 2 * size + (M + i) * 4, delta + at, m < total);
+        },
+        [&](unsigned t) {
+            unsigned char *stage = stages + t % 2 * stage_bytes;
+            const Rows<D> rows{shared_address(stage)}, gradients{rows.base + size};
+            const float *row_lse = (const float *)(stage + 2 * size), *row_delta = row_lse + M;
+            float p[M / 8][4] = {}, ds[M / 8][4] = {};
+            rows_times_rows<D, M>(p, keys, first_key, rows);
+            rows_times_rows<D, M>(ds, values, first_key, gradients);
+            const bool all_visible = queries.row(t * M) >= KEYS - 1;
+#pragma unroll
+            for (int n = 0; n < M / 8; n++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const unsigned i = n * 8 + lane() % 4 * 2 + e % 2;
+                    p[n][e] = exp2_fast(p[n][e] * (scale * LOG2E) - row_lse[i] * LOG2E);
+                    if (!all_visible && queries.row(t * M + i) < key + e / 2 * 8) p[n][e] = 0.f;
+                    ds[n][e] = p[n][e] * (ds[n][e] - row_delta[i]);
+                }
+            }
+            weigh_rows<D, M>(value_sum, p, gradients);
+            weigh_rows<D, M>(key_sum, ds, rows);
+        });
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (key + 8 * i >= tile.count) continue;
+        const size_t at = ((size_t)(tile.start + key + 8 * i) * kv_heads + kv_head) * D;
+        put_row<D>(dk + at, key_sum, i, scale);
+        put_row<D>(dv + at, value_sum, i, 1.f);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(128)
+attention_query_gradient_64_bf16(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *delta, bf16 *dq,
+                                 const RowTile *tiles, unsigned kv_heads, unsigned share, float scale) {
+    query_gradient<64>(q, k, v, dout, lse, delta, dq, tiles, kv_heads, share, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+attention_key_gradients_64_bf16(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *delta, bf16 *dk,
+                                bf16 *dv, const KeyTile *tiles, unsigned kv_heads, unsigned share, float scale) {
+    key_gradients<64>(q, k, v, dout, lse, delta, dk, dv, tiles, kv_heads, share, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+attention_query_gradient_128_bf16(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *delta, bf16 *dq,
+                                 const RowTile *tiles, unsigned kv_heads, unsigned share, float scale) {
+    query_gradient<128>(q, k, v, dout, lse, delta, dq, tiles, kv_heads, share, scale);
+}
+extern "C" __global__ void __launch_bounds__(128)
+attention_key_gradients_128_bf16(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *dout, const float *lse, const float *delta, bf16 *dk,
+                                bf16 *dv, const KeyTile *tiles, unsigned kv_heads, unsigned share, float scale) {
+    key_gradients<128>(q, k, v, dout, lse, delta, dk, dv, tiles, kv_heads, share, scale);
+}

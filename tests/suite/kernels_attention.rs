@@ -1,0 +1,235 @@
+//! The attention kernels, run on the CPU (scripts/cuda/cpu-shim) against softmax written out in f64.
+
+use candle_core::DType;
+use rlvr::ops::attention::{AttentionLayout, Heads};
+use rlvr::ops::cuda::attention::{Pass, Path, key_tiles, row_tiles};
+use rlvr::types::Segment;
+
+use crate::shim::{Argument, Element, Program, Random, array, f32s, poison, real, scalar, u32s};
+
+pub fn dtype(e: Element) -> DType {
+    match e {
+        Element::F32 => DType::F32,
+        Element::Bf16 => DType::BF16,
+    }
+}
+
+/// `got` is near `want` as a whole, and nowhere far from it: errors relative to the norm and the largest value.
+#[track_caller]
+pub fn near(r: &Random, what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64; 2]) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
+    let of_whole = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+    let largest = want.iter().fold(0f64, |m, w| m.max(w.abs()));
+    // Not `max`, which drops NaN.
+    let of_worst = got
+        .iter()
+        .zip(want)
+        .map(|(g, w)| (g - w).abs() / largest)
+        .fold(0f64, |m, e| if e <= m { m } else { e });
+    assert!(
+        of_whole <= whole && of_worst <= worst,
+        "{what}: error {of_whole:.1e} of the norm, {of_worst:.1e} of the largest value (seed {})",
+        r.seed
+    );
+}
+
+pub fn tolerance(e: Element) -> [f64; 2] {
+    match e {
+        Element::F32 => [1e-6, 4e-6],
+        // P, dS and the results are rounded to 8 bits.
+        Element::Bf16 => [6e-3, 1.5e-2],
+    }
+}
+
+/// Attention by its definition.
+struct Reference {
+    out: Vec<f64>,
+    lse: Vec<f64>,
+    dq: Vec<f64>,
+    dk: Vec<f64>,
+    dv: Vec<f64>,
+}
+
+struct Problem<'a> {
+    segments: &'a [Segment],
+    heads: Heads,
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+    dout: Vec<f64>,
+}
+
+impl Problem<'_> {
+    fn reference(&self) -> Reference {
+        let Self { heads, q, k, v, dout, .. } = self;
+        let (dim, scale) = (heads.dim, f64::from(heads.scale()));
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let mut r = Reference {
+            out: vec![0.; q.len()],
+            lse: vec![0.; q.len() / dim],
+            dq: vec![0.; q.len()],
+            dk: vec![0.; k.len()],
+            dv: vec![0.; k.len()],
+        };
+        for segment in self.segments {
+            let prefix = segment.prefix.map_or(0..0, |p| {
+                let p = self.segments[p];
+                p.start..p.start + p.len
+            });
+            for row in segment.start..segment.start + segment.len {
+                for head in 0..heads.query {
+                    let at = |row: usize| {
+                        let i = (row * heads.key_value + head / heads.sharing()) * dim;
+                        i..i + dim
+                    };
+                    let i = row * heads.query + head;
+                    let mine = i * dim..(i + 1) * dim;
+                    let keys: Vec<usize> = prefix.clone().chain(segment.start..=row).collect();
+                    let s: Vec<f64> =
+                        keys.iter().map(|&j| dot(&q[mine.clone()], &k[at(j)]) * scale).collect();
+                    let max = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    r.lse[i] = max + s.iter().map(|s| (s - max).exp()).sum::<f64>().ln();
+                    let p: Vec<f64> = s.iter().map(|s| (s - r.lse[i]).exp()).collect();
+                    for (p, &j) in p.iter().zip(&keys) {
+                        r.out[mine.clone()].iter_mut().zip(&v[at(j)]).for_each(|(o, v)| *o += p * v);
+                    }
+                    let delta = dot(&r.out[mine.clone()], &dout[mine.clone()]);
+                    for (p, &j) in p.iter().zip(&keys) {
+                        let ds = p * (dot(&dout[mine.clone()], &v[at(j)]) - delta) * scale;
+                        for d in 0..dim {
+                            r.dv[at(j).start + d] += p * dout[mine.start + d];
+                            r.dq[mine.start + d] += ds * k[at(j).start + d];
+                            r.dk[at(j).start + d] += ds * q[mine.start + d];
+                        }
+                    }
+                }
+            }
+        }
+        r
+    }
+}
+
+fn segments(lengths: &[(usize, &[usize])]) -> Vec<Segment> {
+    let (mut all, mut start) = (Vec::<Segment>::new(), 0);
+    for (prompt, completions) in lengths {
+        let root = all.len();
+        let prefixes = [None].into_iter().chain(completions.iter().map(|_| Some(root)));
+        for (len, prefix) in [*prompt].iter().chain(*completions).zip(prefixes) {
+            all.push(Segment { start, len: *len, prefix });
+            start += len;
+        }
+    }
+    all
+}
+
+fn check(e: Element, heads: Heads, segments: &[Segment]) {
+    let layout = AttentionLayout::new(segments).unwrap();
+    let path = Path::of(dtype(e), heads.dim).unwrap();
+    let programs = [Pass::Forward, Pass::QueryGradient, Pass::KeyGradients].map(|pass| {
+        let (file, kernel) = path.kernel(pass);
+        Some((Program::of_file(file)?, e.kernel(&kernel)))
+    });
+    let ([Some(forward), Some(query_gradient), Some(key_gradients)], Some(delta)) =
+        (programs, Program::of_file("attention_backward"))
+    else {
+        return;
+    };
+    let (r, n) = (Random::new(), layout.tokens());
+    let (q_size, kv_size, rows) = (n * heads.query_width(), n * heads.key_value_width(), n * heads.query);
+    let values = |count| r.values(e, count, 2.);
+    let problem = Problem {
+        segments,
+        heads,
+        q: values(q_size),
+        k: values(kv_size),
+        v: values(kv_size),
+        dout: values(q_size),
+    };
+    let want = problem.reference();
+    let case = format!("{} {}/{} heads of {}", e.kernel(""), heads.query, heads.key_value, heads.dim);
+    let row_tiles = row_tiles(&layout, heads.sharing(), path.tile());
+    let key_tiles = key_tiles(&layout, path.tile());
+    let run = |(program, kernel): &(Program, String), pass: Pass, arrays: Vec<Argument>| {
+        let (tiles, count) = match pass {
+            Pass::KeyGradients => (u32s(key_tiles.as_flattened()), key_tiles.len()),
+            _ => (u32s(row_tiles.as_flattened()), row_tiles.len()),
+        };
+        let grid = path.grid(pass, count, heads.key_value);
+        let mut arguments = arrays;
+        arguments.extend([tiles, scalar(heads.key_value as u32), scalar(heads.sharing() as u32)]);
+        if matches!(path, Path::Plain(_)) {
+            arguments.push(scalar(heads.dim as u32));
+        }
+        arguments.push(real(heads.scale().into()));
+        program.launch_shared(kernel, grid.blocks, (grid.threads, grid.shared_bytes), arguments)
+    };
+    let inputs = || vec![array(e, &problem.q), array(e, &problem.k), array(e, &problem.v)];
+
+    let mut arrays = inputs();
+    arrays.extend([poison(e, q_size), poison(Element::F32, rows)]);
+    let got = run(&forward, Pass::Forward, arrays);
+    let (out, lse) = (e.values(&got[3]), Element::F32.values(&got[4]));
+    near(&r, &format!("{case}: out"), &out, &want.out, tolerance(e));
+    near(&r, &format!("{case}: lse"), &lse, &want.lse, [1e-6, 4e-6]);
+
+    let arguments = vec![
+        array(e, &out),
+        array(e, &problem.dout),
+        poison(Element::F32, rows),
+        scalar(rows as u32),
+        scalar(heads.dim as u32),
+    ];
+    let blocks = [rows.div_ceil(32) as u32, 1, 1];
+    let delta = delta.launch(&e.kernel("attention_delta"), blocks, 256, arguments);
+    let delta = Element::F32.values(&delta[2]);
+    let product: Vec<f64> = out.iter().zip(&problem.dout).map(|(a, b)| a * b).collect();
+    let sums: Vec<f64> = product.chunks(heads.dim).map(|c| c.iter().sum()).collect();
+    near(&r, &format!("{case}: delta"), &delta, &sums, [1e-6, 4e-6]);
+
+    let mut arrays = inputs();
+    arrays.extend([array(e, &problem.dout), f32s(&lse), f32s(&delta), poison(e, q_size)]);
+    let got = run(&query_gradient, Pass::QueryGradient, arrays);
+    near(&r, &format!("{case}: dq"), &e.values(&got[6]), &want.dq, tolerance(e));
+
+    let mut arrays = inputs();
+    arrays.extend([
+        array(e, &problem.dout),
+        f32s(&lse),
+        f32s(&delta),
+        poison(e, kv_size),
+        poison(e, kv_size),
+    ]);
+    let got = run(&key_gradients, Pass::KeyGradients, arrays);
+    near(&r, &format!("{case}: dk"), &e.values(&got[6]), &want.dk, tolerance(e));
+    near(&r, &format!("{case}: dv"), &e.values(&got[7]), &want.dv, tolerance(e));
+}
+
+pub fn heads(query: usize, key_value: usize, dim: usize) -> Heads {
+    Heads { query, key_value, dim }
+}
+
+#[test]
+fn tensor_core_attention_with_heads_of_64() {
+    check(Element::Bf16, heads(3, 1, 64), &segments(&[(70, &[5, 33]), (9, &[]), (13, &[1, 4])]));
+    check(Element::Bf16, heads(2, 2, 64), &segments(&[(67, &[3])]));
+}
+
+#[test]
+fn tensor_core_attention_with_heads_of_128() {
+    check(Element::Bf16, heads(8, 2, 128), &segments(&[(17, &[6, 1]), (5, &[3])]));
+    check(Element::Bf16, heads(1, 1, 128), &segments(&[(65, &[2, 9])]));
+}
+
+#[test]
+fn plain_attention_in_f32() {
+    let batch = segments(&[(40, &[5, 33]), (9, &[]), (13, &[1, 4])]);
+    for heads in [heads(6, 2, 64), heads(4, 1, 128), heads(2, 2, 40), heads(1, 1, 256)] {
+        check(Element::F32, heads, &batch);
+    }
+}
+
+#[test]
+fn plain_attention_in_bf16() {
+    check(Element::Bf16, heads(3, 1, 40), &segments(&[(40, &[5, 33]), (9, &[]), (13, &[1, 4])]));
+}

@@ -1,0 +1,244 @@
+//! Runs kernel files on the CPU, one fiber a CUDA thread (scripts/cuda/cpu-shim), for the tests beside this file.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use half::bf16;
+use regex::Regex;
+
+/// The type of a kernel's elements; everything else is f32.
+#[derive(Clone, Copy, Debug)]
+pub enum Element {
+    F32,
+    Bf16,
+}
+
+impl Element {
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    pub fn kernel(self, name: &str) -> String {
+        format!("{name}_{}", if matches!(self, Self::F32) { "f32" } else { "bf16" })
+    }
+
+    pub fn bytes(self, values: &[f64]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
+            Self::Bf16 => values.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
+        }
+    }
+
+    pub fn values(self, bytes: &[u8]) -> Vec<f64> {
+        match self {
+            Self::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
+            }
+            Self::Bf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect(),
+        }
+    }
+
+    /// Largest error for a result of size about 1: rounding of the inputs' products, and of the output.
+    pub fn tolerance(self) -> f64 {
+        match self {
+            Self::F32 => 2e-6,
+            Self::Bf16 => 2f64.powi(-8),
+        }
+    }
+}
+
+pub enum Argument {
+    /// An array that comes back.
+    Array(Vec<u8>),
+    Null,
+    Scalar(Vec<u8>),
+}
+
+pub fn array(element: Element, values: &[f64]) -> Argument {
+    Argument::Array(element.bytes(values))
+}
+
+/// An array that the kernel must fill.
+pub fn poison(element: Element, count: usize) -> Argument {
+    array(element, &vec![f64::NAN; count])
+}
+
+pub fn f32s(values: &[f64]) -> Argument {
+    array(Element::F32, values)
+}
+
+pub fn u32s(values: &[u32]) -> Argument {
+    Argument::Array(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+pub fn scalar(value: u32) -> Argument {
+    Argument::Scalar(value.to_le_bytes().to_vec())
+}
+
+pub fn real(value: f64) -> Argument {
+    Argument::Scalar((value as f32).to_le_bytes().to_vec())
+}
+
+/// A kernel file compiled for the CPU, with every kernel it declares.
+#[derive(Clone)]
+pub struct Program(PathBuf);
+
+impl Program {
+    /// Compiled once a test run. `None`, said on stderr, where no C++20 compiler is installed.
+    pub fn of_file(kernel: &str) -> Option<Self> {
+        static COMPILED: Mutex<BTreeMap<String, Option<Program>>> = Mutex::new(BTreeMap::new());
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        let compile = || {
+            let file = project().join("kernels").join(format!("{kernel}.cu"));
+            Self::compile(kernel, &std::fs::read_to_string(file).unwrap())
+        };
+        compiled.entry(kernel.into()).or_insert_with(compile).clone()
+    }
+
+    pub fn compile(name: &str, source: &str) -> Option<Self> {
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let probe =
+            Command::new(&compiler).args(["-std=c++20", "-x", "c++", "-fsyntax-only", "/dev/null"]).output();
+        if !probe.is_ok_and(|p| p.status.success()) {
+            eprintln!("{name}: no C++20 compiler ({compiler}): kernel not checked on the CPU");
+            return None;
+        }
+        let declared =
+            Regex::new(r#"extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("#).unwrap();
+        let entries: Vec<String> =
+            declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+        std::fs::create_dir_all(&folder).unwrap();
+        let (code, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
+        let serve = format!(
+            "\n#include \"serve.h\"\nint main() {{ return on_cpu::serve({{{}}}); }}\n",
+            entries.join(", ")
+        );
+        std::fs::write(&code, [source, &serve].concat()).unwrap();
+        let done = Command::new(compiler)
+            .args(["-std=c++20", "-O1", "-I"])
+            .arg(project().join("kernels"))
+            .arg("-I")
+            .arg(project().join("scripts/cuda/cpu-shim"))
+            .arg("-o")
+            .args([&program, &code])
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        Some(Self(program))
+    }
+
+    /// Runs one launch and returns every array argument's bytes, in order.
+    #[track_caller]
+    pub fn launch(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        arguments: Vec<Argument>,
+    ) -> Vec<Vec<u8>> {
+        self.launch_shared(kernel, grid, (threads, 0), arguments)
+    }
+
+    /// As `launch`, for `(threads, bytes of dynamic shared memory)` a block.
+    #[track_caller]
+    pub fn launch_shared(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        (threads, shared_bytes): (u32, u32),
+        arguments: Vec<Argument>,
+    ) -> Vec<Vec<u8>> {
+        let out = self.output(kernel, [grid, [threads, 1, 1]], shared_bytes, &arguments);
+        assert!(out.status.success(), "{kernel}: {}", String::from_utf8_lossy(&out.stderr));
+        let mut rest = out.stdout.as_slice();
+        arguments
+            .iter()
+            .filter_map(|a| if let Argument::Array(bytes) = a { Some(bytes.len()) } else { None })
+            .map(|bytes| rest.split_off(..bytes).expect("the arrays come back whole").to_vec())
+            .collect()
+    }
+
+    /// Runs one launch of `[grid, block]`.
+    pub fn output(
+        &self,
+        kernel: &str,
+        sizes: [[u32; 3]; 2],
+        shared_bytes: u32,
+        arguments: &[Argument],
+    ) -> Output {
+        let mut input = (kernel.len() as u32).to_le_bytes().to_vec();
+        input.extend(kernel.bytes());
+        input.extend(sizes.into_iter().flatten().chain([shared_bytes]).flat_map(u32::to_le_bytes));
+        for argument in arguments {
+            match argument {
+                Argument::Array(bytes) => {
+                    input.extend((bytes.len() as u64).to_le_bytes());
+                    input.extend(bytes);
+                }
+                Argument::Null => input.extend(u64::MAX.to_le_bytes()),
+                Argument::Scalar(bytes) => input.extend(bytes),
+            }
+        }
+        let mut child = Command::new(&self.0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The program reads all of its input before it writes any output.
+        child.stdin.take().unwrap().write_all(&input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+}
+
+pub fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// SplitMix64, seeded by the clock.
+pub struct Random {
+    pub seed: u64,
+    state: Cell<u64>,
+}
+
+impl Random {
+    pub fn new() -> Self {
+        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        Self { seed, state: Cell::new(seed) }
+    }
+
+    fn next(&self) -> u64 {
+        self.state.set(self.state.get().wrapping_add(0x9e3779b97f4a7c15));
+        let mut z = self.state.get();
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58476d1ce4e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d049bb133111eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&self, end: u32) -> u32 {
+        (self.next() % u64::from(end)) as u32
+    }
+
+    /// In [-size, size), and exactly representable in `element`.
+    pub fn values(&self, element: Element, count: usize, size: f64) -> Vec<f64> {
+        let raw: Vec<f64> = (0..count).map(|_| (self.next() as f64 / 2f64.powi(63) - 1.) * size).collect();
+        element.values(&element.bytes(&raw))
+    }
+
+    /// `got` equals `want` within `tolerance`, relative to the larger of `want` and 1.
+    #[track_caller]
+    pub fn close(&self, what: &str, got: &[f64], want: &[f64], tolerance: f64) {
+        assert_eq!(got.len(), want.len(), "{what}");
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            let error = (g - w).abs() / w.abs().max(1.);
+            assert!(
+                error <= tolerance,
+                "{what}[{i}] = {g}, want {w} (error {error:.2e}, seed {})",
+                self.seed
+            );
+        }
+    }
+}
