@@ -5,6 +5,7 @@ pub mod data;
 mod data_synth;
 pub mod eval;
 pub mod import;
+mod machine;
 pub mod train;
 
 use std::process::ExitCode;
