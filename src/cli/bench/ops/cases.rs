@@ -155,7 +155,10 @@ fn case(
 
 /// A run that throws the op's result away.
 fn run<T>(f: impl Fn() -> crate::error::Result<T> + 'static) -> Result<Run> {
-    Ok(Box::new(move || Ok(drop(f()?))))
+    Ok(Box::new(move || {
+        drop(f()?);
+        Ok(())
+    }))
 }
 
 /// All ops, in the order a step meets them.

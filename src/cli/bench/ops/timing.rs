@@ -94,7 +94,7 @@ fn copy_bandwidth(device: &Device, seconds: f64) -> Result<f64> {
     const BYTES: usize = 512 << 20;
     if device.is_cuda() {
         let from = Tensor::zeros(BYTES / 4, DType::F32, device)?;
-        let copy: Run = Box::new(move || Ok(drop(from.copy()?)));
+        let copy: Run = Box::new(move || from.copy().map(drop).map_err(Into::into));
         copy()?;
         return Ok(2.0 * BYTES as f64 / repeat(device, &[copy], seconds)?.best);
     }
