@@ -1,4 +1,5 @@
-//! With feature `cuda`: compiles every `kernels/*.cu` to `$OUT_DIR/<name>.fatbin`. Without: nothing.
+//! With feature `cuda`: compiles every `kernels/*.cu` to `$OUT_DIR/<name>.fatbin`, and lists them in
+//! `$OUT_DIR/kernel_images.rs`: a slice of (name, machine code). Without: nothing.
 
 use std::env;
 use std::ffi::OsString;
@@ -36,7 +37,10 @@ fn compile_all() -> Result<(), String> {
         .collect::<Result<_, _>>()?;
     kernels.retain(|path| path.extension().is_some_and(|e| e == "cu"));
     kernels.sort();
-    kernels.iter().try_for_each(|kernel| compile(&nvcc, kernel, &out))
+    let images = kernels.iter().map(|kernel| compile(&nvcc, kernel, &out)).collect::<Result<String, _>>()?;
+    let list = out.join("kernel_images.rs");
+    std::fs::write(&list, format!("&[{images}]"))
+        .map_err(|e| format!("{}: cannot write: {e}", list.display()))
 }
 
 /// `$NVCC`, else the compiler of `$CUDA_HOME`, else the one on `PATH`.
@@ -50,8 +54,9 @@ fn nvcc() -> OsString {
     }
 }
 
-fn compile(nvcc: &OsString, kernel: &Path, out: &Path) -> Result<(), String> {
-    let name = kernel.file_stem().unwrap_or_default();
+/// Returns the kernel's line in the list of images.
+fn compile(nvcc: &OsString, kernel: &Path, out: &Path) -> Result<String, String> {
+    let name = kernel.file_stem().and_then(|n| n.to_str()).ok_or("kernels: a file name that is not UTF-8")?;
     let fatbin = out.join(name).with_extension("fatbin");
     let status = Command::new(nvcc)
         .args(["-fatbin", "-O3", "-std=c++17", "-lineinfo"])
@@ -71,5 +76,5 @@ fn compile(nvcc: &OsString, kernel: &Path, out: &Path) -> Result<(), String> {
     if !status.success() {
         return Err(format!("{}: nvcc failed ({status}); its messages are above", kernel.display()));
     }
-    Ok(())
+    Ok(format!("({name:?}, include_bytes!({fatbin:?})),\n"))
 }

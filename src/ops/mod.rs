@@ -7,6 +7,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cuda;
 pub mod decode_attention;
 pub mod embedding;
 pub mod gemm;
