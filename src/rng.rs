@@ -13,6 +13,7 @@ pub enum Purpose {
     Evaluation = 4,
     Synthetic = 5,
     Bench = 6,
+    Check = 7,
 }
 
 /// Philox 4x32 with 10 rounds: 128 counter bits and 64 key bits in, 128 random bits out.

@@ -3,6 +3,7 @@
 mod adamw;
 mod bad_input;
 mod configs;
+mod doctor;
 mod golden;
 mod import;
 mod kernels;
