@@ -209,6 +209,17 @@ mod tests {
     }
 
     #[test]
+    fn an_op_without_code_for_a_dtype_fails_in_it() {
+        // The device's path with the CPU in its place: it is the same as itself in f32, and has no bf16.
+        let findings = on_cuda(3, &Device::Cpu, DType::F32);
+        assert!(findings.len() > 30 && findings.iter().all(Finding::passed), "{findings:?}");
+        let findings = on_cuda(3, &Device::Cpu, DType::BF16);
+        let passed: Vec<_> = findings.iter().filter(|f| f.passed()).map(|f| (f.op, f.part)).collect();
+        // What takes f32 whatever the dtype of weights and activations.
+        assert_eq!(passed, [("sum_squares", "sum")], "{findings:?}");
+    }
+
+    #[test]
     fn a_memory_that_no_one_wrote_is_poison() {
         // An op that hands back what it was given to overwrite.
         let findings = trial(|place| Ok(vec![output("y", place.read(&place.poison(2)?)?)]));

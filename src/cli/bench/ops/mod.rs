@@ -117,19 +117,27 @@ pub fn run(args: &Args) -> Result<()> {
         heading(args, &work, ceilings);
         println!("{}", table.heading());
     }
-    let mut lines = Vec::new();
+    let (mut lines, mut failed) = (Vec::new(), Vec::new());
     for case in chosen {
-        let timing = timing::time(&case, &maker, args.seconds)?;
-        let line = Line { case, timing, ceilings };
-        if !args.json {
-            println!("{}", table.row(&line));
+        // One op that cannot run here takes no other's time away.
+        match timing::time(&case, &maker, args.seconds) {
+            Ok(timing) => {
+                let line = Line { case, timing, ceilings };
+                if !args.json {
+                    println!("{}", table.row(&line));
+                }
+                lines.push(line);
+            }
+            Err(error) => failed.push(format!("{}: {error}", case.name)),
         }
-        lines.push(line);
     }
     if args.json {
-        println!("{}", object(args, &work, ceilings, &lines));
+        println!("{}", object(args, &work, ceilings, &lines, &failed));
     }
-    Ok(())
+    match failed.as_slice() {
+        [] => Ok(()),
+        _ => anyhow::bail!("{} ops could not be timed: {}", failed.len(), failed.join("; ")),
+    }
 }
 
 /// Sampling and the like that still run on the host have no place in a device's table.
@@ -210,7 +218,13 @@ fn heading(args: &Args, work: &Work, ceilings: Ceilings) {
     println!();
 }
 
-fn object(args: &Args, work: &Work, ceilings: Ceilings, lines: &[Line]) -> serde_json::Value {
+fn object(
+    args: &Args,
+    work: &Work,
+    ceilings: Ceilings,
+    lines: &[Line],
+    failed: &[String],
+) -> serde_json::Value {
     let op = |line: &Line| {
         json!({
             "op": line.case.name, "shape": line.case.shape,
@@ -226,6 +240,6 @@ fn object(args: &Args, work: &Work, ceilings: Ceilings, lines: &[Line]) -> serde
         "threads": rayon::current_num_threads(), "prompt_tokens": work.prompt, "group_size": work.completions,
         "new_tokens": work.new_tokens, "rows": work.rows,
         "ceilings": { "flop_per_second": ceilings.flops, "copy_bytes_per_second": ceilings.bandwidth },
-        "ops": lines.iter().map(op).collect::<Vec<_>>(),
+        "ops": lines.iter().map(op).collect::<Vec<_>>(), "failed": failed,
     })
 }
