@@ -15,6 +15,7 @@ pub enum Purpose {
     Bench = 6,
     /// Rounding of bf16 weights: (step, weight).
     Rounding = 7,
+    Check = 8,
 }
 
 /// Philox 4x32 with 10 rounds: 128 counter bits and 64 key bits in, 128 random bits out.

@@ -3,8 +3,10 @@
 pub mod bench;
 pub mod data;
 mod data_synth;
+pub mod doctor;
 pub mod eval;
 pub mod import;
+mod machine;
 pub mod train;
 
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ enum Command {
     Data(data::Args),
     Import(import::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -37,6 +40,7 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {

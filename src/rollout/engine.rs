@@ -3,17 +3,16 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use rayon::prelude::*;
+use candle_core::Tensor;
 
-use super::sampling::{Sampled, sample};
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::kv_cache::DecodeStep;
 use crate::model::tape::{Recording, Tape};
-use crate::ops::View;
 use crate::ops::decode_attention::SharedPrefix;
 use crate::ops::embedding;
+use crate::ops::sampling::{Sampled, sample};
 use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
 use crate::text::StopTokens;
@@ -134,14 +133,8 @@ impl Engine<'_> {
             .collect();
         let mut active: Vec<usize> = (0..sequences).collect();
         let group_of = |sequence: &usize| sequence / self.group_size;
-        let vocab = self.decoder.config.vocab_size;
-        let mut drawn = {
-            let logits = View::new(&first_logits)?;
-            self.draw(requests, &active, 0, |i| {
-                let g = group_of(&active[i]);
-                &logits[g * vocab..(g + 1) * vocab]
-            })
-        };
+        // A row of logits a prompt; its completions all draw from it.
+        let mut drawn = self.draw(requests, &active, 0, &first_logits)?;
         for t in 0..self.max_completion_tokens {
             for (sequence, s) in active.iter().zip(&drawn) {
                 let rollout = &mut rollouts[*sequence];
@@ -174,8 +167,7 @@ impl Engine<'_> {
                 cached: t,
             };
             let logits = self.decoder.logits(&self.decoder.decode(&cache, step)?)?;
-            let logits = View::new(&logits)?;
-            drawn = self.draw(requests, &active, t as u32 + 1, |i| &logits[i * vocab..(i + 1) * vocab]);
+            drawn = self.draw(requests, &active, t as u32 + 1, &logits)?;
         }
         collected.timing.decode_seconds += start.elapsed().as_secs_f64();
         let mut rollouts = rollouts.into_iter();
@@ -187,21 +179,33 @@ impl Engine<'_> {
         Ok(cache.into_tape())
     }
 
-    /// One token for every active sequence; `row(i)` are the logits of the i-th.
-    fn draw<'l>(
+    /// One token for every active sequence. `logits`: a row a sequence, or a row for several in a run.
+    fn draw(
         &self,
         requests: &[Request],
         active: &[usize],
         token_index: u32,
-        row: impl Fn(usize) -> &'l [f32] + Sync,
-    ) -> Vec<Sampled> {
-        let draw = |i: usize| {
-            let (group, rollout) = (active[i] / self.group_size, active[i] % self.group_size);
+        logits: &Tensor,
+    ) -> Result<Vec<Sampled>> {
+        let uniform = |sequence: &usize| {
+            let (group, rollout) = (sequence / self.group_size, sequence % self.group_size);
             let ids = [self.step, requests[group].sample_id, rollout as u32];
-            let uniform = Stream::new(self.seed, self.purpose, ids).uniform(token_index);
-            sample(row(i), &self.sampling, uniform)
+            Stream::new(self.seed, self.purpose, ids).uniform(token_index)
         };
-        (0..active.len()).into_par_iter().map(draw).collect()
+        let uniforms: Vec<f32> = active.iter().map(uniform).collect();
+        let drawn = sample(logits, &self.sampling, &uniforms)?;
+        match drawn.iter().position(|s| !s.logprob.is_finite()) {
+            None => Ok(drawn),
+            Some(i) => Err(Error::Diverged {
+                step: u64::from(self.step) + 1,
+                problem: format!(
+                    "the logits of sample {} are no distribution (NaN or infinite)",
+                    requests[active[i] / self.group_size].sample_id
+                ),
+                fix: "Check the weights; lower the learning rate, or resume from an earlier checkpoint"
+                    .into(),
+            }),
+        }
     }
 }
 

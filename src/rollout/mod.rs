@@ -1,4 +1,3 @@
 //! Sampling groups of completions: one prefill a prompt, all completions decoded together.
 
 pub mod engine;
-pub mod sampling;

@@ -82,9 +82,9 @@ fn the_first_step_moves_by_the_learning_rate_against_the_sign() {
 /// Pulls every weight towards those of `goal` with noisy gradients; returns the squared distance that is left.
 fn pull(decoder: &Decoder, goal: &Decoder, optimizer: &mut AdamW, steps: std::ops::Range<u64>) -> f64 {
     let config = OptimConfig { max_grad_norm: 1.0, weight_decay: 0.0, ..OptimConfig::default() };
-    let gradients = decoder.zero_gradients().unwrap();
+    let mut gradients = decoder.zero_gradients();
     for step in steps {
-        gradients.clear().unwrap();
+        gradients.clear();
         for (i, ((_, w), (_, goal))) in decoder.parameters().zip(goal.parameters()).enumerate() {
             let noise = Stream::new(4, Purpose::Bench, [step as u32, i as u32, 0]);
             // Gradients of very different sizes within a block of 256.
@@ -93,7 +93,7 @@ fn pull(decoder: &Decoder, goal: &Decoder, optimizer: &mut AdamW, steps: std::op
                 .map(|(j, (w, goal))| (w - goal + 0.1 * noise.normal(j)) * 10f32.powi(-((j % 3) as i32)))
                 .collect();
             let gradient = Tensor::from_vec(gradient, w.shape(), &Device::Cpu).unwrap();
-            rlvr::ops::add_assign(gradients.at(i), &gradient).unwrap();
+            rlvr::ops::add_assign(gradients.at(i).unwrap(), &gradient).unwrap();
         }
         let rate = 0.02 * (1.0 - step as f64 / 150.0);
         optimizer.step(decoder, &gradients, &config, rate).unwrap();

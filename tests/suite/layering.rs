@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 6] = [
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack"],
     &["rollout", "algo", "optim", "run"],
-    &["train", "eval", "report"],
+    &["train", "eval", "report", "check"],
     &["main", "cli"],
 ];
 /// Rooms of one floor keep apart, except these (from, to) and those of the lowest and highest floor.

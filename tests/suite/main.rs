@@ -7,6 +7,7 @@ mod configs;
 mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
+mod doctor;
 mod golden;
 mod import;
 mod kernels;

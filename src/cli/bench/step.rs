@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::Subcommand;
 use serde_json::json;
 
+use super::shapes;
 use crate::algo::advantage::advantages;
 use crate::config::ActivationMemory;
 use crate::config::loss::LossConfig;
@@ -27,21 +27,9 @@ use crate::train::policy::PolicyUpdate;
 use crate::train::step::Trainee;
 use crate::types::{Group, PackedBatch, Prompt, ScoredGroup};
 
-/// Time the work rlvr does, on this machine.
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    command: Bench,
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    Step(StepArgs),
-}
-
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
 #[derive(clap::Args)]
-struct StepArgs {
+pub struct Args {
     /// Shape of the model: smollm2-135m or smollm2-360m.
     #[arg(long, default_value = "smollm2-135m")]
     preset: String,
@@ -75,30 +63,14 @@ struct StepArgs {
     json: bool,
 }
 
-pub fn run(args: Args) -> Result<()> {
-    match args.command {
-        Bench::Step(args) => step(&args),
-    }
-}
-
+/// The shape of a preset that a CPU step has the memory for.
 fn shape(preset: &str) -> Result<ModelConfig> {
-    let [hidden, inner, layers, heads, kv] = match preset {
-        "smollm2-135m" => [576, 1536, 30, 9, 3],
-        "smollm2-360m" => [960, 2560, 32, 15, 5],
-        _ => {
-            let want = "smollm2-135m or smollm2-360m";
-            let why = "larger shapes do not fit a CPU step in f32; they come with the CUDA path";
-            return Err(Error::config("--preset", preset, want, why).into());
-        }
-    };
-    let json = json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": 49152,
-        "rms_norm_eps": 1e-5, "rope_theta": 100000.0, "tie_word_embeddings": true,
-        "max_position_embeddings": 8192,
-    });
-    Ok(ModelConfig::from_json(&json, preset)?)
+    if !preset.starts_with("smollm2-") || shapes::find(preset).is_err() {
+        let want = "smollm2-135m or smollm2-360m";
+        let why = "larger shapes do not fit a CPU step in f32; they come with the CUDA path";
+        return Err(Error::config("--preset", preset, want, why).into());
+    }
+    shapes::find(preset)
 }
 
 /// Seconds of one step's phases.
@@ -116,7 +88,7 @@ impl Phases {
     }
 }
 
-fn step(args: &StepArgs) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     if !args.random_weights {
         let fix = "Add --random-weights";
         return Err(Error::input("rlvr bench step", "has no weights to load", fix).into());
@@ -132,7 +104,7 @@ fn step(args: &StepArgs) -> Result<()> {
             return Err(Error::config(flag, 0, "1 or more", "there would be nothing to time").into());
         }
     }
-    super::use_threads(args.threads)?;
+    crate::cli::use_threads(args.threads)?;
     let config = shape(&args.preset)?;
     let decoder = Decoder::random(config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
     let mut gradients = decoder.zero_gradients();
@@ -176,7 +148,7 @@ fn step(args: &StepArgs) -> Result<()> {
     report(args, &phases, work)
 }
 
-fn random_prompt(args: &StepArgs, config: &ModelConfig, step: usize, group: usize) -> Prompt {
+fn random_prompt(args: &Args, config: &ModelConfig, step: usize, group: usize) -> Prompt {
     let stream = Stream::new(1, Purpose::Bench, [step as u32, group as u32, 0]);
     let token = |i: u32| stream.block(i)[0] % config.vocab_size as u32;
     Prompt { token_ids: (0..args.prompt_tokens as u32).map(token).collect() }
@@ -198,7 +170,7 @@ fn update(
     trainee: Trainee,
     groups: Vec<Group>,
     tapes: Vec<(Range<usize>, Tape)>,
-    args: &StepArgs,
+    args: &Args,
 ) -> Result<Work> {
     let rewards: Vec<f32> = (0..args.group_size).map(|i| (i % 2) as f32).collect();
     let of_groups: Vec<&[f32]> = groups.iter().map(|_| rewards.as_slice()).collect();
@@ -244,7 +216,7 @@ impl Work {
     }
 }
 
-fn report(args: &StepArgs, phases: &[Phases], work: Work) -> Result<()> {
+fn report(args: &Args, phases: &[Phases], work: Work) -> Result<()> {
     let mean = |f: fn(&Phases) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;
     let (prefill, decode) = (mean(|p| p.prefill), mean(|p| p.decode));
     let (update, optimizer) = (mean(|p| p.update), mean(|p| p.optimizer));

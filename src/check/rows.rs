@@ -1,0 +1,161 @@
+//! Ops on rows: RMSNorm, rotary positions, SwiGLU.
+
+use super::place::{Draw, Place};
+use super::reference::sigmoid;
+use super::{Output, Tolerance, Trial, output};
+use crate::error::Result;
+use crate::ops::rope::{Direction, RopeTable};
+use crate::ops::{rms_norm, swiglu};
+
+pub fn trials(draw: &Draw) -> Vec<Trial> {
+    let narrow = 8 * (5 + draw.below(30));
+    let wide = 8 * (300 + draw.below(300));
+    vec![
+        norm(draw, 65 + draw.below(100), narrow),
+        norm(draw, 3, wide),
+        rotation(draw, 64),
+        rotation(draw, 128),
+        gated(draw),
+    ]
+}
+
+struct Norm {
+    n: usize,
+    h: usize,
+    x: Vec<f64>,
+    w: Vec<f64>,
+    dy: Vec<f64>,
+    dx: Vec<f64>,
+    dw: Vec<f64>,
+}
+
+const EPS: f32 = 1e-3;
+
+fn norm(draw: &Draw, n: usize, h: usize) -> Trial {
+    let [x, dy, dx] = [0; 3].map(|_| draw.normal(n * h));
+    let inputs = Norm { n, h, x, w: draw.normal(h), dy, dx, dw: draw.normal(h) };
+    let run = |i: &Norm, place: &Place| -> Result<Vec<Output>> {
+        let all = |values: &[f64]| place.tensor(values, (i.n, i.h));
+        let (x, w, dy, dx) = (all(&i.x)?, place.tensor(&i.w, i.h)?, all(&i.dy)?, all(&i.dx)?);
+        let dw = place.single(&i.dw, i.h)?;
+        place.poison_freed(&[i.n * i.h, i.n])?;
+        let y = rms_norm::forward(&x, &w, EPS)?;
+        rms_norm::backward(rms_norm::Input { x_nh: &x, w_h: &w, eps: EPS }, &dy, &dx, &dw)?;
+        Ok(vec![
+            output("forward", place.read(&y)?),
+            output("backward dx", place.read(&dx)?),
+            output("backward dw", place.read(&dw)?),
+        ])
+    };
+    let reference = |i: &Norm| {
+        let (mut y, mut dx, mut dw) = (Vec::new(), i.dx.clone(), i.dw.clone());
+        let rows = i.x.chunks(i.h).zip(i.dy.chunks(i.h)).zip(dx.chunks_mut(i.h));
+        for ((x, dy), dx) in rows {
+            let h = i.h as f64;
+            let r = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / h + f64::from(EPS)).sqrt();
+            y.extend(x.iter().zip(&i.w).map(|(x, w)| x * r * w));
+            let mean: f64 = (0..i.h).map(|j| dy[j] * i.w[j] * x[j]).sum::<f64>() / h;
+            for j in 0..i.h {
+                dx[j] += r * dy[j] * i.w[j] - x[j] * r.powi(3) * mean;
+                dw[j] += dy[j] * x[j] * r;
+            }
+        }
+        vec![output("forward", y), output("backward dx", dx), output("backward dw", dw)]
+    };
+    Trial::new(("rms_norm", format!("{n} x {h}"), Tolerance::ROUNDED), inputs, run, reference)
+}
+
+struct Rotation {
+    x: Vec<f64>,
+    width: usize,
+    positions: Vec<u32>,
+    frequencies: Vec<f64>,
+}
+
+const POSITIONS: usize = 4096;
+
+fn rotation(draw: &Draw, dim: usize) -> Trial {
+    let (n, heads) = (17 + draw.below(50), 1 + draw.below(5));
+    let inputs = Rotation {
+        x: draw.normal(n * heads * dim),
+        width: heads * dim,
+        positions: draw.indices(n, POSITIONS).into_iter().map(|p| p as u32).collect(),
+        frequencies: (0..dim / 2).map(|j| 1e4f64.powf(-2.0 * j as f64 / dim as f64)).collect(),
+    };
+    let run = |i: &Rotation, place: &Place| -> Result<Vec<Output>> {
+        let table = RopeTable::new(&i.frequencies, POSITIONS);
+        let rotated = |direction| -> Result<Vec<f64>> {
+            let x = place.tensor(&i.x, (i.positions.len(), i.width))?;
+            table.rotate(&x, &i.positions, direction)?;
+            place.read(&x)
+        };
+        Ok(vec![
+            output("forward", rotated(Direction::Forward)?),
+            output("inverse", rotated(Direction::Inverse)?),
+        ])
+    };
+    let reference = |i: &Rotation| {
+        let rotated = |sign: f64| {
+            let mut y = i.x.clone();
+            let half = i.frequencies.len();
+            for (row, position) in y.chunks_mut(i.width).zip(&i.positions) {
+                for head in row.chunks_mut(2 * half) {
+                    for j in 0..half {
+                        let (sin, cos) = (f64::from(*position) * i.frequencies[j]).sin_cos();
+                        let (a, b) = (head[j], head[j + half]);
+                        head[j] = a * cos - sign * b * sin;
+                        head[j + half] = b * cos + sign * a * sin;
+                    }
+                }
+            }
+            y
+        };
+        vec![output("forward", rotated(1.0)), output("inverse", rotated(-1.0))]
+    };
+    let shape = format!("{n} rows, {heads} x {dim}");
+    Trial::new(("rope", shape, Tolerance::ROUNDED), inputs, run, reference)
+}
+
+struct Gated {
+    shape: (usize, usize),
+    gate: Vec<f64>,
+    up: Vec<f64>,
+    dact: Vec<f64>,
+}
+
+fn gated(draw: &Draw) -> Trial {
+    let shape = (33 + draw.below(60), 8 * (40 + draw.below(60)));
+    let count = shape.0 * shape.1;
+    let mut gate = draw.scaled(count, 3.0);
+    // Where a careless exponential overflows.
+    (gate[0], gate[1]) = (-128.0, 128.0);
+    let inputs = Gated { shape, gate, up: draw.normal(count), dact: draw.normal(count) };
+    let run = |i: &Gated, place: &Place| -> Result<Vec<Output>> {
+        let all = |values: &[f64]| place.tensor(values, i.shape);
+        let (gate, up, dact) = (all(&i.gate)?, all(&i.up)?, all(&i.dact)?);
+        place.poison_freed(&[i.gate.len(); 2])?;
+        let act = swiglu::forward(&gate, &up)?;
+        let backward = swiglu::backward(&gate, &up, &dact)?;
+        Ok(vec![
+            output("forward", place.read(&act)?),
+            output("backward act", place.read(&backward.act_nf)?),
+            output("backward dgate", place.read(&backward.dgate_nf)?),
+            output("backward dup", place.read(&backward.dup_nf)?),
+        ])
+    };
+    let reference = |i: &Gated| {
+        let each = |f: &dyn Fn(f64, f64, f64) -> f64| -> Vec<f64> {
+            (0..i.gate.len()).map(|at| f(i.gate[at], i.up[at], i.dact[at])).collect()
+        };
+        let act = each(&|g, u, _| g * sigmoid(g) * u);
+        let slope = |g: f64| sigmoid(g) * (1.0 + g * (1.0 - sigmoid(g)));
+        vec![
+            output("forward", act.clone()),
+            output("backward act", act),
+            output("backward dgate", each(&|g, u, d| d * u * slope(g))),
+            output("backward dup", each(&|g, _, d| d * g * sigmoid(g))),
+        ]
+    };
+    let name = format!("{} x {}", shape.0, shape.1);
+    Trial::new(("swiglu", name, Tolerance::ROUNDED), inputs, run, reference)
+}

@@ -1,0 +1,93 @@
+//! Drawing a token from a row of logits.
+
+use super::place::{Draw, Place, narrow};
+use super::reference::log_softmax;
+use super::{Output, Tolerance, Trial, output};
+use crate::config::sampling::SamplingConfig;
+use crate::error::Result;
+use crate::ops::sampling::sample_row as sample;
+
+const ROWS: usize = 40;
+
+/// Drawn on the host, on every device so far.
+pub fn trials(draw: &Draw) -> Vec<Trial> {
+    [("plain", 0.7, 0, 1.0), ("top-k", 1.0, 20, 1.0), ("top-p", 1.3, 0, 0.9), ("greedy", 0.0, 0, 1.0)]
+        .map(|(what, temperature, top_k, top_p)| {
+            trial(draw, what, SamplingConfig { temperature, top_k, top_p, min_p: 0.0 }).cpu_only()
+        })
+        .into()
+}
+
+struct Rows {
+    config: SamplingConfig,
+    vocab: usize,
+    logits: Vec<f64>,
+    /// In [0, 1): which token of those left to take, by rank in the vocabulary's order.
+    picks: Vec<f64>,
+}
+
+fn trial(draw: &Draw, what: &str, config: SamplingConfig) -> Trial {
+    let vocab = 100 + draw.below(900);
+    let picks = draw.indices(ROWS, 1000).iter().map(|i| *i as f64 / 1000.0).collect();
+    let inputs = Rows { config, vocab, logits: draw.scaled(ROWS * vocab, 2.0), picks };
+    let run = |i: &Rows, _: &Place| -> Result<Vec<Output>> {
+        let rows = i.logits.chunks(i.vocab).zip(expected(i));
+        let drawn: Vec<_> = rows.map(|(row, e)| sample(&narrow(row), &e.config, e.uniform as f32)).collect();
+        Ok(vec![
+            output("tokens", drawn.iter().map(|s| s.token.into()).collect()),
+            output("log-probs", drawn.iter().map(|s| s.logprob.into()).collect()),
+        ])
+    };
+    let reference = |i: &Rows| {
+        let expected = expected(i);
+        vec![
+            output("tokens", expected.iter().map(|e| e.token as f64).collect()),
+            output("log-probs", expected.iter().map(|e| e.logprob).collect()),
+        ]
+    };
+    Trial::new(("sampling", format!("{what}, {ROWS} x {vocab}"), Tolerance::ROUNDED), inputs, run, reference)
+}
+
+struct Expected {
+    token: usize,
+    logprob: f64,
+    /// With a `top_p` that no rounding can move to another token.
+    config: SamplingConfig,
+    /// A number whose inverse transform is the token, far from where rounding could make it another.
+    uniform: f64,
+}
+
+fn expected(i: &Rows) -> Vec<Expected> {
+    let SamplingConfig { temperature, top_k, top_p, .. } = i.config;
+    let scale = if temperature == 0.0 { 1.0 } else { 1.0 / f64::from(temperature) };
+    let row = |(logits, pick): (&[f64], &f64)| {
+        let log_p = log_softmax(&logits.iter().map(|l| l * scale).collect::<Vec<_>>());
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| log_p[*b].total_cmp(&log_p[*a]).then(a.cmp(b)));
+        if temperature == 0.0 {
+            order.truncate(1);
+        }
+        if top_k > 0 {
+            order.truncate(top_k);
+        }
+        let kept = |order: &[usize]| order.iter().map(|t| log_p[*t].exp()).sum::<f64>();
+        let all = kept(&order);
+        let mut config = i.config;
+        if top_p < 1.0 {
+            let enough = (1..order.len()).find(|n| kept(&order[..*n]) >= f64::from(top_p) * all);
+            order.truncate(enough.unwrap_or(order.len()));
+            // Half of the last token that is kept has to be needed.
+            let needed = kept(&order) - 0.5 * order.last().map_or(0.0, |t| log_p[*t].exp());
+            config.top_p = (needed / all) as f32;
+        }
+        order.sort_unstable();
+        let total = kept(&order);
+        // A token that is likely enough for its middle to be unmistakable.
+        let likely: Vec<usize> = (0..order.len()).filter(|n| log_p[order[*n]].exp() / total > 1e-4).collect();
+        let at = likely[(pick * likely.len() as f64) as usize];
+        let token = order[at];
+        let below = kept(&order[..at]) + 0.5 * log_p[token].exp();
+        Expected { token, logprob: log_p[token], config, uniform: below / total }
+    };
+    i.logits.chunks(i.vocab).zip(&i.picks).map(row).collect()
+}

@@ -1,0 +1,28 @@
+//! `rlvr bench`: how long the work takes, on this machine. `step` a whole GRPO step, `ops` every op alone.
+
+mod ops;
+mod shapes;
+mod step;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Time the work rlvr does, on this machine.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    Step(step::Args),
+    Ops(ops::Args),
+}
+
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
+        Bench::Step(args) => step::run(&args),
+        Bench::Ops(args) => ops::run(&args),
+    }
+}

@@ -1,0 +1,115 @@
+//! How long a piece of work takes, and what the machine could do at best.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::cases::{Case, Maker, Run};
+use crate::cli::machine::synchronize;
+use crate::ops::linear;
+
+/// Runs that are timed at least, unless they take longer than `PATIENCE`.
+const FEWEST: usize = 5;
+const PATIENCE: f64 = 10.0;
+const MOST: usize = 2000;
+/// More sets of inputs than this are not made, whatever the cache.
+const MOST_SETS: usize = 64;
+/// On CUDA, work between two synchronisations takes at least this long, so that waiting costs below 1%.
+const BATCH_SECONDS: f64 = 4e-3;
+
+/// Seconds of one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub median: f64,
+    pub best: f64,
+    pub runs: usize,
+    /// Sets of inputs the runs took turns on.
+    pub sets: usize,
+}
+
+/// Times `case` for about `seconds`, after one run on each set of inputs.
+pub fn time(case: &Case, maker: &Maker, seconds: f64) -> Result<Timing> {
+    let wanted = (cache_bytes(&maker.device) as f64 / case.bytes.max(1.0)).ceil();
+    let sets = (wanted as usize).clamp(1, MOST_SETS);
+    let runs: Vec<Run> = (0..sets).map(|set| (case.make)(&maker.set(set))).collect::<Result<_>>()?;
+    for run in &runs {
+        run()?;
+    }
+    repeat(&maker.device, &runs, seconds)
+}
+
+/// Inputs that together are larger than this come from memory, not from a cache.
+fn cache_bytes(device: &Device) -> usize {
+    if device.is_cuda() { 512 << 20 } else { 320 << 20 }
+}
+
+fn repeat(device: &Device, runs: &[Run], seconds: f64) -> Result<Timing> {
+    let mut turn = runs.iter().cycle();
+    let mut timed = |batch: usize| -> Result<f64> {
+        let start = Instant::now();
+        for run in turn.by_ref().take(batch) {
+            run()?;
+        }
+        synchronize(device)?;
+        Ok(start.elapsed().as_secs_f64() / batch as f64)
+    };
+    synchronize(device)?;
+    let first = timed(1)?;
+    let batch = if device.is_cuda() { (BATCH_SECONDS / first.max(1e-7)).ceil() as usize } else { 1 };
+    let start = Instant::now();
+    let mut each = Vec::new();
+    loop {
+        each.push(timed(batch)?);
+        let spent = start.elapsed().as_secs_f64();
+        if (each.len() >= FEWEST && spent >= seconds) || each.len() >= MOST || spent >= PATIENCE {
+            break;
+        }
+    }
+    each.sort_by(f64::total_cmp);
+    Ok(Timing { median: each[each.len() / 2], best: each[0], runs: each.len() * batch, sets: runs.len() })
+}
+
+/// What the roofline is drawn with.
+#[derive(Clone, Copy, Debug)]
+pub struct Ceilings {
+    /// FLOP/s of a large square matrix product through the op that models use.
+    pub flops: f64,
+    /// Bytes read plus bytes written, per second, by copying arrays larger than the caches.
+    pub bandwidth: f64,
+}
+
+/// Both ceilings, best of the runs: a ceiling is what the machine can do, not what it does on average.
+pub fn ceilings(maker: &Maker, seconds: f64) -> Result<Ceilings> {
+    let n = if maker.device.is_cuda() { 8192 } else { 2048 };
+    let (x, w) = (maker.set(0).random((n, n))?, maker.set(1).random((n, n))?);
+    let product: Run = Box::new(move || linear::forward(&x, &w).map(drop).map_err(Into::into));
+    product()?;
+    let flops = 2.0 * (n as f64).powi(3) / repeat(&maker.device, &[product], seconds)?.best;
+    Ok(Ceilings { flops, bandwidth: copy_bandwidth(&maker.device, seconds)? })
+}
+
+fn copy_bandwidth(device: &Device, seconds: f64) -> Result<f64> {
+    const BYTES: usize = 512 << 20;
+    if device.is_cuda() {
+        let from = Tensor::zeros(BYTES / 4, DType::F32, device)?;
+        let copy: Run = Box::new(move || from.copy().map(drop).map_err(Into::into));
+        copy()?;
+        return Ok(2.0 * BYTES as f64 / repeat(device, &[copy], seconds)?.best);
+    }
+    let (from, mut to) = (vec![1f32; BYTES / 4], vec![2f32; BYTES / 4]);
+    let part = (BYTES / 4).div_ceil(rayon::current_num_threads());
+    let mut best = f64::INFINITY;
+    let begin = Instant::now();
+    for round in 0.. {
+        let start = Instant::now();
+        to.par_chunks_mut(part).zip(from.par_chunks(part)).for_each(|(to, from)| to.copy_from_slice(from));
+        std::hint::black_box(&to);
+        best = best.min(start.elapsed().as_secs_f64());
+        if round >= FEWEST && begin.elapsed().as_secs_f64() > seconds {
+            break;
+        }
+    }
+    Ok(2.0 * BYTES as f64 / best)
+}

@@ -1,0 +1,110 @@
+//! Shapes of published models, by name. The weights are never needed to measure a time.
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::error::Error;
+use crate::model::config::ModelConfig;
+
+struct Preset {
+    name: &'static str,
+    hidden: usize,
+    inner: usize,
+    layers: usize,
+    heads: usize,
+    key_value_heads: usize,
+    head_dim: usize,
+    vocab: usize,
+    rope_theta: f64,
+    tied: bool,
+}
+
+const SMOLLM2: Preset = Preset {
+    name: "smollm2-135m",
+    hidden: 576,
+    inner: 1536,
+    layers: 30,
+    heads: 9,
+    key_value_heads: 3,
+    head_dim: 64,
+    vocab: 49152,
+    rope_theta: 1e5,
+    tied: true,
+};
+
+/// Numbers of the models' published config.json files.
+const PRESETS: [Preset; 4] = [
+    SMOLLM2,
+    Preset {
+        name: "smollm2-360m",
+        hidden: 960,
+        inner: 2560,
+        layers: 32,
+        heads: 15,
+        key_value_heads: 5,
+        ..SMOLLM2
+    },
+    Preset {
+        name: "llama-3.1-8b",
+        hidden: 4096,
+        inner: 14336,
+        layers: 32,
+        heads: 32,
+        key_value_heads: 8,
+        head_dim: 128,
+        vocab: 128256,
+        rope_theta: 5e5,
+        tied: false,
+    },
+    // Without the RMSNorm on queries and keys, which the architecture here does not have.
+    Preset {
+        name: "qwen3-4b",
+        hidden: 2560,
+        inner: 9728,
+        layers: 36,
+        heads: 32,
+        key_value_heads: 8,
+        head_dim: 128,
+        vocab: 151936,
+        rope_theta: 1e6,
+        tied: true,
+    },
+];
+
+/// The shape called `name`, as a Llama model.
+pub fn find(name: &str) -> Result<ModelConfig> {
+    let Some(p) = PRESETS.iter().find(|p| p.name == name) else {
+        let want = PRESETS.map(|p| p.name).join(", ");
+        return Err(Error::config("--preset", name, want, "a shape has to be known by name").into());
+    };
+    let json = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "hidden_size": p.hidden, "intermediate_size": p.inner, "num_hidden_layers": p.layers,
+        "num_attention_heads": p.heads, "num_key_value_heads": p.key_value_heads, "head_dim": p.head_dim,
+        "vocab_size": p.vocab, "rms_norm_eps": 1e-5, "rope_theta": p.rope_theta,
+        "tie_word_embeddings": p.tied, "max_position_embeddings": 8192,
+    });
+    Ok(ModelConfig::from_json(&json, name)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_have_the_parameter_counts_of_their_models() {
+        // Billions, from the model cards; Qwen3's card counts 2 x 36 x 128 weights of QK-norm as well.
+        for (name, billions) in [
+            ("smollm2-135m", 0.1345),
+            ("smollm2-360m", 0.3618),
+            ("llama-3.1-8b", 8.0303),
+            ("qwen3-4b", 4.0225),
+        ] {
+            let config = find(name).unwrap();
+            let count: usize =
+                config.parameter_names().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+            assert!((count as f64 / 1e9 - billions).abs() < 1e-4, "{name}: {count}");
+        }
+        assert!(find("gpt-2").unwrap_err().to_string().contains("llama-3.1-8b"));
+    }
+}

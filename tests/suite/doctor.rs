@@ -1,0 +1,104 @@
+//! `rlvr doctor` passes here, checks every op there is, and `rlvr bench ops` times them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn rlvr(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
+}
+
+/// The JSON object that a command printed; it must have ended well.
+#[track_caller]
+fn json(args: &[&str]) -> Value {
+    let out = rlvr(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+/// Names of the files in a folder of the project with this ending, without it.
+fn stems(folder: &str, ending: &str) -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter_map(|name| name.strip_suffix(ending).map(String::from)).collect()
+}
+
+#[test]
+fn doctor_passes_on_the_cpu_and_forgets_no_op() {
+    let report = json(&["doctor", "--device", "cpu", "--json"]);
+    assert_eq!(report["failed"], 0);
+    let checks = report["checks"].as_array().unwrap();
+    for check in checks {
+        let error = check["relative_error"].as_f64().unwrap_or_else(|| panic!("{check}"));
+        assert!(check["passed"] == true && error <= check["tolerance"].as_f64().unwrap(), "{check}");
+    }
+    let ops: BTreeSet<&str> = checks.iter().map(|c| c["op"].as_str().unwrap()).collect();
+    let modules = stems("src/ops", ".rs");
+    assert!(modules.len() > 5, "no ops were found: {modules:?}");
+    for module in modules.iter().filter(|m| *m != "mod") {
+        assert!(ops.contains(module.as_str()), "src/ops/{module}.rs has no trial in src/check/: {ops:?}");
+    }
+    // An op may have several kernel files: attention_forward, attention_backward.
+    for kernel in stems("kernels", ".cu") {
+        let checked = ops.iter().any(|op| kernel.starts_with(op));
+        assert!(checked, "kernels/{kernel}.cu belongs to no op that src/check/ has trials of: {ops:?}");
+    }
+    assert!(report["machine"]["libraries"]["candle-core"].is_string(), "{}", report["machine"]);
+}
+
+#[test]
+fn a_seed_repeats_its_inputs() {
+    let errors = |seed: &str| -> Vec<Value> {
+        let report = json(&["doctor", "--device", "cpu", "--threads", "1", "--seed", seed, "--json"]);
+        assert_eq!(report["seed"].to_string(), seed);
+        report["checks"].as_array().unwrap().iter().map(|check| check["max_error"].clone()).collect()
+    };
+    let first = errors("41");
+    assert_eq!(first, errors("41"));
+    assert_ne!(first, errors("42"));
+}
+
+#[test]
+fn doctor_says_why_a_device_cannot_be_checked() {
+    if cfg!(feature = "cuda") {
+        return; // then it depends on the machine
+    }
+    let out = rlvr(&["doctor", "--device", "cuda"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(2) && said.contains("built without CUDA"), "{said}");
+    let report = json(&["doctor", "--json"]);
+    assert!(report["machine"]["cuda"]["absent"].as_str().unwrap().contains("without CUDA"));
+}
+
+#[test]
+fn bench_ops_times_what_it_is_asked_for() {
+    let small = ["--prompt-tokens", "40", "--new-tokens", "5", "--group-size", "2", "--seconds", "0"];
+    let report =
+        json(&[&["bench", "ops", "--json", "--only", "rms_norm", "--threads", "1"], &small[..]].concat());
+    assert_eq!(report["rows"], 48);
+    assert!(report["ceilings"]["flop_per_second"].as_f64().unwrap() > 1e8);
+    let ops: Vec<&str> =
+        report["ops"].as_array().unwrap().iter().map(|op| op["op"].as_str().unwrap()).collect();
+    assert_eq!(ops, ["rms_norm.forward", "rms_norm.backward"]);
+    for op in report["ops"].as_array().unwrap() {
+        let number = |key: &str| op[key].as_f64().unwrap();
+        assert!(number("seconds") >= number("best_seconds") && number("best_seconds") > 0.0, "{op}");
+        assert!((number("flop_per_second") * number("seconds") / number("flop") - 1.0).abs() < 1e-9, "{op}");
+        assert!(
+            (number("share") * number("seconds") / number("roofline_seconds") - 1.0).abs() < 1e-9,
+            "{op}"
+        );
+    }
+    for (args, part) in [
+        (["bench", "ops", "--only", "no_such_op"], "no op has that in its name"),
+        (["bench", "ops", "--preset", "gpt-2"], "llama-3.1-8b"),
+        (["bench", "ops", "--dtype", "bf16"], "f32 on the CPU"),
+        (["bench", "ops", "--group-size", "0"], "1 or more"),
+    ] {
+        let out = rlvr(&args);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && said.contains(part), "{args:?}: {said}");
+    }
+}
