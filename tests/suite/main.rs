@@ -4,6 +4,8 @@ mod adamw;
 mod bad_input;
 mod configs;
 #[cfg(feature = "cuda")]
+mod cuda_attention;
+#[cfg(feature = "cuda")]
 mod cuda_twin;
 mod golden;
 mod import;
