@@ -5,6 +5,7 @@ mod bad_input;
 mod configs;
 #[cfg(feature = "cuda")]
 mod cuda_ops;
+mod cuda_attention;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
