@@ -131,8 +131,12 @@ pub fn run(args: &Args) -> Result<()> {
             Err(error) => failed.push(format!("{}: {error}", case.name)),
         }
     }
+    // Other work on the machine shows in the difference.
+    let after = timing::ceilings(&maker, args.seconds.max(1.0))?;
     if args.json {
-        println!("{}", object(args, &work, ceilings, &lines, &failed));
+        println!("{}", object(args, &work, [ceilings, after], &lines, &failed));
+    } else {
+        println!("\nceilings after: {}", after.text());
     }
     match failed.as_slice() {
         [] => Ok(()),
@@ -210,21 +214,18 @@ fn heading(args: &Args, work: &Work, ceilings: Ceilings) {
     let (p, g, r) = (work.prompt, work.completions, work.new_tokens);
     println!("{} {} on {place}: {g} completions of {r} tokens", args.preset, args.dtype.name());
     println!("after a prompt of {p}, {} rows", work.rows);
-    println!(
-        "ceilings: {:.1} GFLOP/s in a large product, {:.1} GB/s in a copy",
-        ceilings.flops / 1e9,
-        ceilings.bandwidth / 1e9
-    );
+    println!("ceilings: {}", ceilings.text());
     println!();
 }
 
 fn object(
     args: &Args,
     work: &Work,
-    ceilings: Ceilings,
+    [before, after]: [Ceilings; 2],
     lines: &[Line],
     failed: &[String],
 ) -> serde_json::Value {
+    let ceiling = |c: Ceilings| json!({ "flop_per_second": c.flops, "copy_bytes_per_second": c.bandwidth });
     let op = |line: &Line| {
         json!({
             "op": line.case.name, "shape": line.case.shape,
@@ -239,7 +240,7 @@ fn object(
         "bench": "ops", "preset": args.preset, "device": args.device.name(), "dtype": args.dtype.name(),
         "threads": rayon::current_num_threads(), "prompt_tokens": work.prompt, "group_size": work.completions,
         "new_tokens": work.new_tokens, "rows": work.rows,
-        "ceilings": { "flop_per_second": ceilings.flops, "copy_bytes_per_second": ceilings.bandwidth },
+        "ceilings": ceiling(before), "ceilings_after": ceiling(after),
         "ops": lines.iter().map(op).collect::<Vec<_>>(), "failed": failed,
     })
 }

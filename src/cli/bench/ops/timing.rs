@@ -80,6 +80,13 @@ pub struct Ceilings {
     pub bandwidth: f64,
 }
 
+impl Ceilings {
+    pub fn text(&self) -> String {
+        let (flops, bandwidth) = (self.flops / 1e9, self.bandwidth / 1e9);
+        format!("{flops:.1} GFLOP/s in a large product, {bandwidth:.1} GB/s in a copy")
+    }
+}
+
 /// Both ceilings, best of the runs: a ceiling is what the machine can do, not what it does on average.
 pub fn ceilings(maker: &Maker, seconds: f64) -> Result<Ceilings> {
     let n = if maker.device.is_cuda() { 8192 } else { 2048 };
