@@ -4,8 +4,9 @@ mod adamw;
 mod bad_input;
 mod configs;
 #[cfg(feature = "cuda")]
-mod cuda_ops;
 mod cuda_attention;
+#[cfg(feature = "cuda")]
+mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
