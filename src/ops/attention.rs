@@ -71,7 +71,6 @@ impl Block {
 /// A prompt with its completions, or a segment alone: contiguous rows that attend to nothing else.
 #[derive(Clone, Debug)]
 struct Tree {
-    start: usize,
     len: usize,
     blocks: Vec<Block>,
 }
@@ -100,7 +99,7 @@ impl AttentionLayout {
             let prefix = match segment.prefix {
                 None => {
                     root = i;
-                    trees.push(Tree { start: segment.start, len: 0, blocks: Vec::new() });
+                    trees.push(Tree { len: 0, blocks: Vec::new() });
                     None
                 }
                 Some(p) if p == root && i > 0 => Some(segments[p]),

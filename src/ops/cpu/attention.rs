@@ -42,7 +42,7 @@ impl Slices<'_> {
 
     /// `out[stacked rows, keys] = a_rows b_keys^T` for the block's prefix and own keys.
     fn outer(&self, block: &Block, a: &[f32], b: &[f32], kv: usize, out: &mut [f32]) {
-        let width = block.keys();
+        let width = stride_of(block);
         let a = Mat::row_major(a, block.rows * self.heads.sharing(), self.heads.dim);
         for (start, len, column) in parts_of(block) {
             let keys = self.key_rows(b, start, len, kv).t();
@@ -63,7 +63,7 @@ impl Slices<'_> {
         out.resize(rows * dim, 0.0);
         let mut write = Write::Overwrite;
         for (start, len, column) in parts_of(block) {
-            let p = Mat::strided(&p[column..], rows, len, block.keys());
+            let p = Mat::strided(&p[column..], rows, len, stride_of(block));
             let out = MatMut { data: &mut *out, row_stride: dim };
             gemm(p, self.key_rows(b, start, len, kv), out, write, Threads::One);
             write = Write::Accumulate;
@@ -76,6 +76,12 @@ fn parts_of(block: &Block) -> impl Iterator<Item = (usize, usize, usize)> {
     [(block.prefix_start, block.prefix_len, 0), (block.own_start, block.own_len, block.prefix_len)]
         .into_iter()
         .filter(|(_, len, _)| *len > 0)
+}
+
+/// Elements between two rows of a block's scores: an odd number of cache lines, so that neighbouring rows fall
+/// into different sets of the cache.
+fn stride_of(block: &Block) -> usize {
+    (block.keys().div_ceil(16) | 1) * 16
 }
 
 /// A thread's buffers.
@@ -109,17 +115,23 @@ pub fn forward(layout: &AttentionLayout, slices: Slices) -> (Vec<f32>, Vec<f32>)
         let (share, dim) = (heads.sharing(), heads.dim);
         for kv in 0..heads.key_value {
             slices.stack(slices.q, block, kv, &mut scratch.q);
-            scratch.p.resize(block.rows * share * block.keys(), 0.0);
+            scratch.p.resize(block.rows * share * stride_of(block), 0.0);
             slices.outer(block, &scratch.q, slices.k, kv, &mut scratch.p);
-            let sums = vectorize(|| softmax_weights(block, heads, kv, &mut scratch.p, l));
+            let sums = vectorize(
+                #[inline(always)]
+                || softmax_weights(block, heads, kv, &mut scratch.p, l),
+            );
             slices.inner(block, &scratch.p, slices.v, kv, &mut scratch.out);
-            vectorize(|| {
-                for (i, (from, sum)) in scratch.out.chunks_exact(dim).zip(&sums).enumerate() {
-                    let at = i / share * width + (kv * share + i % share) * dim;
-                    let inverse = 1.0 / sum;
-                    o[at..at + dim].iter_mut().zip(from).for_each(|(o, x)| *o = x * inverse);
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (i, (from, sum)) in scratch.out.chunks_exact(dim).zip(&sums).enumerate() {
+                        let at = i / share * width + (kv * share + i % share) * dim;
+                        let inverse = 1.0 / sum;
+                        o[at..at + dim].iter_mut().zip(from).for_each(|(o, x)| *o = x * inverse);
+                    }
+                },
+            );
         }
     });
     (out, lse)
@@ -130,8 +142,8 @@ pub fn forward(layout: &AttentionLayout, slices: Slices) -> (Vec<f32>, Vec<f32>)
 fn softmax_weights(block: &Block, heads: Heads, kv: usize, scores: &mut [f32], lse: &mut [f32]) -> Vec<f32> {
     let (share, scale) = (heads.sharing(), heads.scale());
     let mut sums = Vec::with_capacity(block.rows * share);
-    for (i, row) in scores.chunks_exact_mut(block.keys()).enumerate() {
-        let (seen, unseen) = row.split_at_mut(block.prefix_len + block.visible(i / share));
+    for (i, row) in scores.chunks_exact_mut(stride_of(block)).enumerate() {
+        let (seen, unseen) = row[..block.keys()].split_at_mut(block.prefix_len + block.visible(i / share));
         let shift = max(seen) * scale;
         let sum = exp_scaled_in_place(seen, scale, shift);
         unseen.fill(0.0);
@@ -225,33 +237,37 @@ fn part_backward(
         slices.stack(saved.dout, block, kv, &mut scratch.dout);
         slices.stack(saved.out, block, kv, &mut scratch.out);
         let Scratch { q, dout, p, ds, out } = &mut scratch;
-        p.resize(stacked * block.keys(), 0.0);
-        ds.resize(stacked * block.keys(), 0.0);
+        let stride = stride_of(block);
+        p.resize(stacked * stride, 0.0);
+        ds.resize(stacked * stride, 0.0);
         slices.outer(block, q, slices.k, kv, p);
         slices.outer(block, dout, slices.v, kv, ds);
-        vectorize(|| {
-            for i in 0..stacked {
-                let row = i * dim..(i + 1) * dim;
-                let d = dot(&out[row.clone()], &dout[row]);
-                let lse = saved.lse[(block.start + i / share) * heads.query + kv * share + i % share];
-                let keys = i * block.keys()..(i + 1) * block.keys();
-                let seen = block.prefix_len + block.visible(i / share);
-                let (p, ds) = (&mut p[keys.clone()], &mut ds[keys]);
-                for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                    *p = exp(*p * scale - lse);
-                    *ds = *p * (*ds - d) * scale;
+        vectorize(
+            #[inline(always)]
+            || {
+                for i in 0..stacked {
+                    let row = i * dim..(i + 1) * dim;
+                    let d = dot(&out[row.clone()], &dout[row]);
+                    let lse = saved.lse[(block.start + i / share) * heads.query + kv * share + i % share];
+                    let keys = i * stride..i * stride + block.keys();
+                    let seen = block.prefix_len + block.visible(i / share);
+                    let (p, ds) = (&mut p[keys.clone()], &mut ds[keys]);
+                    for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+                        *p = exp(*p * scale - lse);
+                        *ds = *p * (*ds - d) * scale;
+                    }
+                    p[seen..].fill(0.0);
+                    ds[seen..].fill(0.0);
                 }
-                p[seen..].fill(0.0);
-                ds[seen..].fill(0.0);
-            }
-        });
+            },
+        );
         let mut dq = Vec::new();
         slices.inner(block, ds, slices.k, kv, &mut dq);
         partial.dq.push((block.start - tree_start, dq));
         for (start, len, column) in parts_of(block) {
             let at = (start - tree_start) * dim;
             for (weights, from, to) in [(&*ds, &*q, &mut partial.dk), (&*p, &*dout, &mut partial.dv)] {
-                let weights = Mat::strided(&weights[column..], stacked, len, block.keys()).t();
+                let weights = Mat::strided(&weights[column..], stacked, len, stride).t();
                 let to = MatMut { data: &mut to[at..], row_stride: dim };
                 gemm(weights, Mat::row_major(from, stacked, dim), to, Write::Accumulate, Threads::One);
             }

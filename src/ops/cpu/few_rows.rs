@@ -140,8 +140,11 @@ impl DotRows<'_> {
         columns: &[Lanes],
     ) -> [[S::f32s; REGISTERS]; ROWS] {
         let mut sums = [[simd.splat_f32s(0.0); REGISTERS]; ROWS];
-        for (k, column) in columns.iter().enumerate() {
-            let (x, _) = S::as_simd_f32s(column);
+        // One length for all, so that the loop checks no bounds.
+        let h = columns.len();
+        let w: [&[f32]; ROWS] = std::array::from_fn(|i| &w[i][..h]);
+        for k in 0..h {
+            let (x, _) = S::as_simd_f32s(&columns[k]);
             for i in 0..ROWS {
                 let weight = simd.splat_f32s(w[i][k]);
                 for r in 0..REGISTERS {
