@@ -195,7 +195,6 @@ impl<'a> Session<'a> {
         let all = &self.materials.sft_rows;
         let rows: Vec<&EncodedRow> =
             order.indices(step, config.rows_per_step).into_iter().map(|i| &all[i]).collect();
-        gradients.clear();
         let mut metrics = sft::accumulate(self.trainee(gradients), &rows, &self.config.pack)?;
         self.update(&config.optim, step, self.steps_of(Stage::Sft), gradients, optimizer, &mut metrics)?;
         metrics.insert("epoch", ((step + 1) * config.rows_per_step as u64) as f64 / all.len() as f64);
@@ -229,8 +228,7 @@ impl<'a> Session<'a> {
         let mut old_logps = Vec::new();
         let mut tapes = scored.tapes;
         for _ in 0..config.updates_per_rollout {
-            gradients.clear();
-            let tapes = std::mem::take(&mut tapes);
+                let tapes = std::mem::take(&mut tapes);
             let learned = stage.policy_update().accumulate(
                 self.trainee(gradients),
                 &scored.groups,
@@ -266,12 +264,14 @@ impl<'a> Session<'a> {
         optim: &OptimConfig,
         step: u64,
         steps: u64,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
         optimizer: &mut AdamW,
         metrics: &mut Metrics,
     ) -> Result<()> {
         let rate = learning_rate(optim, step, steps);
         let grad_norm = optimizer.step(&self.materials.decoder, gradients, optim, rate)?;
+        // Now and not at the next update: the rollout before it has use for the memory.
+        gradients.clear();
         metrics.insert("grad_norm", grad_norm);
         metrics.insert("learning_rate", rate);
         Ok(())

@@ -134,12 +134,12 @@ pub fn run(args: &Args) -> Result<()> {
         let mut now =
             Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
         let start = Instant::now();
-        gradients.clear();
         let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
         work = update(trainee, groups, tapes, args)?;
         now.update = start.elapsed().as_secs_f64();
         let start = Instant::now();
         optimizer.step(&decoder, &gradients, &OptimConfig::default(), 1e-6)?;
+        gradients.clear();
         now.optimizer = start.elapsed().as_secs_f64();
         if step > 0 {
             phases.push(now);
