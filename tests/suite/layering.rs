@@ -288,3 +288,21 @@ fn printing_below_the_front_is_caught() {
 fn tensors_in_rooms_without_them_are_caught() {
     caught("task/reward.rs", "use candle_core::Tensor;", "`candle_core`");
 }
+
+/// Without the attribute such a closure is compiled for the oldest processor only, and runs several times slower.
+#[test]
+fn closures_given_to_vectorize_are_always_inlined() {
+    let mut files = Vec::new();
+    rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let mut seen = 0;
+    for file in files {
+        let text: String = std::fs::read_to_string(&file).unwrap().split_whitespace().collect();
+        let (compiled, _) = text.split_once("#[cfg(test)]").unwrap_or((&text, ""));
+        for call in compiled.split("vectorize(").skip(1).filter(|rest| !rest.starts_with("op:")) {
+            seen += usize::from(call.starts_with("#[inline(always)]"));
+            let bare = call.starts_with("||") || call.starts_with("move||");
+            assert!(!bare, "{}: a closure without #[inline(always)]", file.display());
+        }
+    }
+    assert!(seen > 10, "only {seen} closures were found");
+}
