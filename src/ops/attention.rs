@@ -7,9 +7,10 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use super::cuda::attention::DeviceLayout;
 use super::gemm::{Mat, MatMut, Threads, Write, gemm};
 use super::simd::{dot, exp, exp_scaled_in_place, max, vectorize};
-use super::{View, tensor};
+use super::{View, cuda, tensor};
 use crate::error::{Error, Result};
 use crate::types::Segment;
 
@@ -82,6 +83,8 @@ struct Tree {
 pub struct AttentionLayout {
     trees: Vec<Tree>,
     tokens: usize,
+    /// The copy on a device, made by the first layer that runs there.
+    pub(super) there: std::sync::OnceLock<DeviceLayout>,
 }
 
 impl AttentionLayout {
@@ -122,7 +125,7 @@ impl AttentionLayout {
             tree.len += segment.len;
             tokens += segment.len;
         }
-        Ok(Self { trees, tokens })
+        Ok(Self { trees, tokens, there: std::sync::OnceLock::new() })
     }
 
     /// The blocks of each tree, in order.
@@ -210,6 +213,9 @@ impl Slices<'_> {
 
 /// Output `[T, query heads * dim]` and log-sum-exp of the scaled scores `[T, query heads]`.
 pub fn forward(inputs: Inputs) -> Result<(Tensor, Tensor)> {
+    if cuda::on(inputs.q) {
+        return cuda::attention::forward(cuda::attention::layout_of(inputs)?, inputs);
+    }
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
     let width = heads.query_width();
@@ -288,6 +294,9 @@ struct Partial {
 /// Deterministic: each head's blocks are split into a number of parts that depends on the tree's length only,
 /// and the parts are summed in order.
 pub fn backward(inputs: Inputs, upstream: Upstream) -> Result<Gradients> {
+    if cuda::on(inputs.q) {
+        return cuda::attention::backward(cuda::attention::layout_of(inputs)?, inputs, upstream);
+    }
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
     let (q_width, kv_width) = (heads.query_width(), heads.key_value_width());

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -67,11 +67,11 @@ pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&
     replace_file(&dir.join(STATE), &json)
 }
 
-/// The decoder's weights, f32, in HF layout.
+/// The decoder's weights, as they are, in HF layout.
 pub fn save_weights(dir: &Path, decoder: &Decoder) -> Result<()> {
     let tensors: Vec<(String, Tensor)> =
         decoder.parameters().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-    weights::save(dir, &decoder.config, &tensors, SaveOptions::new(DType::F32))
+    weights::save(dir, &decoder.config, &tensors, SaveOptions::new(decoder.dtype()))
 }
 
 pub fn read_cursor(dir: &Path) -> Result<Cursor> {
