@@ -5,7 +5,6 @@ use rayon::prelude::*;
 
 use super::cuda::{self, elementwise};
 use crate::error::{Error, Result};
-use crate::rng::Stream;
 
 pub use super::cuda::elementwise::Normal;
 
@@ -54,7 +53,7 @@ pub fn normal(device: &Device, weights: &Normal) -> Result<Tensor> {
         return elementwise::normal(device, weights);
     }
     let Normal { shape, dtype, deviation, stream } = weights;
-    let element = |i: u32| deviation * Stream::normal(stream, i);
+    let element = |i: u32| deviation * stream.normal(i);
     let values: Vec<f32> = (0..shape.elem_count() as u32).into_par_iter().map(element).collect();
     Ok(Tensor::from_vec(values, shape.clone(), device)?.to_dtype(*dtype)?)
 }
@@ -65,4 +64,12 @@ pub fn normal(device: &Device, weights: &Normal) -> Result<Tensor> {
 /// When a kernel failed.
 pub fn synchronize(device: &Device) -> Result<()> {
     if device.is_cuda() { cuda::synchronize(device) } else { Ok(()) }
+}
+
+/// The most bytes that tensors held at once on a CUDA device; `None` on the CPU.
+///
+/// # Errors
+/// When the device is lost.
+pub fn device_peak(device: &Device) -> Result<Option<u64>> {
+    device.is_cuda().then(|| cuda::memory_peak(device)).transpose()
 }

@@ -19,6 +19,7 @@ use crate::eval::{At, Evaluator};
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::gradients::Gradients;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
+use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::optim::schedule::learning_rate;
 use crate::run::Checkpoint;
@@ -120,6 +121,9 @@ impl<'a> Session<'a> {
             if let Some(gib) = peak_memory_gib() {
                 metrics.insert("memory/peak_gib", gib);
             }
+            if let Some(bytes) = memory::device_peak(self.materials.decoder.device())? {
+                metrics.insert("memory/device_peak_gib", bytes as f64 / (1u64 << 30) as f64);
+            }
             self.cursor.step = step + 1;
             self.cursor.total_steps += 1;
             self.cursor.optimizer_updates = Some(optimizer.updates());
@@ -199,9 +203,9 @@ impl<'a> Session<'a> {
         let all = &self.materials.sft_rows;
         let rows: Vec<&EncodedRow> =
             order.indices(step, config.rows_per_step).into_iter().map(|i| &all[i]).collect();
-        gradients.clear();
         let mut metrics = sft::accumulate(self.trainee(gradients), &rows, &self.config.pack)?;
         self.update(&config.optim, step, self.steps_of(Stage::Sft), gradients, optimizer, &mut metrics)?;
+        gradients.clear();
         metrics.insert("epoch", ((step + 1) * config.rows_per_step as u64) as f64 / all.len() as f64);
         Ok(metrics)
     }
@@ -233,7 +237,6 @@ impl<'a> Session<'a> {
         let mut old_logps = Vec::new();
         let mut tapes = scored.tapes;
         for _ in 0..config.updates_per_rollout {
-            gradients.clear();
             let tapes = std::mem::take(&mut tapes);
             let learned = stage.policy_update().accumulate(
                 self.trainee(gradients),
@@ -244,6 +247,8 @@ impl<'a> Session<'a> {
             // Of several updates the last is reported, except for what only the first one has.
             metrics.extend(learned.iter().map(|(name, value)| (name.to_string(), value)));
             self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;
+            // Before the next rollout takes memory.
+            gradients.clear();
         }
         metrics.insert("time/update", start.elapsed().as_secs_f64());
         metrics.insert("epoch", ((step + 1) * config.prompts_per_step as u64) as f64 / all.len() as f64);
@@ -276,6 +281,7 @@ impl<'a> Session<'a> {
     ) -> Result<()> {
         let rate = learning_rate(optim, step, steps);
         let grad_norm = optimizer.step(&self.materials.decoder, gradients, optim, rate)?;
+        memory::synchronize(self.materials.decoder.device())?; // for the clock
         metrics.insert("grad_norm", grad_norm);
         metrics.insert("learning_rate", rate);
         Ok(())

@@ -219,7 +219,6 @@ pub fn run(args: &Args) -> Result<()> {
         let mut now =
             Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
         let start = Instant::now();
-        gradients.clear();
         let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
         work = update(trainee, groups, tapes, args)?;
         synchronize(&place.device)?;
@@ -228,6 +227,7 @@ pub fn run(args: &Args) -> Result<()> {
         optimizer.step(&decoder, &gradients, optim, 1e-6)?;
         synchronize(&place.device)?;
         now.optimizer = start.elapsed().as_secs_f64();
+        gradients.clear();
         if step > 0 {
             phases.push(now);
         }
