@@ -85,7 +85,8 @@ struct Merge {
 template <int CHUNKS, typename T>
 static __device__ __forceinline__ void merge(const T *__restrict__ q, const T *__restrict__ own_k, const T *__restrict__ own_v,
                                              const unsigned *__restrict__ sequences, const float *__restrict__ partial,
-                                             const float *__restrict__ partial_lse, const unsigned *__restrict__ slots, T *__restrict__ out, Merge of) {
+                                             const float *__restrict__ partial_lse, const unsigned *__restrict__ slots, T *__restrict__ out,
+                                             float *__restrict__ lse, Merge of) {
     const unsigned heads = of.kv_heads * of.share, query = blockIdx.x * 4 + threadIdx.x / 32;
     if (query >= of.rows * heads) return;
     const unsigned row = query / heads, kv_head = query % heads / of.share, group = lane() / 8, element = lane() % 8 * 8;
@@ -138,7 +139,8 @@ static __device__ __forceinline__ void merge(const T *__restrict__ q, const T *_
         x += __shfl_xor_sync(ALL_LANES, x, 8);
         return x + __shfl_xor_sync(ALL_LANES, x, 16);
     };
-    const float inverse = 1.f / over_groups(sum * shrink);
+    const float whole = over_groups(sum * shrink), inverse = 1.f / whole;
+    if (lane() == 0) lse[query] = top * (1.f / LOG2E) + logf(whole);
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
 #pragma unroll
@@ -167,15 +169,15 @@ decode_attention_prefix_any_f32(const float *q, const float *k, const float *v, 
 }
 extern "C" __global__ void __launch_bounds__(128)
 decode_attention_merge_f32(const float *q, const float *own_k, const float *own_v, const unsigned *sequences, const float *partial,
-                           const float *partial_lse, const unsigned *slots, float *out, unsigned rows, unsigned kv_heads, unsigned share,
+                           const float *partial_lse, const unsigned *slots, float *out, float *lse, unsigned rows, unsigned kv_heads, unsigned share,
                            unsigned dim, unsigned own_len, unsigned capacity, float scale) {
-    merge<2>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
+    merge<2>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, lse, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
 }
 extern "C" __global__ void __launch_bounds__(128)
 decode_attention_merge_wide_f32(const float *q, const float *own_k, const float *own_v, const unsigned *sequences, const float *partial,
-                           const float *partial_lse, const unsigned *slots, float *out, unsigned rows, unsigned kv_heads, unsigned share,
+                           const float *partial_lse, const unsigned *slots, float *out, float *lse, unsigned rows, unsigned kv_heads, unsigned share,
                            unsigned dim, unsigned own_len, unsigned capacity, float scale) {
-    merge<4>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
+    merge<4>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, lse, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
 decode_attention_prefix_any_bf16(const bf16 *q, const bf16 *k, const bf16 *v, float *partial, float *partial_lse, const Split *splits,
@@ -184,13 +186,13 @@ decode_attention_prefix_any_bf16(const bf16 *q, const bf16 *k, const bf16 *v, fl
 }
 extern "C" __global__ void __launch_bounds__(128)
 decode_attention_merge_bf16(const bf16 *q, const bf16 *own_k, const bf16 *own_v, const unsigned *sequences, const float *partial,
-                           const float *partial_lse, const unsigned *slots, bf16 *out, unsigned rows, unsigned kv_heads, unsigned share,
+                           const float *partial_lse, const unsigned *slots, bf16 *out, float *lse, unsigned rows, unsigned kv_heads, unsigned share,
                            unsigned dim, unsigned own_len, unsigned capacity, float scale) {
-    merge<2>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
+    merge<2>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, lse, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
 }
 extern "C" __global__ void __launch_bounds__(128)
 decode_attention_merge_wide_bf16(const bf16 *q, const bf16 *own_k, const bf16 *own_v, const unsigned *sequences, const float *partial,
-                           const float *partial_lse, const unsigned *slots, bf16 *out, unsigned rows, unsigned kv_heads, unsigned share,
+                           const float *partial_lse, const unsigned *slots, bf16 *out, float *lse, unsigned rows, unsigned kv_heads, unsigned share,
                            unsigned dim, unsigned own_len, unsigned capacity, float scale) {
-    merge<4>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
+    merge<4>(q, own_k, own_v, sequences, partial, partial_lse, slots, out, lse, Merge{rows, kv_heads, share, dim, own_len, capacity, scale});
 }

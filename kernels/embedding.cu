@@ -22,6 +22,21 @@ __device__ void gather(const T *__restrict__ table, const unsigned *__restrict__
     }
 }
 
+// Grid: N blocks. Row n of the result is row rows[n] of `a`, or with the highest bit set, of `b`.
+template <typename T>
+__device__ void gather_of_two(const T *__restrict__ a, const T *__restrict__ b, const unsigned *__restrict__ rows,
+                              T *__restrict__ out, unsigned width) {
+    constexpr unsigned lanes = Wide<T>::lanes;
+    const bool wide = width % lanes == 0 && aligned(a) && aligned(b) && aligned(out);
+    const unsigned row = rows[blockIdx.x];
+    const T *from = (row >> 31 ? b : a) + (size_t)(row & 0x7fffffffu) * width;
+    for (unsigned i = threadIdx.x * lanes; i < width; i += blockDim.x * lanes) {
+        float x[lanes];
+        load_some(from + i, width - i, wide, x);
+        store_some(out + (size_t)blockIdx.x * width + i, width - i, wide, x);
+    }
+}
+
 // Grid: N blocks. table[rows[n]] = values[n]; a row outside the table is left out. Rows must be distinct (the host
 // sends a duplicate outside), or the last write would be chance.
 template <typename T>
@@ -69,6 +84,14 @@ extern "C" __global__ void embedding_gather_f32(const float *table, const unsign
 extern "C" __global__ void embedding_gather_bf16(const __nv_bfloat16 *table, const unsigned *rows, __nv_bfloat16 *out,
                                                  unsigned table_rows, unsigned width) {
     gather(table, rows, out, table_rows, width);
+}
+extern "C" __global__ void embedding_gather_of_two_f32(const float *a, const float *b, const unsigned *rows, float *out,
+                                                       unsigned width) {
+    gather_of_two(a, b, rows, out, width);
+}
+extern "C" __global__ void embedding_gather_of_two_bf16(const __nv_bfloat16 *a, const __nv_bfloat16 *b,
+                                                        const unsigned *rows, __nv_bfloat16 *out, unsigned width) {
+    gather_of_two(a, b, rows, out, width);
 }
 extern "C" __global__ void embedding_scatter_f32(float *table, const unsigned *rows, const float *values, unsigned table_rows,
                                                  unsigned width) {

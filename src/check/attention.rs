@@ -5,7 +5,7 @@ use super::reference::log_softmax;
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
 use crate::ops::attention::{self, AttentionLayout, Heads, Upstream};
-use crate::ops::decode_attention::{self, Cache, Own, SharedPrefix};
+use crate::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 use crate::types::Segment;
 
 pub fn trials(draw: &Draw) -> Vec<Trial> {
@@ -174,9 +174,9 @@ fn decode(draw: &Draw, heads: Heads) -> Trial {
         let (prefix_k, prefix_v) = (prefix(&i.prefix_k)?, prefix(&i.prefix_v)?);
         let (own_k, own_v) = (own(&i.own_k)?, own(&i.own_v)?);
         let cache = Cache { prefix_k: &prefix_k, prefix_v: &prefix_v, own_k: &own_k, own_v: &own_v };
-        let own = Own { sequences: &i.sequences, len: i.len };
+        let readers = Readers::new(i.prefixes.clone(), i.sequences.clone());
         place.poison_freed(&[n * q_width; 2])?;
-        let (out, _) = decode_attention::forward(heads, &q, cache, &i.prefixes, own)?;
+        let (out, _) = decode_attention::forward(heads, &q, cache, &readers, i.len)?;
         Ok(vec![output("forward", place.read(&out)?)])
     };
     let shape = format!("{n} rows, {}", shape_of(heads));

@@ -1,9 +1,12 @@
 //! Ops that pass over whole arrays: the embedding's rows, AdamW, and sums in place.
 
+use candle_core::DType;
+
 use super::place::{Draw, Place};
 use super::reference::add;
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
+use crate::ops::indices::Indices;
 use crate::ops::{adamw, add_assign, embedding, sum_squares, zero};
 
 pub fn trials(draw: &Draw) -> Vec<Trial> {
@@ -44,10 +47,10 @@ fn lookup(draw: &Draw) -> Trial {
         let table = place.tensor(&i.table, (i.v, i.h))?;
         let values = place.tensor(&i.values, (i.rows.len(), i.h))?;
         // Each row once: of two values for one row either may stay.
-        let order: Vec<usize> = (0..i.rows.len()).rev().collect();
+        let order: Indices = (0..i.rows.len()).rev().collect();
         let scattered = place.poison((i.rows.len(), i.h))?;
         place.poison_freed(&[i.values.len(); 2])?;
-        let gathered = embedding::gather(&table, &i.rows)?;
+        let gathered = embedding::gather(&table, &i.rows.iter().copied().collect())?;
         embedding::scatter(&scattered, &order, &values)?;
         Ok(vec![output("gather", place.read(&gathered)?), output("scatter", place.read(&scattered)?)])
     };
@@ -64,7 +67,8 @@ fn collect(draw: &Draw) -> Trial {
     let shape = inputs.shape();
     let run = |i: &Rows, place: &Place| -> Result<Vec<Output>> {
         let table = place.single(&i.table, (i.v, i.h))?;
-        embedding::scatter_add(&table, &i.rows, &place.tensor(&i.values, (i.rows.len(), i.h))?)?;
+        let rows = i.rows.iter().copied().collect();
+        embedding::scatter_add(&table, &rows, &place.tensor(&i.values, (i.rows.len(), i.h))?)?;
         Ok(vec![output("scatter_add", place.read(&table)?)])
     };
     let reference = |i: &Rows| {
@@ -102,9 +106,13 @@ fn update(draw: &Draw) -> Trial {
     let run = move |i: &Weights, place: &Place| -> Result<Vec<Output>> {
         let (weight, gradient) = (place.tensor(&i.weight, n)?, place.single(&i.gradient, n)?);
         let (first, second) = (place.single(&i.first, n)?, place.single(&i.second, n)?);
+        let master = place.single(&i.weight, n)?;
         let parameter = adamw::Parameter {
             weight: &weight,
-            precision: adamw::Precision::Full,
+            precision: match place.dtype {
+                DType::BF16 => adamw::Precision::Master(&master),
+                _ => adamw::Precision::Full,
+            },
             gradient: &gradient,
             first: &adamw::Moment::F32(first.clone()),
             second: &adamw::Moment::F32(second.clone()),
@@ -153,7 +161,7 @@ fn elementwise(draw: &Draw) -> Trial {
 fn squares(draw: &Draw) -> Trial {
     let n = (1 << 16) + 1 + draw.below(9000);
     let run = move |x: &Vec<f64>, place: &Place| -> Result<Vec<Output>> {
-        Ok(vec![output("sum", vec![sum_squares(&place.single(x, n)?)?])])
+        Ok(vec![output("sum", vec![sum_squares(&[&place.single(x, n)?])?])])
     };
     let reference = |x: &Vec<f64>| vec![output("sum", vec![x.iter().map(|x| x * x).sum()])];
     Trial::new(("sum_squares", format!("{n} numbers"), Tolerance::ROUNDED), draw.normal(n), run, reference)

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use half::bf16;
 
 use crate::error::Result;
+use crate::ops::memory;
 use crate::rng::{Purpose, Stream};
 
 /// Random numbers of one seed; what is drawn later is different.
@@ -61,7 +62,7 @@ pub struct Place {
 impl Place {
     /// Weights and activations: in this place's dtype.
     pub fn tensor(&self, values: &[f64], shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.single(values, shape)?.to_dtype(self.dtype)?)
+        Ok(memory::cast(&self.single(values, shape)?, self.dtype)?)
     }
 
     /// Gradients of weights, moments and log-sum-exps: f32 everywhere.
@@ -81,7 +82,7 @@ impl Place {
         let mut held = Vec::new();
         for &size in sizes {
             for _ in 0..2 {
-                held.push((self.poison(size)?, Tensor::full(f32::NAN, size, &self.device)?));
+                held.push((self.poison(size)?, memory::filled(&self.device, size, DType::F32, f32::NAN)?));
             }
         }
         Ok(())

@@ -4,6 +4,7 @@ use super::place::{Draw, Place};
 use super::reference::sigmoid;
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
+use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
 use crate::ops::{rms_norm, swiglu};
 
@@ -86,7 +87,7 @@ fn rotation(draw: &Draw, dim: usize) -> Trial {
         let table = RopeTable::new(&i.frequencies, POSITIONS);
         let rotated = |direction| -> Result<Vec<f64>> {
             let x = place.tensor(&i.x, (i.positions.len(), i.width))?;
-            table.rotate(&x, &i.positions, direction)?;
+            table.rotate(&x, &Indices::new(i.positions.as_slice()), direction)?;
             place.read(&x)
         };
         Ok(vec![

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::machine::{DeviceArg, DtypeArg};
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
@@ -14,6 +15,7 @@ use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder};
 use crate::train::materials::load_decoder;
+use crate::train::place;
 
 /// Judge a model's completions of labelled rows.
 #[derive(clap::Args)]
@@ -46,6 +48,12 @@ pub struct Args {
     samples_per_prompt: usize,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// auto takes a CUDA device when the build and the machine have one.
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceArg,
+    /// Type of weights and activations; auto is bf16 on a CUDA device and f32 on the CPU.
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: DtypeArg,
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -66,6 +74,10 @@ pub fn run(args: &Args) -> Result<()> {
     };
     config.validate()?;
     super::use_threads(args.threads)?;
+    let opened = place::open(args.device.into(), args.dtype.into())?;
+    if let Some(text) = &opened.fell_back {
+        eprintln!("{text}");
+    }
     let task = Task::load(&args.task)?;
     let encoder = PromptEncoder::load(&EncoderFiles {
         model_dir: &args.model,
@@ -83,7 +95,8 @@ pub fn run(args: &Args) -> Result<()> {
     for (reason, count) in &dataset.dropped {
         eprintln!("warning: dropped {count} rows: {reason}");
     }
-    let decoder = load_decoder(&args.model, args.max_prompt_tokens + args.max_completion_tokens)?;
+    let longest = args.max_prompt_tokens + args.max_completion_tokens;
+    let decoder = load_decoder(&args.model, longest, &opened.place)?;
     let mut sinks = Sinks::default();
     if let Some(path) = &args.metrics {
         sinks.add(JsonlSink::create(path)?);

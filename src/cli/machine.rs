@@ -5,8 +5,46 @@ use std::process::Command;
 
 use candle_core::{DType, Device};
 
+use crate::config::DeviceKind;
+use crate::config::model::DtypeKind;
 use crate::error::Result;
 use crate::ops::cuda;
+
+/// `device` of a config, as a flag.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+impl From<DeviceArg> for DeviceKind {
+    fn from(arg: DeviceArg) -> Self {
+        match arg {
+            DeviceArg::Auto => Self::Auto,
+            DeviceArg::Cpu => Self::Cpu,
+            DeviceArg::Cuda => Self::Cuda,
+        }
+    }
+}
+
+/// `model.dtype` of a config, as a flag.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum DtypeArg {
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl From<DtypeArg> for DtypeKind {
+    fn from(arg: DtypeArg) -> Self {
+        match arg {
+            DtypeArg::Auto => Self::Auto,
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::Bf16 => Self::Bf16,
+        }
+    }
+}
 
 /// Where tensors live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -33,10 +71,7 @@ impl DeviceChoice {
     }
 }
 
-/// Waits until the device has done all it was given; the CPU always has.
-pub fn synchronize(device: &Device) -> Result<()> {
-    if device.is_cuda() { cuda::synchronize(device) } else { Ok(()) }
-}
+pub use crate::ops::memory::synchronize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Dtype {

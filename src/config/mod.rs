@@ -24,7 +24,7 @@ pub struct Config {
     pub task: String,
     /// Stages in order. Evaluation runs before the first and after each.
     pub stages: Vec<Stage>,
-    /// "auto" takes a CUDA device when the build and the machine have one.
+    /// "auto" takes the first CUDA device when the build and the machine have one, and else the CPU.
     pub device: DeviceKind,
     /// CPU threads; 0 takes all cores.
     pub threads: usize,

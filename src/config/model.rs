@@ -22,6 +22,16 @@ pub struct ModelConfig {
     pub chat_template: Option<PathBuf>,
     /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
     pub max_positions: usize,
+    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, which has no other.
+    pub dtype: DtypeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DtypeKind {
+    Auto,
+    F32,
+    Bf16,
 }
 
 /// `[model.random]`: shape of a Llama made from the seed.
@@ -40,7 +50,14 @@ pub struct RandomModelConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { path: None, random: None, tokenizer: None, chat_template: None, max_positions: 4096 }
+        Self {
+            path: None,
+            random: None,
+            tokenizer: None,
+            chat_template: None,
+            max_positions: 4096,
+            dtype: DtypeKind::Auto,
+        }
     }
 }
 

@@ -24,6 +24,10 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// How the moments are kept.
     pub moments: MomentsConfig,
+    /// How bf16 weights keep updates smaller than their last bit. f32 weights need nothing.
+    pub bf16_weights: Bf16WeightsConfig,
+    /// Type that the gradients of matrices are summed in; of norms it is f32. bf16 beside bf16 weights only.
+    pub gradients: GradientsConfig,
     /// Gradients with a larger L2 norm over all weights are scaled down to it. 0 switches the clip off.
     pub max_grad_norm: f64,
 }
@@ -37,6 +41,28 @@ pub enum MomentsConfig {
     F32,
     /// 2 bytes a weight and 8 for each 256: block-wise quantisation, Dettmers et al., arXiv:2110.02861.
     Int8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bf16WeightsConfig {
+    /// Stochastic rounding where weights are bf16.
+    #[default]
+    Auto,
+    /// An f32 copy of each: 4 bytes a weight.
+    Masters,
+    /// Rounded up or down at random, so that the expected value is exact: no memory.
+    StochasticRounding,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientsConfig {
+    /// 4 bytes a weight.
+    #[default]
+    F32,
+    /// 2 bytes a weight. Each pack's sum is rounded to 8 bits when it is added.
+    Bf16,
 }
 
 /// The learning rate after the warm-up.
@@ -67,6 +93,8 @@ impl Default for OptimConfig {
             eps: 1e-8,
             weight_decay: 0.0,
             moments: MomentsConfig::F32,
+            bf16_weights: Bf16WeightsConfig::Auto,
+            gradients: GradientsConfig::F32,
             max_grad_norm: 1.0,
         }
     }
@@ -119,6 +147,23 @@ impl OptimConfig {
                 refuse("schedule.min_learning_rate", min, &want, "the rate falls to it")
             }
             _ => Ok(()),
+        }
+    }
+}
+
+impl OptimConfig {
+    /// Refuses keys that have no effect on f32 weights.
+    pub fn validate_for_f32(&self, prefix: &str) -> Result<()> {
+        let why = "the weights are f32 here (model.dtype, device)";
+        match (self.bf16_weights, self.gradients) {
+            (Bf16WeightsConfig::Auto, GradientsConfig::F32) => Ok(()),
+            (Bf16WeightsConfig::Auto, GradientsConfig::Bf16) => {
+                Err(Error::config(&format!("{prefix}.gradients"), "bf16", "f32", why))
+            }
+            (other, _) => {
+                let got = if other == Bf16WeightsConfig::Masters { "masters" } else { "stochastic_rounding" };
+                Err(Error::config(&format!("{prefix}.bf16_weights"), got, "auto", why))
+            }
         }
     }
 }

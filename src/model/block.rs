@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use super::gradients::Gradients;
 use crate::error::Result;
 use crate::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
+use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
 use crate::ops::{linear, rms_norm, swiglu};
 
@@ -29,7 +30,7 @@ pub struct BlockParameters {
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
     pub layout: &'a AttentionLayout,
-    pub positions: &'a [u32],
+    pub positions: &'a Indices,
     pub rope: &'a RopeTable,
     pub heads: Heads,
     pub eps: f32,
@@ -84,7 +85,7 @@ impl Block<'_> {
     }
 
     /// Norm, projections and rotation; shared by the packed pass and the decode step.
-    pub fn project(&self, x: &Tensor, positions: &[u32], rope: &RopeTable, eps: f32) -> Result<Projected> {
+    pub fn project(&self, x: &Tensor, positions: &Indices, rope: &RopeTable, eps: f32) -> Result<Projected> {
         let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
         let at = self.at;
         let [q, k, v] = linear::forward_all(&normed, [self.w(at.q), self.w(at.k), self.w(at.v)])?;

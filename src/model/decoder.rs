@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
 
 use super::block::{Activations, Block, BlockParameters, Pass};
 use super::config::ModelConfig;
@@ -12,13 +11,15 @@ use super::tape::TapedBlock;
 use crate::config::ActivationMemory;
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionLayout, Heads};
+use crate::ops::indices::Indices;
+use crate::ops::memory::{self, Normal};
 use crate::ops::rope::RopeTable;
 use crate::ops::token_logprob::{self, TokenLogprobs};
 use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
-/// Llama-architecture decoder, f32.
+/// Llama-architecture decoder: f32 on the CPU, f32 or bf16 on a CUDA device.
 pub struct Decoder {
     pub config: ModelConfig,
     /// HF names, in `ModelConfig::parameter_names` order.
@@ -67,6 +68,20 @@ pub struct Forward {
     pub hidden: Tensor,
     pub(super) kept: Vec<Kept>,
     pub(super) layout: AttentionLayout,
+    pub(super) positions: Indices,
+}
+
+/// Where a model's weights live, and as what.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub device: Device,
+    /// f32, or on a CUDA device bf16.
+    pub dtype: DType,
+}
+
+impl Placement {
+    /// f32 on the CPU.
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32 };
 }
 
 /// Sequences' target log-probs and what they were computed from.
@@ -77,7 +92,8 @@ pub struct Head<'a> {
 }
 
 impl Decoder {
-    /// `tensors`: every name of `config.parameter_names()`, f32. `max_positions` bounds prompt plus completion.
+    /// `tensors`: every name of `config.parameter_names()`, all on one device and, on a CUDA device, all f32 or all
+    /// bf16; on the CPU they become f32. `max_positions` bounds prompt plus completion.
     pub fn new(
         config: ModelConfig,
         tensors: impl IntoIterator<Item = (String, Tensor)>,
@@ -98,7 +114,12 @@ impl Decoder {
                 ));
             }
             names.push(name);
-            weights.push(tensor.to_dtype(DType::F32)?.contiguous()?);
+            weights.push(memory::operand(&tensor)?);
+        }
+        let first = weights.first().map(Tensor::dtype);
+        if let Some(i) = weights.iter().position(|w| Some(w.dtype()) != first) {
+            let problem = format!("is {:?}, the weights before it are not", weights[i].dtype());
+            return Err(Error::input(&names[i], problem, "Load all weights in one type"));
         }
         let index: HashMap<&str, usize> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i)).collect();
         let find = |name: String| {
@@ -133,27 +154,51 @@ impl Decoder {
     /// Fresh weights from a seed: norms 1; matrices normal with deviation `1 / sqrt(inputs)`, those that write
     /// to the residual stream divided by `sqrt(2 layers)`.
     pub fn random(config: ModelConfig, seed: u64, max_positions: usize) -> Result<Self> {
+        Self::random_on(&Placement::CPU, config, seed, max_positions)
+    }
+
+    /// [`Self::random`] made where it will live. On a CUDA device values differ in the last bits.
+    pub fn random_on(
+        place: &Placement,
+        config: ModelConfig,
+        seed: u64,
+        max_positions: usize,
+    ) -> Result<Self> {
         let residual = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
         let mut tensors = Vec::new();
         for (i, (name, shape)) in config.parameter_names().into_iter().enumerate() {
-            let count: usize = shape.iter().product();
-            let values = if shape.len() == 1 {
-                vec![1f32; count]
+            let tensor = if shape.len() == 1 {
+                memory::filled(&place.device, shape, place.dtype, 1.0)?
             } else {
                 let to_residual = name.contains("o_proj") || name.contains("down_proj");
-                let std = if to_residual { residual } else { 1.0 } / (shape[1] as f32).sqrt();
+                let deviation = if to_residual { residual } else { 1.0 } / (shape[1] as f32).sqrt();
                 let stream = Stream::new(seed, Purpose::WeightInit, [i as u32, 0, 0]);
-                (0..count as u32).into_par_iter().map(|j| std * stream.normal(j)).collect()
+                let weights = Normal { shape: shape.into(), dtype: place.dtype, deviation, stream };
+                memory::normal(&place.device, &weights)?
             };
-            tensors.push((name, Tensor::from_vec(values, shape, &Device::Cpu)?));
+            tensors.push((name, tensor));
         }
         Self::new(config, tensors, max_positions)
     }
 
     /// The same values in memory of their own: a frozen reference.
     pub fn deep_copy(&self) -> Result<Self> {
-        let tensors = self.names.iter().zip(&self.weights).map(|(n, w)| Ok((n.clone(), w.copy()?)));
+        let tensors =
+            self.names.iter().zip(&self.weights).map(|(n, w)| Ok((n.clone(), memory::duplicate(w)?)));
         Self::new(self.config.clone(), tensors.collect::<Result<Vec<_>>>()?, self.rope.positions())
+    }
+
+    pub fn place(&self) -> Placement {
+        Placement { device: self.device().clone(), dtype: self.dtype() }
+    }
+
+    pub fn device(&self) -> &Device {
+        self.weights[self.embedding].device()
+    }
+
+    /// Of the weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.weights[self.embedding].dtype()
     }
 
     /// Longest sequence, prompt plus completion, in tokens.
@@ -176,7 +221,12 @@ impl Decoder {
 
     /// No gradient yet, for every parameter.
     pub fn zero_gradients(&self) -> Gradients {
-        Gradients::new(&self.weights)
+        self.zero_gradients_in(DType::F32)
+    }
+
+    /// [`Self::zero_gradients`] with those of matrices in `dtype`: f32, or the weights' type.
+    pub fn zero_gradients_in(&self, dtype: DType) -> Gradients {
+        Gradients::new(&self.weights, dtype)
     }
 
     fn eps(&self) -> f32 {
@@ -187,7 +237,7 @@ impl Decoder {
         Block { weights: &self.weights, at: self.blocks[layer] }
     }
 
-    fn pass<'a>(&'a self, layout: &'a AttentionLayout, positions: &'a [u32]) -> Pass<'a> {
+    fn pass<'a>(&'a self, layout: &'a AttentionLayout, positions: &'a Indices) -> Pass<'a> {
         Pass { layout, positions, rope: &self.rope, heads: self.heads(), eps: self.eps() }
     }
 
@@ -210,14 +260,15 @@ impl Decoder {
         if layout.tokens() != batch.tokens.len() || batch.positions.len() != batch.tokens.len() {
             return Err(Error::Compute("packed batch: segments, tokens and positions disagree".into()));
         }
-        let mut x = embedding::gather(&self.weights[self.embedding], &rows(&batch.tokens))?;
+        let mut x = embedding::gather(&self.weights[self.embedding], &Indices::new(batch.tokens.as_slice()))?;
+        let positions = Indices::new(batch.positions.as_slice());
         let mut kept = Vec::new();
         for layer in 0..self.blocks.len() {
-            let (y, a) = self.block(layer).forward(self.pass(&layout, &batch.positions), x)?;
+            let (y, a) = self.block(layer).forward(self.pass(&layout, &positions), x)?;
             kept.extend(visit(layer, a));
             x = y;
         }
-        Ok(Forward { hidden: x, kept, layout })
+        Ok(Forward { hidden: x, kept, layout, positions })
     }
 
     /// Log-probabilities of the targets, `[targets]`; the LM head runs on their rows only.
@@ -240,7 +291,7 @@ impl Decoder {
         dlogprobs: &[f32],
         gradients: &Gradients,
     ) -> Result<()> {
-        let Forward { hidden, kept, layout } = forward;
+        let Forward { hidden, kept, layout, positions } = forward;
         if kept.len() != self.blocks.len() {
             return Err(Error::Compute("backward needs a forward pass that kept inputs".into()));
         }
@@ -255,13 +306,13 @@ impl Decoder {
             let dnormed = token_logprob::backward(inputs, dlogprobs, gradients.at(self.head)?)?;
             let draw = raw.zeros_like()?;
             rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm)?)?;
-            let target_rows: Vec<usize> = targets.iter().map(|t| t.row).collect();
+            let target_rows: Indices = targets.iter().map(|t| t.row).collect();
             embedding::scatter_add(&dx, &target_rows, &draw)?;
         }
         drop(hidden);
         let mut dx = dx;
         for (layer, kept) in kept.into_iter().enumerate().rev() {
-            let pass = self.pass(&layout, &batch.positions);
+            let pass = self.pass(&layout, &positions);
             let block = self.block(layer);
             let activations = match kept {
                 Kept::Input(x) => block.forward(pass, x)?.1,
@@ -274,18 +325,18 @@ impl Decoder {
             };
             dx = block.backward(pass, activations, dx, gradients)?;
         }
-        embedding::scatter_add(gradients.at(self.embedding)?, &rows(&batch.tokens), &dx)
+        embedding::scatter_add(gradients.at(self.embedding)?, &Indices::new(batch.tokens.as_slice()), &dx)
     }
 
-    /// Logits of hidden rows `[R, H]` -> `[R, V]`: decode steps only, a few rows.
+    /// Logits of hidden rows `[R, H]` -> `[R, V]`, f32: decode steps only, a few rows.
     pub fn logits(&self, hidden_rh: &Tensor) -> Result<Tensor> {
         let normed = rms_norm::forward(hidden_rh, &self.weights[self.final_norm], self.eps())?;
-        linear::forward(&normed, &self.weights[self.head])
+        linear::logits(&normed, &self.weights[self.head])
     }
 
     /// One decode step's pieces for `kv_cache`: the embedding of the new tokens.
     pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        embedding::gather(&self.weights[self.embedding], &rows(tokens))
+        embedding::gather(&self.weights[self.embedding], &Indices::new(tokens))
     }
 
     pub(super) fn layers(&self) -> impl Iterator<Item = Block<'_>> {
@@ -297,7 +348,7 @@ impl Decoder {
     }
 
     fn target_rows(&self, hidden: &Tensor, targets: &[Target]) -> Result<Tensor> {
-        embedding::gather(hidden, &targets.iter().map(|t| t.row).collect::<Vec<_>>())
+        embedding::gather(hidden, &targets.iter().map(|t| t.row).collect())
     }
 
     fn target_tokens(&self, targets: &[Target]) -> Result<Vec<u32>> {
@@ -320,8 +371,4 @@ impl Decoder {
     ) -> token_logprob::Inputs<'a> {
         token_logprob::Inputs { hidden_rh: normed, head_vh: &self.weights[self.head], targets, temperature }
     }
-}
-
-fn rows(tokens: &[u32]) -> Vec<usize> {
-    tokens.iter().map(|t| *t as usize).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::error::Result;
 use crate::ops::{linear, sum_squares};
@@ -12,12 +12,14 @@ use crate::ops::{linear, sum_squares};
 pub struct Gradients {
     /// The weights, for shape and device.
     like: Vec<Tensor>,
+    /// Of matrices; those of norms are f32.
+    dtype: DType,
     tensors: Vec<OnceCell<Tensor>>,
 }
 
 impl Gradients {
-    pub(super) fn new(weights: &[Tensor]) -> Self {
-        Self { like: weights.to_vec(), tensors: vec![OnceCell::new(); weights.len()] }
+    pub(super) fn new(weights: &[Tensor], dtype: DType) -> Self {
+        Self { like: weights.to_vec(), dtype, tensors: vec![OnceCell::new(); weights.len()] }
     }
 
     /// The gradient of parameter `index`, zero when nothing was added yet.
@@ -25,7 +27,9 @@ impl Gradients {
         if let Some(gradient) = self.tensors[index].get() {
             return Ok(gradient);
         }
-        let zeros = self.like[index].zeros_like()?;
+        let like = &self.like[index];
+        let dtype = if like.rank() == 1 { DType::F32 } else { self.dtype };
+        let zeros = Tensor::zeros(like.shape(), dtype, like.device())?;
         Ok(self.tensors[index].get_or_init(|| zeros))
     }
 
@@ -34,7 +38,7 @@ impl Gradients {
         match self.tensors[index].get() {
             Some(gradient) => linear::backward_weight(gradient, dy_no, x_nh),
             None => {
-                let product = linear::weight_gradient(dy_no, x_nh)?;
+                let product = linear::weight_gradient_as(dy_no, x_nh, self.dtype)?;
                 self.tensors[index].get_or_init(|| product);
                 Ok(())
             }
@@ -53,7 +57,7 @@ impl Gradients {
 
     /// L2 norm over all parameters.
     pub fn norm(&self) -> Result<f64> {
-        let squares = self.tensors.iter().filter_map(OnceCell::get).map(sum_squares);
-        Ok(squares.sum::<Result<f64>>()?.sqrt())
+        let made: Vec<&Tensor> = self.tensors.iter().filter_map(OnceCell::get).collect();
+        Ok(sum_squares(&made)?.sqrt())
     }
 }

@@ -1,13 +1,14 @@
 //! Keys and values of a rollout: the prompts' once, each completion's own beside them.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
 use super::block::{Activations, Projected};
 use super::decoder::{Decoder, Keep};
 use super::tape::{Recording, Tape};
 use crate::error::Result;
-use crate::ops::decode_attention::{self, Cache, Own, SharedPrefix};
+use crate::ops::decode_attention::{self, Cache, Readers};
 use crate::ops::embedding;
+use crate::ops::indices::Indices;
 use crate::types::PackedBatch;
 
 /// One layer's keys and values.
@@ -33,10 +34,8 @@ pub struct DecodeStep<'a> {
     pub tokens: &'a [u32],
     /// `[R]`
     pub positions: &'a [u32],
-    /// Sequence of each row in the cache. `[R]`
-    pub sequences: &'a [usize],
-    /// Prompts of the rows, in row order.
-    pub prefixes: &'a [SharedPrefix],
+    /// Sequence of each row in the cache, and the prompts of the rows in row order.
+    pub readers: &'a Readers,
     /// Tokens of every active completion already in the cache.
     pub cached: usize,
 }
@@ -54,7 +53,7 @@ impl Decoder {
     pub fn prefill(&self, batch: &PackedBatch, recording: Recording) -> Result<(Tensor, KvCache)> {
         let sequences = batch.segments.len() * recording.group_size;
         let shape = (sequences, recording.capacity, self.heads().key_value_width());
-        let own = || Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let own = || Tensor::zeros(shape, self.dtype(), self.device());
         let (mut prefixes, mut kept) = (Vec::new(), Vec::new());
         let hidden = self
             .forward_with(batch, |_, a| {
@@ -82,10 +81,12 @@ impl Decoder {
     pub fn decode(&self, cache: &KvCache, step: DecodeStep) -> Result<Tensor> {
         let heads = self.heads();
         let eps = self.config.rms_norm_eps as f32;
-        let slots: Vec<usize> = step.sequences.iter().map(|s| s * cache.capacity + step.cached).collect();
+        let sequences = step.readers.sequences().iter();
+        let slots: Indices = sequences.map(|s| s * cache.capacity + step.cached).collect();
+        let positions = Indices::new(step.positions);
         let mut x = self.embed(step.tokens)?;
         for (index, (block, layer)) in self.layers().zip(&cache.layers).enumerate() {
-            let Projected { q, k, v } = block.project(&x, step.positions, self.rope(), eps)?;
+            let Projected { q, k, v } = block.project(&x, &positions, self.rope(), eps)?;
             for (own, new) in [(&layer.own_k, &k), (&layer.own_v, &v)] {
                 embedding::scatter(&own.flatten(0, 1)?, &slots, new)?;
             }
@@ -95,8 +96,8 @@ impl Decoder {
                 own_k: &layer.own_k,
                 own_v: &layer.own_v,
             };
-            let own = Own { sequences: step.sequences, len: step.cached + 1 };
-            let (attended, lse) = decode_attention::forward(heads, &q, read, step.prefixes, own)?;
+            let own_len = step.cached + 1;
+            let (attended, lse) = decode_attention::forward(heads, &q, read, step.readers, own_len)?;
             let (y, [x_mid, gate, up]) = block.finish(&x, &attended, eps)?;
             if let Some(tape) = &cache.tape {
                 tape.record(index, &slots, &Activations { x, q, k, v, attended, lse, x_mid, gate, up })?;

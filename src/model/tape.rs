@@ -9,7 +9,8 @@ use super::block::Activations;
 use super::decoder::{Forward, Keep, Kept};
 use crate::error::{Error, Result};
 use crate::ops::attention::AttentionLayout;
-use crate::ops::embedding::{self, RowRun};
+use crate::ops::embedding::{self, RowRun, Runs};
+use crate::ops::indices::Indices;
 use crate::types::{PackedBatch, Segment};
 
 /// One tensor of one layer: the prompts' rows and the completions'.
@@ -27,11 +28,11 @@ impl Taped {
         Ok(Self { prompts, completions })
     }
 
-    fn record(&self, slots: &[usize], rows: &Tensor) -> Result<()> {
+    fn record(&self, slots: &Indices, rows: &Tensor) -> Result<()> {
         embedding::scatter(&self.completions, slots, rows)
     }
 
-    fn gather(&self, runs: &[RowRun]) -> Result<Tensor> {
+    fn gather(&self, runs: &Runs) -> Result<Tensor> {
         embedding::gather_runs([&self.prompts, &self.completions], runs)
     }
 }
@@ -42,7 +43,7 @@ type TapedLayer = Vec<Taped>;
 /// One block's rows of a packed batch, still in the tape.
 pub(super) struct TapedBlock {
     layer: TapedLayer,
-    runs: std::rc::Rc<[RowRun]>,
+    runs: std::rc::Rc<Runs>,
 }
 
 impl TapedBlock {
@@ -106,11 +107,11 @@ impl Tape {
     }
 
     /// Writes one decode step's rows of one layer.
-    pub(super) fn record(&self, layer: usize, slots: &[usize], a: &Activations) -> Result<()> {
+    pub(super) fn record(&self, layer: usize, slots: &Indices, a: &Activations) -> Result<()> {
         self.layers[layer].iter().zip(a.tensors()).try_for_each(|(taped, rows)| taped.record(slots, rows))
     }
 
-    pub(super) fn record_hidden(&self, slots: &[usize], hidden: &Tensor) -> Result<()> {
+    pub(super) fn record_hidden(&self, slots: &Indices, hidden: &Tensor) -> Result<()> {
         self.hidden.record(slots, hidden)
     }
 
@@ -129,13 +130,14 @@ impl Tape {
                 runs.push(RowRun { part: 1, start: sequence * self.capacity, len });
             }
         }
-        if runs.iter().map(|run| run.len).sum::<usize>() != batch.tokens.len() {
+        let runs = std::rc::Rc::new(Runs::new(runs));
+        if runs.rows() != batch.tokens.len() {
             return Err(Error::Compute("the tape's rows are not the packed batch's".into()));
         }
         let hidden = self.hidden.gather(&runs)?;
-        let runs: std::rc::Rc<[RowRun]> = runs.into();
         let block = |layer: &TapedLayer| Kept::Taped(TapedBlock { layer: layer.clone(), runs: runs.clone() });
         let kept = self.layers.iter().map(block).collect();
-        Ok(Forward { hidden, kept, layout: AttentionLayout::new(&batch.segments)? })
+        let positions = Indices::new(batch.positions.as_slice());
+        Ok(Forward { hidden, kept, layout: AttentionLayout::new(&batch.segments)?, positions })
     }
 }

@@ -38,6 +38,10 @@ pub enum Event {
     Warning {
         text: String,
     },
+    /// What is good to know and nothing to worry about. Shown, kept nowhere.
+    Note {
+        text: String,
+    },
     /// `step` counts all optimiser steps of the run.
     Checkpoint {
         step: u64,

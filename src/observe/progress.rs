@@ -166,6 +166,7 @@ impl Sink for Progress {
                 Ok(())
             }
             Event::Warning { text } => self.line(&format!("warning: {text}")),
+            Event::Note { text } => self.line(text),
             Event::Checkpoint { .. } | Event::Samples { .. } => Ok(()),
             Event::Finished { rows, run } => self.finished(&results_table(rows), run),
         }

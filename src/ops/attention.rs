@@ -7,7 +7,8 @@
 use candle_core::Tensor;
 
 use super::cpu::attention::{Saved, Slices};
-use super::{View, cpu, tensor};
+use super::cuda::attention::DeviceLayout;
+use super::{View, cpu, cuda, tensor};
 use crate::error::{Error, Result};
 use crate::types::Segment;
 
@@ -80,6 +81,8 @@ struct Tree {
 pub struct AttentionLayout {
     trees: Vec<Tree>,
     tokens: usize,
+    /// The copy on a device, made by the first layer that runs there.
+    pub(super) there: std::sync::OnceLock<DeviceLayout>,
 }
 
 impl AttentionLayout {
@@ -120,7 +123,7 @@ impl AttentionLayout {
             tree.len += segment.len;
             tokens += segment.len;
         }
-        Ok(Self { trees, tokens })
+        Ok(Self { trees, tokens, there: std::sync::OnceLock::new() })
     }
 
     /// The blocks of each tree, in order.
@@ -155,6 +158,9 @@ pub struct Inputs<'a> {
 
 /// Output `[T, query heads * dim]` and log-sum-exp of the scaled scores `[T, query heads]`.
 pub fn forward(inputs: Inputs) -> Result<(Tensor, Tensor)> {
+    if cuda::on(inputs.q) {
+        return cuda::attention::forward(cuda::attention::layout_of(inputs)?, inputs);
+    }
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
     let (q, k, v) = (View::new(q)?, View::new(k)?, View::new(v)?);
@@ -186,6 +192,9 @@ pub struct Gradients {
 /// Deterministic: a tree is split into a number of parts that depends on its length only, and the parts are
 /// summed in order.
 pub fn backward(inputs: Inputs, upstream: Upstream) -> Result<Gradients> {
+    if cuda::on(inputs.q) {
+        return cuda::attention::backward(cuda::attention::layout_of(inputs)?, inputs, upstream);
+    }
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
     let (q, k, v) = (View::new(q)?, View::new(k)?, View::new(v)?);

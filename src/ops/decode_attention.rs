@@ -1,13 +1,17 @@
 //! Attention of one new token per sequence. Sequences of a group read their prompt's keys and values once,
 //! together; each reads its own beside it; one softmax runs over both.
 
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::attention::Heads;
 use super::cpu::few_rows::{LANES, Lanes, Rows, add_weighted_rows, columns, dot_rows};
+use super::cuda::decode_attention::DecodeLayout;
+use super::indices::once;
 use super::simd::{dot, exp, vectorize};
-use super::{View, tensor};
+use super::{View, cuda, tensor};
 use crate::error::Result;
 
 /// Rows of the query batch that share a prompt.
@@ -31,23 +35,55 @@ pub struct Cache<'a> {
     pub own_v: &'a Tensor,
 }
 
-/// Which own-cache sequence each query row belongs to, and how many of its positions are filled.
-#[derive(Clone, Copy)]
-pub struct Own<'a> {
+/// Which prompt and which sequence of the own cache each query row reads, and the copy of it that a device reads:
+/// made once for all layers and steps, until rows leave the batch.
+#[derive(Clone, Debug)]
+pub struct Readers {
+    prefixes: Vec<SharedPrefix>,
     /// `[R]`
-    pub sequences: &'a [usize],
-    pub len: usize,
+    sequences: Vec<usize>,
+    there: OnceLock<DecodeLayout>,
+}
+
+impl Readers {
+    /// `sequences`: the own-cache sequence of each row; the prefixes' rows are as many.
+    pub fn new(prefixes: Vec<SharedPrefix>, sequences: Vec<usize>) -> Self {
+        Self { prefixes, sequences, there: OnceLock::new() }
+    }
+
+    pub fn sequences(&self) -> &[usize] {
+        &self.sequences
+    }
+
+    pub fn prefixes(&self) -> &[SharedPrefix] {
+        &self.prefixes
+    }
+
+    fn there(&self, heads: Heads, q: &Tensor) -> Result<&DecodeLayout> {
+        let make = || DecodeLayout::new(heads, q.dtype(), &self.prefixes, &self.sequences, q.device());
+        once(&self.there, make)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    sequences: &'a [usize],
+    len: usize,
 }
 
 /// `q: [R, query heads * dim]` -> the same shape, and the log-sum-exp of the scaled scores `[R, query heads]`.
-/// Row `r` belongs to sequence `sequences[r]` of the own cache and sees the first `len` positions there.
+/// Row `r` sees its prompt and the first `own_len` positions of its sequence in the own cache.
 pub fn forward(
     heads: Heads,
     q: &Tensor,
     cache: Cache,
-    prefixes: &[SharedPrefix],
-    own: Own,
+    readers: &Readers,
+    own_len: usize,
 ) -> Result<(Tensor, Tensor)> {
+    if cuda::on(q) {
+        return cuda::decode_attention::forward(readers.there(heads, q)?, q, cache, own_len);
+    }
+    let own = Own { sequences: &readers.sequences, len: own_len };
     let (n, width) = q.dims2()?;
     let (_, capacity, _) = cache.own_k.dims3()?;
     let views = [q, cache.prefix_k, cache.prefix_v, cache.own_k, cache.own_v].map(View::new);
@@ -57,7 +93,7 @@ pub fn forward(
         Slices { heads, own, capacity, q: &q, prefix: [&prefix_k, &prefix_v], completion: [&own_k, &own_v] };
     let mut first_row = 0;
     let mut tasks = Vec::new();
-    for prefix in prefixes {
+    for prefix in &readers.prefixes {
         for kv in 0..heads.key_value {
             // Query heads that share a key/value head are rows of one matrix.
             let count = prefix.rows * heads.sharing();

@@ -1,14 +1,17 @@
 //! Linear layers without bias: `y = x W^T`, `W` stored `[out, in]` as in HF checkpoints.
 
-use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Tensor};
 
 use super::cpu::few_rows;
 use super::gemm::{Mat, MatMut, Threads, Write, gemm, product};
-use super::{View, slice, slice_mut, tensor};
+use super::{View, cuda, slice, slice_mut, tensor};
 use crate::error::{Error, Result};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    if cuda::on(x_nh) {
+        return cuda::linear::forward(x_nh, w_oh);
+    }
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
     if n <= few_rows::MAX_ROWS {
@@ -21,6 +24,9 @@ pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
 
 /// [`forward`] for layers that read the same input.
 pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<[Tensor; N]> {
+    if cuda::on(x_nh) {
+        return cuda::linear::forward_all(x_nh, w_oh);
+    }
     let (n, h) = x_nh.dims2()?;
     let mut all = Vec::with_capacity(N);
     if n <= few_rows::MAX_ROWS {
@@ -40,6 +46,9 @@ pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<
 
 /// `residual_no + x_nh W^T`, `[N, O]`: the residual sum costs no pass of its own.
 pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    if cuda::on(x_nh) {
+        return cuda::linear::forward_add(residual_no, x_nh, w_oh);
+    }
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
     if n <= few_rows::MAX_ROWS {
@@ -58,6 +67,9 @@ pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
     let Some(((first_dy, first_w), rest)) = pairs.split_first() else {
         return Err(Error::Compute("backward_input needs at least one layer".into()));
     };
+    if cuda::on(first_dy) {
+        return cuda::linear::backward_input(pairs);
+    }
     let ((n, o), (_, h)) = (first_dy.dims2()?, first_w.dims2()?);
     let mut dx = {
         let (dy, w) = (View::new(first_dy)?, View::new(first_w)?);
@@ -74,6 +86,9 @@ pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
 
 /// `dy^T x`, `[O, H]`: the weight gradient of the first batch, written without a pass of zeros.
 pub fn weight_gradient(dy_no: &Tensor, x_nh: &Tensor) -> Result<Tensor> {
+    if cuda::on(dy_no) {
+        return cuda::linear::weight_gradient_as(dy_no, x_nh, DType::F32);
+    }
     let ((n, o), (_, h)) = (dy_no.dims2()?, x_nh.dims2()?);
     let (dy, x) = (View::new(dy_no)?, View::new(x_nh)?);
     tensor(product(Mat::row_major(&dy, n, o).t(), Mat::row_major(&x, n, h), Threads::Pool), (o, h))
@@ -81,6 +96,9 @@ pub fn weight_gradient(dy_no: &Tensor, x_nh: &Tensor) -> Result<Tensor> {
 
 /// `dw_oh += dy^T x`, in place, accumulating over micro-batches without an extra pass.
 pub fn backward_weight(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor) -> Result<()> {
+    if cuda::on(dw_oh) {
+        return cuda::linear::backward_weight(dw_oh, dy_no, x_nh);
+    }
     Ok(dw_oh.inplace_op3(dy_no, x_nh, &AccumulateOuter)?)
 }
 
@@ -106,4 +124,18 @@ impl InplaceOp3 for AccumulateOuter {
         gemm(Mat::row_major(dy, n, o).t(), Mat::row_major(x, n, h), out, Write::Accumulate, Threads::Pool);
         Ok(())
     }
+}
+
+/// [`weight_gradient`] in `dtype`: f32, or on a CUDA device the type of the operands.
+pub fn weight_gradient_as(dy_no: &Tensor, x_nh: &Tensor, dtype: DType) -> Result<Tensor> {
+    if cuda::on(dy_no) {
+        cuda::linear::weight_gradient_as(dy_no, x_nh, dtype)
+    } else {
+        weight_gradient(dy_no, x_nh)
+    }
+}
+
+/// [`forward`] with the result in f32, whatever the weights are: the sampler's log-probs are to be the trainer's.
+pub fn logits(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    if cuda::on(x_nh) { cuda::linear::forward_as(x_nh, w_oh, DType::F32) } else { forward(x_nh, w_oh) }
 }

@@ -1,7 +1,7 @@
 //! The operations a decoder is made of: each a forward and a backward function on tensors, one file an op.
 //!
-//! They know segments and rows, no language model. f32 on the CPU; tensors must be contiguous (views with an
-//! offset are fine). Backward functions are explicit instead of candle's autograd: see `docs/design.md`.
+//! They know segments and rows, no language model. Tensors are f32 on the CPU, f32 or bf16 on a CUDA device, where
+//! each function calls its namesake in [`cuda`]; they must be contiguous (views with an offset are fine). Backward functions are explicit instead of candle's autograd: see `docs/design.md`.
 //!
 //! Shape suffixes: `n` tokens (rows), `h` hidden, `o` output features, `v` vocabulary, `r` target rows.
 
@@ -13,7 +13,9 @@ pub mod cuda;
 pub mod decode_attention;
 pub mod embedding;
 pub mod gemm;
+pub mod indices;
 pub mod linear;
+pub mod memory;
 pub mod rms_norm;
 pub mod rope;
 pub mod sampling;
@@ -42,7 +44,7 @@ fn cpu_range(layout: &Layout) -> candle_core::Result<Range<usize>> {
     }
 }
 
-const CPU_ONLY: &str = "rlvr ops run on f32 CPU tensors; CUDA kernels are not wired yet";
+const CPU_ONLY: &str = "rlvr ops on the CPU run on f32 tensors there";
 
 /// The elements of a contiguous f32 CPU tensor, row-major.
 pub struct View<'a> {
@@ -96,6 +98,9 @@ fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tens
 
 /// Adds `term` to `sum` in place; same shape, f32.
 pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
+    if cuda::on(sum) {
+        return cuda::elementwise::add_assign(sum, term);
+    }
     struct AddAssign;
     impl candle_core::InplaceOp2 for AddAssign {
         fn name(&self) -> &'static str {
@@ -119,8 +124,11 @@ pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
     Ok(sum.inplace_op2(term, &AddAssign)?)
 }
 
-/// Sets every element of an f32 tensor to zero, in place.
+/// Sets every element to zero, in place.
 pub fn zero(values: &Tensor) -> Result<()> {
+    if cuda::on(values) {
+        return cuda::zero(values);
+    }
     struct Zero;
     impl candle_core::InplaceOp1 for Zero {
         fn name(&self) -> &'static str {
@@ -135,18 +143,26 @@ pub fn zero(values: &Tensor) -> Result<()> {
     Ok(values.inplace_op1(&Zero)?)
 }
 
-/// Sum of squares in f64, in a fixed order; NaN or infinity in the input shows in the result.
-pub fn sum_squares(values: &Tensor) -> Result<f64> {
+/// Sum of the squares of all tensors together, in f64 and a fixed order; NaN or infinity in the input shows in the
+/// result. A device is waited for once.
+pub fn sum_squares(tensors: &[&Tensor]) -> Result<f64> {
     use rayon::prelude::*;
-    let view = View::new(values)?;
-    let partial: Vec<f64> = view
-        .par_chunks(1 << 14)
-        .map(|chunk| {
-            f64::from(simd::vectorize(
-                #[inline(always)]
-                || simd::dot(chunk, chunk),
-            ))
-        })
-        .collect();
-    Ok(partial.iter().sum())
+    if tensors.first().is_some_and(|first| cuda::on(first)) {
+        return cuda::elementwise::sum_squares(tensors);
+    }
+    let mut sum = 0.0;
+    for values in tensors {
+        let view = View::new(values)?;
+        let partial: Vec<f64> = view
+            .par_chunks(1 << 14)
+            .map(|chunk| {
+                f64::from(simd::vectorize(
+                    #[inline(always)]
+                    || simd::dot(chunk, chunk),
+                ))
+            })
+            .collect();
+        sum += partial.iter().sum::<f64>();
+    }
+    Ok(sum)
 }

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{dot, vectorize};
-use super::{View, slice, slice_mut, tensor};
+use super::{View, cuda, slice, slice_mut, tensor};
 use crate::error::Result;
 
 /// Rows whose weight gradient is summed together before the fixed-order sum over chunks.
@@ -17,6 +17,9 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 
 /// `x_nh: [N, H]`, `w_h: [H]` -> `[N, H]`.
 pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
+    if cuda::on(x_nh) {
+        return cuda::rms_norm::forward(x_nh, w_h, eps);
+    }
     let (n, h) = x_nh.dims2()?;
     let (x, w) = (View::new(x_nh)?, View::new(w_h)?);
     let mut y = vec![0f32; n * h];
@@ -40,6 +43,9 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
 ///
 /// Adds `dx` to `dx_nh` (the gradient that reaches `x` through the residual) and `dw` to `dw_h`, both in place.
 pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tensor) -> Result<()> {
+    if cuda::on(dx_nh) {
+        return cuda::rms_norm::backward(norm, dy_nh, dx_nh, dw_h);
+    }
     let (n, h) = dy_nh.dims2()?;
     let dw = {
         let (x, w) = (View::new(norm.x_nh)?, View::new(norm.w_h)?);

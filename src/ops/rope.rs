@@ -1,11 +1,15 @@
 //! Rotary position embedding in HF's rotate-half layout, Su et al., arXiv:2104.09864.
 
+use std::sync::OnceLock;
+
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use rayon::prelude::*;
 
+use super::cuda::rope::DeviceTable;
+use super::indices::{Indices, once};
 use super::simd::vectorize;
-use super::slice_mut;
-use crate::error::Result;
+use super::{cuda, slice_mut};
+use crate::error::{Error, Result};
 
 /// Cosines and sines by position: the angle of pair `j` at position `p` is `p * inverse_frequency[j]`.
 #[derive(Clone, Debug)]
@@ -14,6 +18,8 @@ pub struct RopeTable {
     /// `[positions, half]`
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// The copy on a device, made by the first rotation there.
+    there: OnceLock<DeviceTable>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,7 @@ impl RopeTable {
             half,
             cos: Vec::with_capacity(positions * half),
             sin: Vec::with_capacity(positions * half),
+            there: OnceLock::new(),
         };
         for position in 0..positions {
             for frequency in inverse_frequencies {
@@ -48,7 +55,20 @@ impl RopeTable {
     }
 
     /// Rotates every head of `x_nd: [N, heads * head_dim]` in place by its row's position.
-    pub fn rotate(&self, x_nd: &Tensor, positions: &[u32], direction: Direction) -> Result<()> {
+    ///
+    /// # Errors
+    /// When a position is past the table, or shapes do not agree.
+    pub fn rotate(&self, x_nd: &Tensor, positions: &Indices, direction: Direction) -> Result<()> {
+        if let Some(p) = positions.outside(self.positions()) {
+            let problem = format!("rope: position {p} is past the table's {}", self.positions());
+            return Err(Error::Compute(problem.into()));
+        }
+        if cuda::on(x_nd) {
+            let device = x_nd.device();
+            let table = once(&self.there, || DeviceTable::new(&self.cos, &self.sin, self.half, device))?;
+            return table.rotate(x_nd, positions.there(device)?, direction);
+        }
+        let positions = positions.as_slice();
         Ok(x_nd.inplace_op1(&Rotate { table: self, positions, direction })?)
     }
 }
@@ -69,9 +89,6 @@ impl InplaceOp1 for Rotate<'_> {
         let half = self.table.half;
         if n != self.positions.len() || width % (2 * half) != 0 {
             candle_core::bail!("rope: {n} rows of {width} for {} positions", self.positions.len());
-        }
-        if let Some(p) = self.positions.iter().find(|p| **p as usize >= self.table.positions()) {
-            candle_core::bail!("rope: position {p} is past the table's {}", self.table.positions());
         }
         let sign = if self.direction == Direction::Forward { 1f32 } else { -1f32 };
         let rows = slice_mut(x, layout)?.par_chunks_mut(width).zip(self.positions).with_min_len(16);

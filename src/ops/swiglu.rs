@@ -4,13 +4,16 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::simd::{sigmoid, vectorize};
-use super::{View, tensor};
+use super::{View, cuda, tensor};
 use crate::error::Result;
 
 const CHUNK: usize = 1 << 13;
 
 /// `gate`, `up`: same shape `[N, F]` -> `[N, F]`.
 pub fn forward(gate_nf: &Tensor, up_nf: &Tensor) -> Result<Tensor> {
+    if cuda::on(gate_nf) {
+        return cuda::swiglu::forward(gate_nf, up_nf);
+    }
     let (gate, up) = (View::new(gate_nf)?, View::new(up_nf)?);
     let mut act = vec![0f32; gate.len()];
     act.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(
@@ -37,6 +40,9 @@ pub struct Backward {
 
 /// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`; one pass computes all three outputs.
 pub fn backward(gate_nf: &Tensor, up_nf: &Tensor, dact_nf: &Tensor) -> Result<Backward> {
+    if cuda::on(gate_nf) {
+        return cuda::swiglu::backward(gate_nf, up_nf, dact_nf);
+    }
     let (gate, up, dact) = (View::new(gate_nf)?, View::new(up_nf)?, View::new(dact_nf)?);
     let n = gate.len();
     let (mut act, mut dgate, mut dup) = (vec![0f32; n], vec![0f32; n], vec![0f32; n]);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, Threads, product};
 use super::simd::{exp, exp_sums, max, vectorize};
-use super::{View, linear, tensor};
+use super::{View, cuda, linear, tensor};
 use crate::error::Result;
 
 /// Bytes of logits alive at once.
@@ -38,6 +38,9 @@ fn chunk_rows(vocab: usize) -> usize {
 }
 
 pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
+    if cuda::on(inputs.hidden_rh) {
+        return cuda::token_logprob::forward(inputs);
+    }
     let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
     let ((r, h), (v, _)) = (hidden_rh.dims2()?, head_vh.dims2()?);
     let (hidden, head) = (View::new(hidden_rh)?, View::new(head_vh)?);
@@ -75,6 +78,9 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
 ///
 /// `dlogits = (onehot(target) - softmax) * dlogprob / temperature`, written over the chunk's logits.
 pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: &Tensor) -> Result<Tensor> {
+    if cuda::on(inputs.hidden_rh) {
+        return cuda::token_logprob::backward(inputs, dlogprobs, dhead_vh);
+    }
     let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
     let ((r, h), (v, _)) = (hidden_rh.dims2()?, head_vh.dims2()?);
     let head = View::new(head_vh)?;

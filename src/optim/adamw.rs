@@ -2,11 +2,12 @@
 
 use candle_core::{DType, Tensor};
 
-use crate::config::optim::{MomentsConfig, OptimConfig};
+use crate::config::optim::{Bf16WeightsConfig, MomentsConfig, OptimConfig};
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
 use crate::ops::adamw::{Moment, Parameter, Precision, Update, update};
+use crate::ops::memory;
 use crate::rng::{Purpose, Stream};
 
 /// The state of every weight, in parameter order.
@@ -30,6 +31,18 @@ pub enum Bf16Weights {
     StochasticRounding { seed: u64 },
 }
 
+impl Bf16Weights {
+    /// `seed` keys stochastic rounding.
+    pub fn new(config: Bf16WeightsConfig, seed: u64) -> Self {
+        match config {
+            Bf16WeightsConfig::Masters => Self::Masters,
+            Bf16WeightsConfig::Auto | Bf16WeightsConfig::StochasticRounding => {
+                Self::StochasticRounding { seed }
+            }
+        }
+    }
+}
+
 impl AdamW {
     /// Moments in f32, bf16 weights with masters.
     pub fn new(decoder: &Decoder) -> Result<Self> {
@@ -48,7 +61,7 @@ impl AdamW {
         };
         let master = |(_, weight): (&str, &Tensor)| -> Result<Option<Tensor>> {
             let needed = weight.dtype() == DType::BF16 && bf16_weights == Bf16Weights::Masters;
-            Ok(if needed { Some(weight.to_dtype(DType::F32)?) } else { None })
+            Ok(if needed { Some(memory::cast(weight, DType::F32)?) } else { None })
         };
         let masters = decoder.parameters().map(master).collect::<Result<_>>()?;
         let seed = match bf16_weights {
@@ -72,7 +85,7 @@ impl AdamW {
         let grad_norm = gradients.norm()?;
         if !grad_norm.is_finite() {
             let culprit = decoder.parameters().zip(gradients.tensors()).find(|(_, g)| {
-                !g.as_ref().is_ok_and(|g| crate::ops::sum_squares(g).is_ok_and(f64::is_finite))
+                !g.as_ref().is_ok_and(|g| crate::ops::sum_squares(&[*g]).is_ok_and(f64::is_finite))
             });
             let name = culprit.map_or("all weights together", |((name, _), _)| name);
             return Err(Error::Diverged {

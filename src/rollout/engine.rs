@@ -10,9 +10,10 @@ use crate::error::{Error, Result};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::kv_cache::DecodeStep;
 use crate::model::tape::{Recording, Tape};
-use crate::ops::decode_attention::SharedPrefix;
-use crate::ops::embedding;
+use crate::ops::decode_attention::{Readers, SharedPrefix};
+use crate::ops::indices::Indices;
 use crate::ops::sampling::{Sampled, sample};
+use crate::ops::{embedding, memory};
 use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
 use crate::text::StopTokens;
@@ -121,9 +122,10 @@ impl Engine<'_> {
         let capacity = self.max_completion_tokens;
         let recording = Recording { keep, group_size: self.group_size, capacity };
         let (hidden, cache) = self.decoder.prefill(&batch, recording)?;
-        let last_rows: Vec<usize> = batch.segments.iter().map(|s| s.start + s.len - 1).collect();
+        let last_rows: Indices = batch.segments.iter().map(|s| s.start + s.len - 1).collect();
         let first_logits = self.decoder.logits(&embedding::gather(&hidden, &last_rows)?)?;
         drop(hidden);
+        memory::synchronize(self.decoder.device())?;
         collected.timing.prefill_seconds += start.elapsed().as_secs_f64();
 
         let start = Instant::now();
@@ -135,6 +137,7 @@ impl Engine<'_> {
         let group_of = |sequence: &usize| sequence / self.group_size;
         // A row of logits a prompt; its completions all draw from it.
         let mut drawn = self.draw(requests, &active, 0, &first_logits)?;
+        let mut readers: Option<Readers> = None;
         for t in 0..self.max_completion_tokens {
             for (sequence, s) in active.iter().zip(&drawn) {
                 let rollout = &mut rollouts[*sequence];
@@ -152,20 +155,12 @@ impl Engine<'_> {
             let tokens: Vec<u32> = active.iter().map(last).collect();
             let prompt_len = |s: &usize| batch.segments[group_of(s)].len;
             let positions: Vec<u32> = active.iter().map(|s| (prompt_len(s) + t) as u32).collect();
-            let prefixes: Vec<SharedPrefix> = active
-                .chunk_by(|a, b| group_of(a) == group_of(b))
-                .map(|rows| {
-                    let segment = batch.segments[group_of(&rows[0])];
-                    SharedPrefix { start: segment.start, len: segment.len, rows: rows.len() }
-                })
-                .collect();
-            let step = DecodeStep {
-                tokens: &tokens,
-                positions: &positions,
-                sequences: &active,
-                prefixes: &prefixes,
-                cached: t,
+            // The same until a sequence ends.
+            let readers = match readers.take().filter(|r| r.sequences().len() == active.len()) {
+                Some(same) => readers.insert(same),
+                None => readers.insert(Readers::new(self.prefixes(&batch, &active), active.clone())),
             };
+            let step = DecodeStep { tokens: &tokens, positions: &positions, readers, cached: t };
             let logits = self.decoder.logits(&self.decoder.decode(&cache, step)?)?;
             drawn = self.draw(requests, &active, t as u32 + 1, &logits)?;
         }
@@ -177,6 +172,18 @@ impl Engine<'_> {
         };
         collected.groups.extend(requests.iter().map(group));
         Ok(cache.into_tape())
+    }
+
+    /// The prompts of the active sequences, in order.
+    fn prefixes(&self, batch: &PackedBatch, active: &[usize]) -> Vec<SharedPrefix> {
+        let group_of = |sequence: &usize| sequence / self.group_size;
+        active
+            .chunk_by(|a, b| group_of(a) == group_of(b))
+            .map(|rows| {
+                let segment = batch.segments[group_of(&rows[0])];
+                SharedPrefix { start: segment.start, len: segment.len, rows: rows.len() }
+            })
+            .collect()
     }
 
     /// One token for every active sequence. `logits`: a row a sequence, or a row for several in a run.

@@ -2,18 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
-
+use super::place::{self, Opened};
 use crate::config::stages::Balance;
-use crate::config::{Config, DeviceKind, Stage};
+use crate::config::{Config, Stage};
 use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Placement};
 use crate::model::weights;
-use crate::observe::Sinks;
+use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
 
@@ -35,27 +34,17 @@ pub struct Companions {
     pub model_dir: PathBuf,
 }
 
-/// Refuses a device that this build cannot train on.
-pub fn check_device(kind: DeviceKind) -> Result<()> {
-    match kind {
-        DeviceKind::Auto | DeviceKind::Cpu => Ok(()),
-        DeviceKind::Cuda => Err(Error::config(
-            "device",
-            "cuda",
-            "\"auto\" or \"cpu\"",
-            "the CUDA kernels are compiled and tested but not wired into training yet",
-        )),
-    }
-}
-
 impl Materials {
     /// `run` is where a model made from the seed keeps its tokenizer.
     pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<Self> {
-        check_device(config.device)?;
+        let Opened { place, fell_back } = place::open_for(config)?;
+        if let Some(text) = fell_back {
+            sinks.emit(&Event::Note { text });
+        }
         let task = Task::load(&config.task)?;
         let materials = match (&config.model.path, &config.model.random) {
-            (Some(dir), _) => Self::from_folder(config, task, dir, sinks),
-            (None, Some(_)) => Self::from_seed(config, task, &run.join("tokenizer"), sinks),
+            (Some(dir), _) => Self::from_folder(config, &place, task, dir, sinks),
+            (None, Some(_)) => Self::from_seed(config, &place, task, &run.join("tokenizer"), sinks),
             (None, None) => config.model.validate().and(Err(Error::Compute("no model".into()))),
         }?;
         if config.stages.contains(&Stage::Grpo) && config.grpo.balance == Balance::LabelSign {
@@ -65,7 +54,13 @@ impl Materials {
         Ok(materials)
     }
 
-    fn from_folder(config: &Config, task: Task, dir: &Path, sinks: &mut Sinks) -> Result<Self> {
+    fn from_folder(
+        config: &Config,
+        place: &Placement,
+        task: Task,
+        dir: &Path,
+        sinks: &mut Sinks,
+    ) -> Result<Self> {
         if !dir.is_dir() {
             let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
             let fix = "Name a model folder: config.json, safetensors, tokenizer.json";
@@ -84,11 +79,17 @@ impl Materials {
         })?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let rows = Rows::load(config, &task, &encoder, sinks)?;
-        let decoder = load_decoder(dir, config.model.max_positions)?;
+        let decoder = load_decoder(dir, config.model.max_positions, place)?;
         Ok(Self::assemble(task, encoder, decoder, rows, companions))
     }
 
-    fn from_seed(config: &Config, task: Task, dir: &Path, sinks: &mut Sinks) -> Result<Self> {
+    fn from_seed(
+        config: &Config,
+        place: &Placement,
+        task: Task,
+        dir: &Path,
+        sinks: &mut Sinks,
+    ) -> Result<Self> {
         let (Some(shape), Some(data)) = (&config.model.random, &config.data.synthetic) else {
             return Err(Error::Compute("a random model without synthetic logs".into()));
         };
@@ -122,7 +123,7 @@ impl Materials {
             "eos_token_id": encoder.stop_tokens().ids(),
         });
         let model = ModelConfig::from_json(&json, "model.random")?;
-        let decoder = Decoder::random(model, config.seed, config.model.max_positions)?;
+        let decoder = Decoder::random_on(place, model, config.seed, config.model.max_positions)?;
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         let rows = Rows::load(config, &task, &encoder, sinks)?;
         Ok(Self::assemble(task, encoder, decoder, rows, companions))
@@ -140,10 +141,10 @@ impl Materials {
     }
 }
 
-/// Weights of a folder in HF layout, f32.
-pub fn load_decoder(dir: &Path, max_positions: usize) -> Result<Decoder> {
+/// Weights of a folder in HF layout, brought to `place`.
+pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
     let config = ModelConfig::load(dir)?;
-    let tensors = weights::load(dir, &config, &Device::Cpu, DType::F32)?;
+    let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
     Decoder::new(config, tensors, max_positions)
 }
 

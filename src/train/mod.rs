@@ -2,6 +2,7 @@
 
 pub mod grpo;
 pub mod materials;
+pub mod place;
 pub mod policy;
 pub mod session;
 pub mod sft;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::grpo::GrpoStage;
 use super::materials::{Companions, Materials, load_decoder};
+use super::place::gradients_dtype;
 use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
@@ -18,6 +19,7 @@ use crate::eval::{At, Evaluator};
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::gradients::Gradients;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
+use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::optim::schedule::learning_rate;
 use crate::run::Checkpoint;
@@ -59,7 +61,8 @@ impl<'a> Session<'a> {
         checkpoint: &Path,
     ) -> Result<Self> {
         let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        materials.decoder = load_decoder(checkpoint, config.model.max_positions)?;
+        let place = materials.decoder.place();
+        materials.decoder = load_decoder(checkpoint, config.model.max_positions, &place)?;
         let cursor = state::read_cursor(checkpoint)?;
         let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
         Ok(Self { config, run, materials, sinks, cursor, optimizer })
@@ -71,31 +74,30 @@ impl<'a> Session<'a> {
             self.evaluate("vanilla", 0, Some("vanilla".into()))?;
         }
         let config = self.config;
-        let mut gradients = self.materials.decoder.zero_gradients();
         while let Some(stage) = config.stages.get(self.cursor.stage).copied() {
-            self.run_stage(stage, &mut gradients)?;
+            self.run_stage(stage)?;
         }
-        drop(gradients);
         let model = save_model(&self.materials, self.run)?;
         let rows = self.cursor.results.iter().map(Evaluated::row).collect();
         self.sinks.emit(&Event::Finished { rows, run: self.run.path().into() });
         Ok(model)
     }
 
-    fn run_stage(&mut self, stage: Stage, gradients: &mut Gradients) -> Result<()> {
+    fn run_stage(&mut self, stage: Stage) -> Result<()> {
         let config = self.config;
         let steps = self.steps_of(stage);
         let done = self.cursor.step;
         self.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
         let reference = self.reference(stage)?;
+        let optim = match stage {
+            Stage::Sft => &config.sft.optim,
+            Stage::Grpo => &config.grpo.optim,
+        };
+        let mut gradients = self.materials.decoder.zero_gradients_in(gradients_dtype(optim.gradients));
         let mut optimizer = match self.optimizer.take() {
             Some(optimizer) => optimizer,
             None => {
-                let optim = match stage {
-                    Stage::Sft => &config.sft.optim,
-                    Stage::Grpo => &config.grpo.optim,
-                };
-                let rounding = Bf16Weights::StochasticRounding { seed: config.seed };
+                let rounding = Bf16Weights::new(optim.bf16_weights, config.seed);
                 AdamW::with(&self.materials.decoder, optim.moments, rounding)?
             }
         };
@@ -103,8 +105,10 @@ impl<'a> Session<'a> {
         for step in done..steps {
             let start = Instant::now();
             let mut metrics = match stage {
-                Stage::Sft => self.sft_step(&order, step, gradients, &mut optimizer)?,
-                Stage::Grpo => self.grpo_step(&order, step, reference.as_ref(), gradients, &mut optimizer)?,
+                Stage::Sft => self.sft_step(&order, step, &mut gradients, &mut optimizer)?,
+                Stage::Grpo => {
+                    self.grpo_step(&order, step, reference.as_ref(), &mut gradients, &mut optimizer)?
+                }
             };
             let seconds = start.elapsed().as_secs_f64();
             metrics.insert("step_time", seconds);
@@ -116,6 +120,9 @@ impl<'a> Session<'a> {
             }
             if let Some(gib) = peak_memory_gib() {
                 metrics.insert("memory/peak_gib", gib);
+            }
+            if let Some(bytes) = memory::device_peak(self.materials.decoder.device())? {
+                metrics.insert("memory/device_peak_gib", bytes as f64 / (1u64 << 30) as f64);
             }
             self.cursor.step = step + 1;
             self.cursor.total_steps += 1;
@@ -131,7 +138,7 @@ impl<'a> Session<'a> {
                 self.checkpoint(Some(&optimizer))?;
             }
         }
-        drop(optimizer);
+        drop((optimizer, gradients));
         let done: Vec<String> =
             config.stages[..=self.cursor.stage].iter().map(|s| s.name().to_uppercase()).collect();
         self.evaluate(stage.name(), steps, Some(done.join("+")))?;
@@ -172,7 +179,8 @@ impl<'a> Session<'a> {
         }
         let dir = self.run.path().join("reference");
         if self.cursor.step > 0 {
-            return load_decoder(&dir, self.config.model.max_positions).map(Some);
+            let place = self.materials.decoder.place();
+            return load_decoder(&dir, self.config.model.max_positions, &place).map(Some);
         }
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
         state::save_weights(&dir, &self.materials.decoder)?;
@@ -228,7 +236,7 @@ impl<'a> Session<'a> {
         let mut old_logps = Vec::new();
         let mut tapes = scored.tapes;
         for _ in 0..config.updates_per_rollout {
-                let tapes = std::mem::take(&mut tapes);
+            let tapes = std::mem::take(&mut tapes);
             let learned = stage.policy_update().accumulate(
                 self.trainee(gradients),
                 &scored.groups,
@@ -270,6 +278,7 @@ impl<'a> Session<'a> {
     ) -> Result<()> {
         let rate = learning_rate(optim, step, steps);
         let grad_norm = optimizer.step(&self.materials.decoder, gradients, optim, rate)?;
+        memory::synchronize(self.materials.decoder.device())?; // for the clock
         // Now and not at the next update: the rollout before it has use for the memory.
         gradients.clear();
         metrics.insert("grad_norm", grad_norm);
@@ -313,7 +322,7 @@ fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     std::fs::create_dir_all(&aside).map_err(Error::io(&aside, "create the model folder"))?;
     state::save_weights(&aside, &materials.decoder)?;
     copy_companions(&materials.companions, &aside)?;
-    let again = load_decoder(&aside, materials.decoder.max_positions())?;
+    let again = load_decoder(&aside, materials.decoder.max_positions(), &materials.decoder.place())?;
     let probe = probe(&materials.decoder, materials)?;
     if probe != self::probe(&again, materials)? {
         return Err(Error::Compute("the saved model gives other log-probs than the one in memory".into()));

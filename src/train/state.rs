@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -67,11 +67,11 @@ pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&
     replace_file(&dir.join(STATE), &json)
 }
 
-/// The decoder's weights, f32, in HF layout.
+/// The decoder's weights, as they are, in HF layout.
 pub fn save_weights(dir: &Path, decoder: &Decoder) -> Result<()> {
     let tensors: Vec<(String, Tensor)> =
         decoder.parameters().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-    weights::save(dir, &decoder.config, &tensors, SaveOptions::new(DType::F32))
+    weights::save(dir, &decoder.config, &tensors, SaveOptions::new(decoder.dtype()))
 }
 
 pub fn read_cursor(dir: &Path) -> Result<Cursor> {
@@ -91,11 +91,9 @@ pub fn read_optimizer(dir: &Path, cursor: &Cursor, decoder: &Decoder) -> Result<
     let Some(updates) = cursor.optimizer_updates else { return Ok(None) };
     let path = dir.join(OPTIMIZER);
     let broken = |problem: String| Error::input(path.display(), problem, "Resume from another checkpoint");
-    let tensors = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| {
-        broken(format!("cannot be read: {}", e.to_string().lines().next().unwrap_or_default()))
-    })?;
+    let file = weights::TensorFile::open(&path)?;
     AdamW::restore(decoder, updates, |name| {
-        tensors.get(name).cloned().ok_or_else(|| broken(format!("has no tensor {name}")))
+        file.get(name).unwrap_or_else(|| Err(broken(format!("has no tensor {name}"))))
     })
     .map(Some)
 }

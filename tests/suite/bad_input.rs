@@ -159,7 +159,7 @@ fn bad_rows_are_named_by_file_and_line() {
 
 #[test]
 fn settings_that_cannot_work_are_named_by_key() {
-    let cases: [(&str, &[&str]); 37] = [
+    let cases: [(&str, &[&str]); 40] = [
         ("sft.optim.learning_rte=1", &["learning_rte", "learning_rate", "rlvr train demo --dry-run"]),
         ("nope=1", &["--set nope=1", "unknown field", "`seed`"]),
         ("sft.steps=abc", &["--set sft.steps=abc: ", "expected a whole number", "--dry-run"]),
@@ -167,7 +167,14 @@ fn settings_that_cannot_work_are_named_by_key() {
         ("stages=[\"ppo\"]", &["stages[0]", "`ppo`", "`sft` or `grpo`"]),
         ("stages=[]", &["stages = []", "a list such as"]),
         ("stages=[\"sft\",\"sft\"]", &["stages = sft, sft", "without repeats"]),
-        ("device=cuda", &["device = cuda", "\"auto\" or \"cpu\""]),
+        // Without the feature the build says so; with it, the machine has no driver, or this run would train.
+        #[cfg(not(feature = "cuda"))]
+        ("device=cuda", &["device cuda", "built without CUDA", "--features cuda"]),
+        #[cfg(feature = "cuda")]
+        ("device=gpu", &["device", "unknown variant"]),
+        ("device=cpu model.dtype=bf16", &["model.dtype = bf16", "f32 on the CPU"]),
+        ("device=cpu sft.optim.bf16_weights=masters", &["sft.optim.bf16_weights = masters", "f32"]),
+        ("device=cpu sft.optim.gradients=bf16", &["sft.optim.gradients = bf16", "f32"]),
         ("threads=100000", &["threads = 100000", "at most 1024"]),
         ("model.max_positions=63", &["model.max_positions = 63", "at least 64", "completion budget"]),
         (

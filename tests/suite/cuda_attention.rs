@@ -6,7 +6,7 @@ use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use rlvr::ops::cuda;
 use rlvr::ops::cuda::attention::DeviceLayout;
 use rlvr::ops::cuda::decode_attention::DecodeLayout;
-use rlvr::ops::decode_attention::{self, Cache, Own, SharedPrefix};
+use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 
 use crate::kernels_attention::{heads, near, segments, tolerance};
 use crate::shim::{Element, Random};
@@ -96,11 +96,12 @@ fn decode_attention_is_that_of_the_cpu() {
             own_k: &own_k[i],
             own_v: &own_v[i],
         };
-        let own = Own { sequences: &sequences, len };
-        let want = decode_attention::forward(heads, &q[0], cache(0), &prefixes, own).unwrap();
-        let got = cuda::decode_attention::forward(&on_device, &q[1], cache(1), len).unwrap();
+        let readers = Readers::new(prefixes.to_vec(), sequences.to_vec());
+        let (want, want_lse) = decode_attention::forward(heads, &q[0], cache(0), &readers, len).unwrap();
+        let (got, lse) = cuda::decode_attention::forward(&on_device, &q[1], cache(1), len).unwrap();
         let allowed = tolerance(e).map(|t| t + 4e-6);
         near(&r, &format!("{e:?} {heads:?}"), &values(&got), &values(&want), allowed);
+        near(&r, &format!("lse, {e:?} {heads:?}"), &values(&lse), &values(&want_lse), allowed);
     }
 }
 

@@ -8,7 +8,8 @@ use rlvr::ops::adamw::{Moment, Parameter, Precision, Update};
 use rlvr::ops::attention::{self, AttentionLayout, Heads};
 use rlvr::ops::cuda::token_logprob::RowGradients;
 use rlvr::ops::cuda::{self, elementwise};
-use rlvr::ops::decode_attention::{self, Cache, Own, SharedPrefix};
+use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
+use rlvr::ops::indices::Indices;
 use rlvr::ops::rope::{Direction, RopeTable};
 use rlvr::ops::{adamw, embedding, rms_norm, sampling, swiglu, token_logprob};
 use rlvr::rng::{Purpose, Stream};
@@ -124,7 +125,7 @@ fn rotations() {
             let at_there = cuda::upload(&at, &bench.device).unwrap();
             for direction in [Direction::Forward, Direction::Inverse] {
                 let (x, x_there) = bench.pair(n, heads * 2 * half, dtype);
-                table.rotate(&x, &at, direction).unwrap();
+                table.rotate(&x, &Indices::new(at.as_slice()), direction).unwrap();
                 there.rotate(&x_there, &at_there, direction).unwrap();
                 bench.agree("rotate", &x_there, &x);
             }
@@ -154,7 +155,7 @@ fn embeddings() {
     let Some(bench) = Bench::new() else { return };
     for dtype in TYPES {
         let (v, h, n) = (3 + bench.below(9), 8 * (1 + bench.below(20)), 1 + bench.below(40));
-        let rows: Vec<usize> = (0..n).map(|_| bench.below(v)).collect();
+        let rows: Indices = (0..n).map(|_| bench.below(v)).collect();
         let (table, there) = bench.pair(v, h, dtype);
         let got = cuda::embedding::gather(&there, &rows).unwrap();
         assert_eq!(values(&got), values(&embedding::gather(&table, &rows).unwrap()), "seed {}", bench.seed);
@@ -169,7 +170,18 @@ fn embeddings() {
         embedding::scatter_add(&table, &rows, &d).unwrap();
         cuda::embedding::scatter_add(&there, &rows, &d_there).unwrap();
         bench.agree("scatter_add into f32", &there, &table);
-        let outside = cuda::embedding::gather(&there, &[v]).unwrap_err().to_string();
+        let runs = embedding::Runs::new(vec![
+            embedding::RowRun { part: 1, start: n - 1, len: 1 },
+            embedding::RowRun { part: 0, start: 1, len: v - 1 },
+            embedding::RowRun { part: 1, start: 0, len: n },
+        ]);
+        let (table, there) = bench.pair(v, h, dtype);
+        let got = embedding::gather_runs([&there, &d_there], &runs).unwrap();
+        assert_eq!(values(&got), values(&embedding::gather_runs([&table, &d], &runs).unwrap()));
+        assert!(
+            embedding::gather_runs([&d_there, &there.narrow(0, 0, 1).unwrap()], &runs).is_err() || n == 1
+        );
+        let outside = cuda::embedding::gather(&there, &Indices::new([v as u32])).unwrap_err().to_string();
         assert!(outside.contains("tokenizer"), "{outside}");
     }
 }
@@ -364,10 +376,11 @@ fn decode_attention_of_groups() {
             let [ok, ov] = [0; 2].map(|_| own(bench.pair(all * capacity, width, dtype)));
             let here = Cache { prefix_k: &pk.0, prefix_v: &pv.0, own_k: &ok.0, own_v: &ov.0 };
             let there = Cache { prefix_k: &pk.1, prefix_v: &pv.1, own_k: &ok.1, own_v: &ov.1 };
-            let own = Own { sequences: &sequences, len: own_len };
-            let want = decode_attention::forward(heads, &q, here, &prefixes, own).unwrap();
-            let got = cuda::decode_attention::forward(&layout, &q_there, there, own_len).unwrap();
+            let readers = Readers::new(prefixes.to_vec(), sequences.to_vec());
+            let (want, want_lse) = decode_attention::forward(heads, &q, here, &readers, own_len).unwrap();
+            let (got, lse) = cuda::decode_attention::forward(&layout, &q_there, there, own_len).unwrap();
             bench.agree(&format!("decode attention, {dtype:?} {dim}"), &got, &want);
+            bench.agree("lse", &lse, &want_lse);
         }
     }
 }

@@ -34,7 +34,7 @@ fn check(e: Element, heads: Heads, groups: &[(usize, usize)], blocks: usize) {
     }
     let [own_k, own_v] = own;
 
-    let mut want = Vec::new();
+    let (mut want, mut want_lse) = (Vec::new(), Vec::new());
     let groups_of_rows = prefixes.iter().flat_map(|p| std::iter::repeat_n(p, p.rows));
     for (row, (prefix, sequence)) in groups_of_rows.zip(&sequences).enumerate() {
         for head in 0..heads.query {
@@ -53,6 +53,7 @@ fn check(e: Element, heads: Heads, groups: &[(usize, usize)], blocks: usize) {
                 })
                 .collect();
             let sum: f64 = weighted.iter().map(|(w, _)| w).sum();
+            want_lse.push(sum.ln());
             want.extend((0..dim).map(|d| weighted.iter().map(|(w, v)| w * v[d]).sum::<f64>() / sum));
         }
     }
@@ -77,13 +78,14 @@ fn check(e: Element, heads: Heads, groups: &[(usize, usize)], blocks: usize) {
     let mut arguments = vec![array(e, &q), array(e, &own_k), array(e, &own_v)];
     let table: Vec<u32> = sequences.iter().map(|s| *s as u32).collect();
     arguments.extend([u32s(&table), array(f32s, &partial), array(f32s, &partial_lse)]);
-    arguments.extend([u32s(&cut.slots), poison(e, want.len())]);
+    arguments.extend([u32s(&cut.slots), poison(e, want.len()), poison(f32s, rows * heads.query)]);
     arguments.extend(sizes().into_iter().chain([dim, OWN_LEN, CAPACITY].map(|v| scalar(v as u32))));
     arguments.push(real(heads.scale().into()));
     let grid = merge_grid(rows * heads.query);
     let got = program.launch(&e.kernel(merge_kernel(dim)), grid.blocks, grid.threads, arguments);
     let case = format!("{} {}/{} heads of {dim}", e.kernel("decode"), heads.query, heads.key_value);
     near(&r, &case, &e.values(&got[7]), &want, tolerance(e));
+    near(&r, &format!("{case}, lse"), &f32s.values(&got[8]), &want_lse, tolerance(e));
 }
 
 #[test]

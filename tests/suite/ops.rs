@@ -3,7 +3,8 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
-use rlvr::ops::decode_attention::{self, Cache, Own, SharedPrefix};
+use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
+use rlvr::ops::indices::Indices;
 use rlvr::ops::rope::{Direction, RopeTable};
 use rlvr::ops::{linear, rms_norm, swiglu, token_logprob};
 use rlvr::rng::{Purpose, Stream};
@@ -114,7 +115,7 @@ fn rope_rotates_pairs_and_its_inverse_undoes_it() {
     // Two frequencies, 1 and 0.5, at position 3: pair (x0, x2) turns by 3, pair (x1, x3) by 1.5 radians.
     let table = RopeTable::new(&[1.0, 0.5], 4);
     let x = Tensor::from_vec(vec![1f32, 2., 3., 4.], (1, 4), &Device::Cpu).unwrap();
-    table.rotate(&x, &[3], Direction::Forward).unwrap();
+    table.rotate(&x, &Indices::new([3]), Direction::Forward).unwrap();
     let want = [
         3f32.cos() - 3.0 * 3f32.sin(),
         2.0 * 1.5f32.cos() - 4.0 * 1.5f32.sin(),
@@ -122,9 +123,9 @@ fn rope_rotates_pairs_and_its_inverse_undoes_it() {
         4.0 * 1.5f32.cos() + 2.0 * 1.5f32.sin(),
     ];
     assert!(relative_error(&floats(&x), &want) < 1e-6);
-    table.rotate(&x, &[3], Direction::Inverse).unwrap();
+    table.rotate(&x, &Indices::new([3]), Direction::Inverse).unwrap();
     assert!(relative_error(&floats(&x), &[1., 2., 3., 4.]) < 1e-6);
-    let error = table.rotate(&x, &[4], Direction::Forward).unwrap_err().to_string();
+    let error = table.rotate(&x, &Indices::new([4]), Direction::Forward).unwrap_err().to_string();
     assert!(error.contains("position 4"), "{error}");
 }
 
@@ -254,10 +255,11 @@ fn decode_attention_is_the_last_row_of_packed_attention() {
     let (own_k, own_v) = (own(&k), own(&v));
     let cache =
         Cache { prefix_k: &rows(&k, &prompts), prefix_v: &rows(&v, &prompts), own_k: &own_k, own_v: &own_v };
-    let prefixes = [SharedPrefix { start: 0, len: 9, rows: 2 }, SharedPrefix { start: 9, len: 4, rows: 1 }];
+    let prefixes =
+        vec![SharedPrefix { start: 0, len: 9, rows: 2 }, SharedPrefix { start: 9, len: 4, rows: 1 }];
     let last = [(11, 1), (14, 1), (21, 1)];
-    let own = Own { sequences: &[0, 2, 3], len: 3 };
-    let (got, lse) = decode_attention::forward(heads(), &rows(&q, &last), cache, &prefixes, own).unwrap();
+    let readers = Readers::new(prefixes, vec![0, 2, 3]);
+    let (got, lse) = decode_attention::forward(heads(), &rows(&q, &last), cache, &readers, 3).unwrap();
     close("out", &got, &rows(&want, &last), 1e-5);
     close("lse", &lse, &rows(&want_lse, &last), 1e-5);
 }

@@ -1,7 +1,7 @@
 //! The real model: SmolLM2-135M-Instruct, imported from its GGUF, against transformers' numbers.
 
 use rlvr::config::sampling::SamplingConfig;
-use rlvr::model::decoder::{Head, Keep};
+use rlvr::model::decoder::{Head, Keep, Placement};
 use rlvr::rng::Purpose;
 use rlvr::rollout::engine::{Engine, Request, TapePolicy};
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
@@ -27,7 +27,7 @@ fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
     assert_eq!(prompt.token_ids.len() as u64, case["n_tokens"].as_u64().unwrap());
     assert!(prompt.token_ids.starts_with(&ids("first_ids")) && prompt.token_ids.ends_with(&ids("last_ids")));
 
-    let decoder = load_decoder(model, 256).unwrap();
+    let decoder = load_decoder(model, 256, &Placement::CPU).unwrap();
     let mut batch = PackedBatch::default();
     batch.push_sequence(&prompt.token_ids[..1], &prompt.token_ids[1..]);
     let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{Grid, Launch, fault, uninit, upload};
 use crate::error::Result;
 use crate::ops::attention::{AttentionLayout, Gradients, Heads, Inputs, Upstream};
+use crate::ops::indices::once;
 
 /// Which kernels serve an element type and head width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +219,15 @@ impl DeviceLayout {
         let count = tiles.elem_count() / numbers;
         launch.f32(self.heads.scale()).run(self.path.grid(pass, count, self.heads.key_value))
     }
+}
+
+/// The layout's copy on the device of q, made the first time it is asked for.
+///
+/// # Errors
+/// As [`DeviceLayout::new`].
+pub fn layout_of(inputs: Inputs<'_>) -> Result<&DeviceLayout> {
+    let make = || DeviceLayout::new(inputs.layout, inputs.heads, inputs.q.dtype(), inputs.q.device());
+    once(&inputs.layout.there, make)
 }
 
 /// Output `[T, query heads * dim]` in the type of q, and log-sum-exp of the scaled scores `[T, query heads]` f32.

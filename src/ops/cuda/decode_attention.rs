@@ -173,12 +173,12 @@ impl DecodeLayout {
     }
 }
 
-/// `q: [R, query heads * dim]` -> same shape and type. Row `r` sees its prompt and the first `own_len` positions
-/// of its sequence in the own cache.
+/// `q: [R, query heads * dim]` -> same shape and type, and the log-sum-exp of the scaled scores `[R, query heads]`
+/// f32. Row `r` sees its prompt and the first `own_len` positions of its sequence in the own cache.
 ///
 /// # Errors
 /// When shapes or types are not those of `layout`, or the device fails.
-pub fn forward(layout: &DecodeLayout, q: &Tensor, cache: Cache, own_len: usize) -> Result<Tensor> {
+pub fn forward(layout: &DecodeLayout, q: &Tensor, cache: Cache, own_len: usize) -> Result<(Tensor, Tensor)> {
     let capacity = layout.check(q, &cache, own_len)?;
     let DecodeLayout { heads, rows, path, .. } = *layout;
     let device = q.device();
@@ -205,6 +205,7 @@ pub fn forward(layout: &DecodeLayout, q: &Tensor, cache: Cache, own_len: usize) 
     launch.f32(heads.scale()).run(layout.grid)?;
 
     let out = uninit(device, q.shape(), layout.dtype)?;
+    let lse = uninit(device, (rows, heads.query), DType::F32)?;
     let launch = Launch::typed(device, FILE, merge_kernel(heads.dim), layout.dtype)?
         .tensor(q)?
         .tensor(cache.own_k)?
@@ -213,14 +214,15 @@ pub fn forward(layout: &DecodeLayout, q: &Tensor, cache: Cache, own_len: usize) 
         .tensor(&partial)?
         .tensor(&partial_lse)?
         .tensor(&layout.slots)?
-        .tensor(&out)?;
+        .tensor(&out)?
+        .tensor(&lse)?;
     sizes(launch)
         .u32(heads.dim as u32)
         .u32(own_len as u32)
         .u32(capacity as u32)
         .f32(heads.scale())
         .run(merge_grid(rows * heads.query))?;
-    Ok(out)
+    Ok((out, lse))
 }
 
 const FILE: &str = "decode_attention";

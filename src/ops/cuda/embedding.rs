@@ -1,30 +1,44 @@
 //! Rows of a matrix by index on a CUDA device; the CPU twin is `src/ops/embedding.rs`.
 
-use std::collections::HashMap;
-
 use candle_core::{DType, Tensor};
 
 use super::rms_norm::row_threads;
 use super::{Grid, Launch, fault, uninit, upload};
-use crate::error::{Error, Result};
-
-fn check(rows: &[usize], table_rows: usize) -> Result<Vec<u32>> {
-    if let Some(row) = rows.iter().find(|row| **row >= table_rows) {
-        return Err(Error::input(
-            format!("token id {row}"),
-            format!("is outside the embedding of {table_rows} rows"),
-            "Use the tokenizer that belongs to the model",
-        ));
-    }
-    Ok(rows.iter().map(|row| *row as u32).collect())
-}
+use crate::error::Result;
+use crate::ops::embedding::{Runs, check};
+use crate::ops::indices::Indices;
 
 /// `table_vh: [V, H]`, f32 or bf16, `rows`: N indices -> `[N, H]`.
 ///
 /// # Errors
 /// For an index outside the table, or when the device fails; so for every function here.
-pub fn gather(table_vh: &Tensor, rows: &[usize]) -> Result<Tensor> {
-    gather_at(table_vh, &upload(&check(rows, table_vh.dim(0)?)?, table_vh.device())?)
+pub fn gather(table_vh: &Tensor, rows: &Indices) -> Result<Tensor> {
+    check(rows, table_vh.dim(0)?)?;
+    gather_at(table_vh, rows.there(table_vh.device())?)
+}
+
+/// Runs of rows of two matrices of one width and type, one below the other.
+pub fn gather_runs(parts: [&Tensor; 2], runs: &Runs) -> Result<Tensor> {
+    let [a, b] = parts;
+    let ((rows_a, width), (rows_b, width_b)) = (a.dims2()?, b.dims2()?);
+    if width != width_b || a.dtype() != b.dtype() || runs.end(0) > rows_a || runs.end(1) > rows_b {
+        let ends = [runs.end(0), runs.end(1)];
+        return Err(fault(format!(
+            "gather_runs: rows up to {ends:?} of {:?} and {:?}",
+            a.shape(),
+            b.shape()
+        )));
+    }
+    let (device, dtype, n) = (a.device(), a.dtype(), runs.rows());
+    let out = uninit(device, (n, width), dtype)?;
+    Launch::typed(device, "embedding", "embedding_gather_of_two", dtype)?
+        .tensor(a)?
+        .tensor(b)?
+        .tensor(runs.there(device)?)?
+        .tensor(&out)?
+        .u32(width as u32)
+        .run(Grid::line(n as u32, row_threads(width, dtype).min(256)))?;
+    Ok(out)
 }
 
 /// [`gather`] with `rows_n: [N]` u32 on the device. An index outside the table gives a row of NaN.
@@ -56,17 +70,11 @@ fn check_values(table_vh: &Tensor, rows: usize, values_nh: &Tensor) -> Result<()
 }
 
 /// `table_vh[rows[i]] = values_nh[i]`, in place; of equal rows the last stays.
-pub fn scatter(table_vh: &Tensor, rows: &[usize], values_nh: &Tensor) -> Result<()> {
+pub fn scatter(table_vh: &Tensor, rows: &Indices, values_nh: &Tensor) -> Result<()> {
     check_values(table_vh, rows.len(), values_nh)?;
     let (v, h) = table_vh.dims2()?;
-    let mut at = check(rows, v)?;
-    let last: HashMap<u32, usize> = at.iter().enumerate().map(|(i, row)| (*row, i)).collect();
-    for (i, row) in at.iter_mut().enumerate() {
-        if last[row] != i {
-            *row = u32::MAX; // outside every table: left out
-        }
-    }
-    scatter_at(table_vh, &upload(&at, table_vh.device())?, values_nh, h)
+    check(rows, v)?;
+    scatter_at(table_vh, rows.last_there(table_vh.device())?, values_nh, h)
 }
 
 fn scatter_at(table_vh: &Tensor, rows_n: &Tensor, values_nh: &Tensor, h: usize) -> Result<()> {
@@ -111,9 +119,10 @@ impl Grouped {
 }
 
 /// `table_vh[rows[i]] += values_nh[i]`, in place, in the order of `rows`. bf16 values may go into an f32 table.
-pub fn scatter_add(table_vh: &Tensor, rows: &[usize], values_nh: &Tensor) -> Result<()> {
+pub fn scatter_add(table_vh: &Tensor, rows: &Indices, values_nh: &Tensor) -> Result<()> {
     check_values(table_vh, rows.len(), values_nh)?;
-    let grouped = Grouped::new(&check(rows, table_vh.dim(0)?)?);
+    check(rows, table_vh.dim(0)?)?;
+    let grouped = Grouped::new(rows.as_slice());
     if grouped.rows.is_empty() {
         return Ok(());
     }

@@ -24,6 +24,12 @@ pub fn forward_as(x_nh: &Tensor, w_oh: &Tensor, dtype: DType) -> Result<Tensor> 
     Ok(y_no)
 }
 
+/// [`forward`] for layers that read the same input.
+pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let all = w_oh.into_iter().map(|w| forward(x_nh, w)).collect::<Result<Vec<_>>>()?;
+    all.try_into().map_err(|_| fault("forward_all: one result a weight"))
+}
+
 /// `residual_no + x_nh W^T`, `[N, O]`, in the residual's type.
 pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     let y_no = duplicate(residual_no)?;
@@ -53,4 +59,11 @@ pub fn backward_weight(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor) -> Result<
 /// [`backward_weight`], or `dw_oh = dy^T x` over memory that nothing has written.
 pub fn backward_weight_into(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor, write: Write) -> Result<()> {
     gemm(Mat::of(dy_no).t(), Mat::of(x_nh), dw_oh, write)
+}
+
+/// `dy^T x`, `[O, H]`, in `dtype`: f32, or that of the operands.
+pub fn weight_gradient_as(dy_no: &Tensor, x_nh: &Tensor, dtype: DType) -> Result<Tensor> {
+    let dw_oh = uninit(dy_no.device(), (dy_no.dim(1)?, x_nh.dim(1)?), dtype)?;
+    backward_weight_into(&dw_oh, dy_no, x_nh, Write::Overwrite)?;
+    Ok(dw_oh)
 }

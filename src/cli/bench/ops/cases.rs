@@ -12,11 +12,12 @@ use crate::config::sampling::SamplingConfig;
 use crate::model::config::ModelConfig;
 use crate::ops::adamw::Moment;
 use crate::ops::attention::{self, AttentionLayout, Heads};
+use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
 use crate::ops::sampling::sample;
 use crate::ops::{
-    adamw, add_assign, decode_attention, embedding, linear, rms_norm, sum_squares, swiglu, token_logprob,
-    zero,
+    adamw, add_assign, decode_attention, embedding, linear, memory, rms_norm, sum_squares, swiglu,
+    token_logprob, zero,
 };
 use crate::rng::{Purpose, Stream};
 use crate::types::Segment;
@@ -65,16 +66,21 @@ impl Maker {
     }
 
     pub fn random(&self, shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.f32(shape)?.to_dtype(self.dtype)?)
+        Ok(memory::cast(&self.f32(shape)?, self.dtype)?)
     }
 
     fn f32(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        self.f32_by(shape, |x| x)
+    }
+
+    /// What `f` makes of the values.
+    fn f32_by(&self, shape: impl Into<Shape>, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
         let shape = shape.into();
         let len = self.pool.len();
         let mut values = vec![0f32; shape.elem_count()];
         values.par_chunks_mut(len).enumerate().for_each(|(i, chunk)| {
             let (tail, head) = self.pool.split_at((self.set * 1009 + i * 31) % len);
-            chunk.iter_mut().zip(head.iter().chain(tail)).for_each(|(x, p)| *x = *p);
+            chunk.iter_mut().zip(head.iter().chain(tail)).for_each(|(x, p)| *x = f(*p));
         });
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(&self.device)?)
     }
@@ -245,7 +251,7 @@ fn row_ops(work: &Work) -> Vec<Case> {
             format!("{n} x {width}, q and k"),
             Count { flop: 3 * n * width, bytes: size * 2 * n * width + table_bytes },
             move |m| {
-                let positions: Vec<u32> = (0..n as u32).collect();
+                let positions: Indices = (0..n).collect();
                 let table = RopeTable::new(&config.rope_inverse_frequencies(), n);
                 let (q, k) = (m.random((n, heads.query_width()))?, m.random((n, heads.key_value_width()))?);
                 run(move || {
@@ -303,7 +309,8 @@ fn attentions(work: &Work) -> Result<Vec<Case>> {
             let q = m.random((g, q_width))?;
             let (prefix_k, prefix_v) = (m.random((p, kv_width))?, m.random((p, kv_width))?);
             let (own_k, own_v) = (m.random((g, own, kv_width))?, m.random((g, own, kv_width))?);
-            let sequences: Vec<usize> = (0..g).collect();
+            let prefixes = vec![decode_attention::SharedPrefix { start: 0, len: p, rows: g }];
+            let readers = decode_attention::Readers::new(prefixes, (0..g).collect());
             run(move || {
                 let cache = decode_attention::Cache {
                     prefix_k: &prefix_k,
@@ -311,9 +318,7 @@ fn attentions(work: &Work) -> Result<Vec<Case>> {
                     own_k: &own_k,
                     own_v: &own_v,
                 };
-                let prefixes = [decode_attention::SharedPrefix { start: 0, len: p, rows: g }];
-                let own = decode_attention::Own { sequences: &sequences, len: own };
-                decode_attention::forward(heads, &q, cache, &prefixes, own)
+                decode_attention::forward(heads, &q, cache, &readers, own)
             })
         }),
     ])
@@ -328,7 +333,8 @@ fn logprobs(work: &Work) -> Vec<Case> {
     let backward = Count { flop: 3 * product, bytes: inputs + work.size * r * h + 8 * v * h + 8 * r };
     let make = move |m: &Maker| -> Result<(Tensor, Tensor, Vec<u32>)> {
         // Logits of about 1, as models have: far larger ones would make subnormal probabilities, which are slow.
-        let head = (m.other().f32((v, h))? * (3.0 / h as f64).sqrt())?.to_dtype(m.dtype)?;
+        let size = (3.0 / h as f32).sqrt();
+        let head = memory::cast(&m.other().f32_by((v, h), |x| x * size)?, m.dtype)?;
         Ok((m.random((r, h))?, head, m.ids(r, v)))
     };
     vec![
@@ -359,7 +365,7 @@ fn logprobs(work: &Work) -> Vec<Case> {
 
 fn embeddings(work: &Work) -> Vec<Case> {
     let (n, h, v, size) = (work.rows, work.config.hidden_size, work.config.vocab_size, work.size);
-    let rows = move |m: &Maker| -> Vec<usize> { m.ids(n, v).into_iter().map(|id| id as usize).collect() };
+    let rows = move |m: &Maker| -> Indices { Indices::new(m.ids(n, v)) };
     let shape = format!("{n} of {v} x {h}");
     let gather = Count { flop: 0, bytes: size * 2 * n * h };
     let scatter = Count { flop: n * h, bytes: (size + 8) * n * h };
@@ -387,7 +393,8 @@ fn passes(work: &Work) -> Vec<Case> {
             Count { flop: 16 * n, bytes: (2 * work.size + 20) * n },
             move |m| {
                 let (weight, gradient) = (m.random((f, h))?, m.other().f32((f, h))?);
-                let (first, second) = (Moment::F32(m.f32((f, h))?), Moment::F32(m.f32((f, h))?.sqr()?));
+                let (first, second) =
+                    (Moment::F32(m.f32((f, h))?), Moment::F32(m.f32_by((f, h), |x| x * x)?));
                 let update = adamw::Update {
                     learning_rate: 1e-6,
                     beta1: 0.9,
@@ -399,7 +406,12 @@ fn passes(work: &Work) -> Vec<Case> {
                 };
                 run(move || {
                     let (first, second) = (&first, &second);
-                    let precision = adamw::Precision::Full;
+                    let precision = match weight.dtype() {
+                        DType::BF16 => {
+                            adamw::Precision::Stochastic(Stream::new(1, Purpose::Rounding, [0; 3]))
+                        }
+                        _ => adamw::Precision::Full,
+                    };
                     let parameter =
                         adamw::Parameter { weight: &weight, precision, gradient: &gradient, first, second };
                     adamw::update(&parameter, &update)
@@ -408,7 +420,7 @@ fn passes(work: &Work) -> Vec<Case> {
         ),
         case("sum_squares", shape.clone(), Count { flop: 2 * n, bytes: 4 * n }, move |m| {
             let gradient = m.f32((f, h))?;
-            run(move || sum_squares(&gradient))
+            run(move || sum_squares(&[&gradient]))
         }),
         case("add_assign", shape.clone(), Count { flop: n, bytes: 12 * n }, move |m| {
             let (sum, term) = (m.f32((f, h))?, m.f32((f, h))?);

@@ -1,41 +1,61 @@
 //! `rlvr bench step`: one GRPO step on random tokens, timed by phase.
 
+mod report;
+mod work;
+
 use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::Result;
-use serde_json::json;
+use candle_core::DType;
 
+use self::work::Work;
 use super::shapes;
 use crate::algo::advantage::advantages;
+use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::config::ActivationMemory;
 use crate::config::loss::LossConfig;
-use crate::config::optim::OptimConfig;
+use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, OptimConfig};
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::ScaleRewards;
 use crate::error::Error;
 use crate::model::config::ModelConfig;
-use crate::model::decoder::Decoder;
+use crate::model::decoder::{Decoder, Placement};
 use crate::model::tape::Tape;
-use crate::observe::peak_memory_gib;
-use crate::ops::attention::AttentionLayout;
-use crate::optim::adamw::AdamW;
+use crate::observe::Metrics;
+use crate::ops::{cuda, memory::synchronize};
+use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::rng::{Purpose, Stream};
 use crate::rollout::engine::{Engine, Request, Rollouts, TapePolicy};
 use crate::text::StopTokens;
+use crate::train::place::gradients_dtype;
 use crate::train::policy::PolicyUpdate;
 use crate::train::step::Trainee;
-use crate::types::{Group, PackedBatch, Prompt, ScoredGroup};
+use crate::types::{Group, Prompt, ScoredGroup};
 
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Shape of the model: smollm2-135m or smollm2-360m.
+    /// Shape of the model: smollm2-135m, smollm2-360m; on a GPU also qwen3-4b and llama-3.1-8b.
     #[arg(long, default_value = "smollm2-135m")]
     preset: String,
-    /// Make weights from a seed instead of loading them (the only way so far).
+    /// Make weights from a seed, where they will live, instead of loading them (the only way so far).
     #[arg(long)]
     random_weights: bool,
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceChoice,
+    /// Type of weights and activations. Default: bf16 on a GPU, f32 on the CPU.
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// AdamW's moments: 8 bytes a weight, or 2.
+    #[arg(long, value_parser = ["f32", "int8"], default_value = "f32")]
+    moments: String,
+    /// How bf16 weights keep small updates; auto is stochastic_rounding.
+    #[arg(long, value_parser = ["auto", "masters", "stochastic_rounding"], default_value = "auto")]
+    bf16_weights: String,
+    /// Type that the gradients of matrices are summed in.
+    #[arg(long, value_parser = ["f32", "bf16"], default_value = "f32")]
+    gradients: String,
     #[arg(long, default_value_t = 1)]
     groups: usize,
     #[arg(long, default_value_t = 8)]
@@ -50,27 +70,85 @@ pub struct Args {
     steps: usize,
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Tokens in one pack of the update.
     #[arg(long, default_value_t = 8192)]
     max_tokens_per_pack: usize,
+    /// Tokens whose keys and values are alive at once in the rollout.
+    #[arg(long, default_value_t = 32768)]
+    max_rollout_tokens: usize,
     /// Tokens whose activations the rollout keeps for the update; 0: the update computes its own forward pass.
     #[arg(long, default_value_t = 8192)]
     max_reused_tokens: usize,
     /// Keep all activations instead of computing blocks again in the backward pass.
     #[arg(long)]
     keep_activations: bool,
+    /// Rate of the device that MFU is a share of. Default: 989 in bf16 on compute capability 9.0 (dense, from the
+    /// datasheet of H100 and H200), else none.
+    #[arg(long, value_name = "TFLOP/S")]
+    peak_tflops: Option<f64>,
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-/// The shape of a preset that a CPU step has the memory for.
-fn shape(preset: &str) -> Result<ModelConfig> {
-    if !preset.starts_with("smollm2-") || shapes::find(preset).is_err() {
-        let want = "smollm2-135m or smollm2-360m";
-        let why = "larger shapes do not fit a CPU step in f32; they come with the CUDA path";
+/// The shape of a preset; a CPU has the memory for the small ones.
+fn shape(preset: &str, device: DeviceChoice) -> Result<ModelConfig> {
+    let config = shapes::find(preset)?;
+    if device == DeviceChoice::Cpu && !preset.starts_with("smollm2-") {
+        let want = "smollm2-135m or smollm2-360m on the CPU";
+        let why = "larger shapes do not fit a CPU step in f32; add --device cuda";
         return Err(Error::config("--preset", preset, want, why).into());
     }
-    shapes::find(preset)
+    Ok(config)
+}
+
+/// A flag's value, as the config key of the same name reads it.
+fn value<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
+    let parsed = serde_json::from_value(serde_json::Value::String(text.into()));
+    parsed.map_err(|e| Error::input(flag, e, "See rlvr bench step --help").into())
+}
+
+/// What the flags say of the device and the optimiser.
+struct Setup {
+    place: Placement,
+    optim: OptimConfig,
+}
+
+impl Setup {
+    fn new(args: &Args) -> Result<Self> {
+        let device = args.device.open()?;
+        let dtype = match (args.dtype, device.is_cuda()) {
+            (Some(dtype), true) => dtype.candle(),
+            (None, true) => DType::BF16,
+            (Some(Dtype::Bf16), false) => {
+                return Err(Error::config("--dtype", "bf16", "f32 on the CPU", "its ops are f32").into());
+            }
+            (_, false) => DType::F32,
+        };
+        let optim = OptimConfig {
+            moments: value("--moments", &args.moments)?,
+            bf16_weights: value("--bf16-weights", &args.bf16_weights)?,
+            gradients: value("--gradients", &args.gradients)?,
+            ..OptimConfig::default()
+        };
+        let why = "the weights are f32";
+        if dtype == DType::F32 && optim.bf16_weights != Bf16WeightsConfig::Auto {
+            return Err(Error::config("--bf16-weights", &args.bf16_weights, "auto", why).into());
+        }
+        if dtype == DType::F32 && optim.gradients != GradientsConfig::F32 {
+            return Err(Error::config("--gradients", &args.gradients, "f32", why).into());
+        }
+        Ok(Self { place: Placement { device, dtype }, optim })
+    }
+
+    /// TFLOP/s that MFU is a share of.
+    fn peak_tflops(&self, args: &Args) -> Option<f64> {
+        let known = || {
+            let hopper = cuda::describe(&self.place.device).is_ok_and(|d| d.compute_capability == (9, 0));
+            (hopper && self.place.dtype == DType::BF16).then_some(989.0)
+        };
+        args.peak_tflops.or_else(known)
+    }
 }
 
 /// Seconds of one step's phases.
@@ -99,16 +177,23 @@ pub fn run(args: &Args) -> Result<()> {
         ("--prompt-tokens", args.prompt_tokens),
         ("--new-tokens", args.new_tokens),
         ("--steps", args.steps),
+        ("--max-tokens-per-pack", args.max_tokens_per_pack),
+        ("--max-rollout-tokens", args.max_rollout_tokens),
     ] {
         if value == 0 {
             return Err(Error::config(flag, 0, "1 or more", "there would be nothing to time").into());
         }
     }
     crate::cli::use_threads(args.threads)?;
-    let config = shape(&args.preset)?;
-    let decoder = Decoder::random(config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
-    let mut gradients = decoder.zero_gradients();
-    let mut optimizer = AdamW::new(&decoder)?;
+    let config = shape(&args.preset, args.device)?;
+    if args.peak_tflops.is_some_and(|peak| !(peak > 0.0 && peak.is_finite())) {
+        return Err(Error::config("--peak-tflops", "no rate", "above 0", "MFU is a share of it").into());
+    }
+    let setup = Setup::new(args)?;
+    let Setup { place, optim } = &setup;
+    let decoder = Decoder::random_on(place, config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
+    let mut gradients = decoder.zero_gradients_in(gradients_dtype(optim.gradients));
+    let mut optimizer = AdamW::with(&decoder, optim.moments, Bf16Weights::new(optim.bf16_weights, 1))?;
     let activations =
         if args.keep_activations { ActivationMemory::Keep } else { ActivationMemory::Recompute };
     let mut phases = Vec::new();
@@ -122,7 +207,7 @@ pub fn run(args: &Args) -> Result<()> {
             sampling: SamplingConfig::default(),
             group_size: args.group_size,
             max_completion_tokens: args.new_tokens,
-            max_tokens_per_pack: args.max_tokens_per_pack,
+            max_tokens_per_pack: args.max_rollout_tokens,
             tape: TapePolicy { keep: activations.into(), max_tokens: args.max_reused_tokens },
             seed: 1,
             purpose: Purpose::Bench,
@@ -136,33 +221,24 @@ pub fn run(args: &Args) -> Result<()> {
         let start = Instant::now();
         let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
         work = update(trainee, groups, tapes, args)?;
+        synchronize(&place.device)?;
         now.update = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        optimizer.step(&decoder, &gradients, &OptimConfig::default(), 1e-6)?;
-        gradients.clear();
+        optimizer.step(&decoder, &gradients, optim, 1e-6)?;
+        synchronize(&place.device)?;
         now.optimizer = start.elapsed().as_secs_f64();
+        gradients.clear();
         if step > 0 {
             phases.push(now);
         }
     }
-    report(args, &phases, work)
+    report::print(args, &setup, &phases, work)
 }
 
 fn random_prompt(args: &Args, config: &ModelConfig, step: usize, group: usize) -> Prompt {
     let stream = Stream::new(1, Purpose::Bench, [step as u32, group as u32, 0]);
     let token = |i: u32| stream.block(i)[0] % config.vocab_size as u32;
     Prompt { token_ids: (0..args.prompt_tokens as u32).map(token).collect() }
-}
-
-/// What a step had to compute.
-#[derive(Clone, Copy, Default)]
-struct Work {
-    /// Tokens pushed through the blocks in one forward pass of the update, the shared prompt counted once.
-    packed_tokens: usize,
-    /// FLOP of the backward pass.
-    update_flop: f64,
-    /// FLOP of the forward pass, which the rollout computes: prompts once, completions token by token.
-    rollout_flop: f64,
 }
 
 /// A GRPO update on made-up rewards: half of each group right.
@@ -175,7 +251,7 @@ fn update(
     let rewards: Vec<f32> = (0..args.group_size).map(|i| (i % 2) as f32).collect();
     let of_groups: Vec<&[f32]> = groups.iter().map(|_| rewards.as_slice()).collect();
     let advantages = advantages(&of_groups, ScaleRewards::Group, 1e-6);
-    let work = Work::of(&trainee.decoder.config, &groups)?;
+    let mut work = Work::of(&trainee.decoder.config, &groups)?;
     let groups: Vec<ScoredGroup> = groups
         .into_iter()
         .zip(advantages)
@@ -189,73 +265,8 @@ fn update(
         max_tokens_per_pack: args.max_tokens_per_pack,
         reference: None,
     };
-    update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
+    let metrics: Metrics = update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
+    let reused = metrics.get("num_tokens_reused").unwrap_or(0.0);
+    work.add_forward(1.0 - reused / work.packed_tokens as f64);
     Ok(work)
-}
-
-impl Work {
-    /// Every packed token costs each block weight 2 FLOP forward and 4 backward; so do target rows the head.
-    fn of(config: &ModelConfig, groups: &[Group]) -> Result<Self> {
-        let head = (config.vocab_size * config.hidden_size) as f64;
-        let blocks = config.matmul_parameter_count() as f64 - head;
-        let pair = 4.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
-        let mut batch = PackedBatch::default();
-        for group in groups {
-            let completions = group.rollouts.iter().map(|r| r.token_ids.as_slice());
-            batch.push_group(&group.prompt.token_ids, completions);
-        }
-        let pairs = pair * AttentionLayout::new(&batch.segments)?.pairs() as f64;
-        let products = blocks * batch.tokens.len() as f64;
-        let head = head * batch.targets.len() as f64;
-        // Once forward, in the rollout, with a head row per token; then backward, with the head's rows once more.
-        Ok(Self {
-            packed_tokens: batch.tokens.len(),
-            rollout_flop: 2.0 * (products + head) + pairs,
-            update_flop: 4.0 * (products + head) + 2.0 * pairs,
-        })
-    }
-}
-
-fn report(args: &Args, phases: &[Phases], work: Work) -> Result<()> {
-    let mean = |f: fn(&Phases) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;
-    let (prefill, decode) = (mean(|p| p.prefill), mean(|p| p.decode));
-    let (update, optimizer) = (mean(|p| p.update), mean(|p| p.optimizer));
-    let total = mean(Phases::total);
-    let flops = (work.update_flop + work.rollout_flop) / total;
-    let peak = peak_memory_gib();
-    let seconds: Vec<f64> = phases.iter().map(Phases::total).collect();
-    if args.json {
-        let json = json!({
-            "bench": "step", "preset": args.preset, "dtype": "f32", "device": "cpu",
-            "threads": rayon::current_num_threads(), "groups": args.groups, "group_size": args.group_size,
-            "prompt_tokens": args.prompt_tokens, "new_tokens": args.new_tokens,
-            "activations": if args.keep_activations { "keep" } else { "recompute" },
-            "seconds_per_step": seconds, "mean_step_seconds": total,
-            "rollout_seconds": prefill + decode, "prefill_seconds": prefill, "decode_seconds": decode,
-            "update_seconds": update, "optimizer_seconds": optimizer,
-            "packed_tokens": work.packed_tokens, "tokens_per_second": work.packed_tokens as f64 / total,
-            "flop_per_step": work.update_flop + work.rollout_flop, "flop_per_second": flops,
-            "update_flop_per_second": work.update_flop / update, "peak_memory_gib": peak,
-        });
-        println!("{json}");
-        return Ok(());
-    }
-    let (g, size, p, r) = (args.groups, args.group_size, args.prompt_tokens, args.new_tokens);
-    println!("{} f32, {} threads: {g} x {size} completions", args.preset, rayon::current_num_threads());
-    println!("of {r} tokens after {p} prompt tokens, mean of {} steps", phases.len());
-    for (name, value) in [
-        ("prefill", prefill),
-        ("decode", decode),
-        ("update", update),
-        ("optimizer", optimizer),
-        ("step", total),
-    ] {
-        println!("{name:<10} {value:8.2} s");
-    }
-    println!("{:<10} {:8.1} GFLOP/s on what had to be computed", "rate", flops / 1e9);
-    println!("{:<10} {:8.1} packed tokens/s", "", work.packed_tokens as f64 / total);
-    if let Some(peak) = peak {
-        println!("{:<10} {peak:8.2} GiB peak", "memory");
-    }
-    Ok(())
 }

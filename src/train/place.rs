@@ -1,0 +1,75 @@
+//! Where a run computes: the device a config asks for, and the type of the weights there.
+
+use candle_core::{DType, Device};
+
+use crate::config::model::DtypeKind;
+use crate::config::optim::GradientsConfig;
+use crate::config::{Config, DeviceKind, Stage};
+use crate::error::{Error, Result};
+use crate::model::decoder::Placement;
+use crate::ops::cuda;
+
+/// A device, opened.
+pub struct Opened {
+    pub place: Placement,
+    /// Why "auto" took the CPU.
+    pub fell_back: Option<String>,
+}
+
+/// Opens what `device` and `dtype` say.
+///
+/// # Errors
+/// When a CUDA device is asked for and there is none, and when the type is not one of the device's.
+pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
+    let (device, fell_back) = match device {
+        DeviceKind::Cpu => (Device::Cpu, None),
+        DeviceKind::Cuda => (cuda::device(0)?, None),
+        DeviceKind::Auto => match cuda::device(0) {
+            Ok(device) => (device, None),
+            Err(error) => (Device::Cpu, Some(format!("running on the CPU: {}", cause(&error)))),
+        },
+    };
+    let dtype = match (dtype, device.is_cuda()) {
+        (DtypeKind::Auto | DtypeKind::Bf16, true) => DType::BF16,
+        (DtypeKind::F32, _) | (DtypeKind::Auto, false) => DType::F32,
+        (DtypeKind::Bf16, false) => {
+            let why = fell_back.unwrap_or_else(|| "the device is the CPU".into());
+            return Err(Error::config("model.dtype", "bf16", "auto or f32 on the CPU", why));
+        }
+    };
+    Ok(Opened { place: Placement { device, dtype }, fell_back })
+}
+
+/// What is wrong, without the advice for someone who asked for the device.
+fn cause(error: &Error) -> String {
+    match error {
+        Error::Input { problem, .. } => problem.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// [`open`] for a run: refuses keys of its stages that would have no effect there.
+///
+/// # Errors
+/// As [`open`], and for such a key.
+pub fn open_for(config: &Config) -> Result<Opened> {
+    let opened = open(config.device, config.model.dtype)?;
+    if opened.place.dtype == DType::F32 {
+        for (stage, prefix, optim) in
+            [(Stage::Sft, "sft.optim", &config.sft.optim), (Stage::Grpo, "grpo.optim", &config.grpo.optim)]
+        {
+            if config.stages.contains(&stage) {
+                optim.validate_for_f32(prefix)?;
+            }
+        }
+    }
+    Ok(opened)
+}
+
+/// The type of a stage's gradients.
+pub fn gradients_dtype(config: GradientsConfig) -> DType {
+    match config {
+        GradientsConfig::F32 => DType::F32,
+        GradientsConfig::Bf16 => DType::BF16,
+    }
+}
