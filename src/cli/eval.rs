@@ -75,9 +75,6 @@ pub fn run(args: &Args) -> Result<()> {
     config.validate()?;
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
-    if let Some(text) = &opened.fell_back {
-        eprintln!("{text}");
-    }
     let task = Task::load(&args.task)?;
     let encoder = PromptEncoder::load(&EncoderFiles {
         model_dir: &args.model,
@@ -97,6 +94,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
     let decoder = load_decoder(&args.model, longest, &opened.place)?;
+    if let Some(text) = &opened.fell_back {
+        eprintln!("{text}");
+    }
     let mut sinks = Sinks::default();
     if let Some(path) = &args.metrics {
         sinks.add(JsonlSink::create(path)?);

@@ -18,7 +18,7 @@ pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer without SSE4.1
-    let clamped = x.max(-87.0);
+    let clamped = if x < -87.0 { -87.0 } else { x }; // unlike `max`, lets NaN through
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let k = shifted - ROUND;
     let r = clamped - k * (355.0 / 512.0) + k * 2.121_944_4e-4; // ln 2 in two parts, the first exact

@@ -38,9 +38,6 @@ impl Materials {
     /// `run` is where a model made from the seed keeps its tokenizer.
     pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<Self> {
         let Opened { place, fell_back } = place::open_for(config)?;
-        if let Some(text) = fell_back {
-            sinks.emit(&Event::Note { text });
-        }
         let task = Task::load(&config.task)?;
         let materials = match (&config.model.path, &config.model.random) {
             (Some(dir), _) => Self::from_folder(config, &place, task, dir, sinks),
@@ -50,6 +47,9 @@ impl Materials {
         if config.stages.contains(&Stage::Grpo) && config.grpo.balance == Balance::LabelSign {
             // Asked before the first evaluation, not after the warm-up.
             Order::balanced(materials.grpo_rows.iter().map(|row| row.gold.is_negative()), config.seed, 0)?;
+        }
+        if let Some(text) = fell_back {
+            sinks.emit(&Event::Note { text });
         }
         Ok(materials)
     }

@@ -41,8 +41,8 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
             let mut event: serde_json::Value = serde_json::from_str(line).unwrap();
             let map = event.as_object_mut().unwrap();
             map.retain(|key, _| {
-                !key.starts_with("time/")
-                    && !matches!(key.as_str(), "step_time" | "tokens_per_second" | "memory/peak_gib")
+                !(key.starts_with("time/") || key.starts_with("memory/"))
+                    && !matches!(key.as_str(), "step_time" | "tokens_per_second")
             });
             event
         })
@@ -89,6 +89,57 @@ fn a_stopped_run_resumes_bit_for_bit() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(std::fs::read(stopped.join("model/model.safetensors")).unwrap() == weights, "from {stop}");
         assert_eq!(metrics(&stopped), want, "from {stop}");
+    }
+}
+
+/// On a GPU, or on the twin of the driver; `cuda_twin.rs` says how.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_run_on_a_device_trains_saves_and_resumes_bit_for_bit() {
+    if let Err(error) = rlvr::ops::cuda::device(0) {
+        eprintln!("CUDA is not checked here: {error}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (name, extra) in [
+        ("f32", vec!["model.dtype=f32"]),
+        (
+            "bf16",
+            vec!["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"],
+        ),
+    ] {
+        let tiny = [
+            "device=cuda",
+            "checkpoint.keep_last=99",
+            "data.synthetic.valid_rows=4",
+            "sft.epochs=0.08",
+            "grpo.steps=3",
+            "grpo.prompts_per_step=2",
+            "grpo.group_size=4",
+            "model.random.hidden_size=32",
+            "model.random.intermediate_size=48",
+            "model.random.attention_heads=2",
+            "model.random.key_value_heads=1",
+        ];
+        let whole = train(dir.path(), name, &[&tiny[..], &extra].concat());
+        let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
+        let want = metrics(&whole);
+        let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+        assert!(raw.contains("memory/device_peak_gib"), "the steps ran on the device");
+        let difference = |event: &serde_json::Value| {
+            event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0)
+        };
+        let worst = want.iter().map(difference).fold(0.0, f64::max);
+        assert!(worst < if name == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
+        std::fs::remove_dir_all(whole.join("model")).unwrap();
+        // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
+        for late in ["step-5", "step-6"] {
+            let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
+        }
+        let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{name}");
+        assert_eq!(metrics(&whole), want, "{name}");
     }
 }
 
