@@ -7,19 +7,22 @@
 // D 64 or 128. Other element types and head dims: attention_plain.cu. Roofline: docs/kernels.md.
 // CPU twin: src/ops/attention.rs. Tests: tests/suite/kernels_attention.rs.
 #include "attention.cuh"
+#include "wide.cuh"
 
 // delta, for any D that is a multiple of 8. 8 lanes a vector; grid: vectors / 32 blocks of 256 threads.
 template <typename T>
 static __device__ __forceinline__ void delta_of(const T *__restrict__ out, const T *__restrict__ dout, float *__restrict__ delta, unsigned vectors, unsigned dim) {
     const unsigned vector = blockIdx.x * (blockDim.x / 8) + threadIdx.x / 8;
-    constexpr unsigned wide = 16 / sizeof(T);
+    constexpr unsigned wide = Wide<T>::lanes;
     float sum = 0.f;
     if (vector < vectors) {
-        const uint4 *a = (const uint4 *)(out + (size_t)vector * dim), *b = (const uint4 *)(dout + (size_t)vector * dim);
-        for (unsigned i = threadIdx.x % 8; i < dim / wide; i += 8) {
-            const uint4 x = a[i], y = b[i];
+        const T *a = out + (size_t)vector * dim, *b = dout + (size_t)vector * dim;
+        for (unsigned i = threadIdx.x % 8 * wide; i < dim; i += 8 * wide) {
+            float x[wide], y[wide];
+            load_wide(a + i, x);
+            load_wide(b + i, y);
 #pragma unroll
-            for (unsigned j = 0; j < wide; j++) sum += to_f32(((const T *)&x)[j]) * to_f32(((const T *)&y)[j]);
+            for (unsigned j = 0; j < wide; j++) sum += x[j] * y[j];
         }
     }
     for (int lanes = 4; lanes > 0; lanes >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, lanes);

@@ -20,7 +20,8 @@ static __device__ __forceinline__ unsigned y() { return threadIdx.x / 16; }
 static __device__ __forceinline__ float4 four(const float *from) { return *(const float4 *)from; }
 static __device__ __forceinline__ float4 four(const bf16 *from) {
     const float2 raw = *(const float2 *)from;
-    const bf16 *e = (const bf16 *)&raw;
+    bf16 e[4];
+    memcpy(e, &raw, sizeof e);
     return make_float4(to_f32(e[0]), to_f32(e[1]), to_f32(e[2]), to_f32(e[3]));
 }
 

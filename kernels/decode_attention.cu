@@ -8,6 +8,7 @@
 // partial [splits, R, query heads, dim] and partial_lse [splits, R, query heads], f32, lie between the two.
 // Roofline: docs/kernels.md. CPU twin: src/ops/decode_attention.rs. Tests: tests/suite/kernels_decode.rs.
 #include "attention_plain.cuh"
+#include "wide.cuh"
 
 // Keys key_start.. of a prompt for m first.. of the group whose rows begin at `rows_start`.
 struct Split {
@@ -72,12 +73,7 @@ static __device__ __forceinline__ void load_8(float (&x)[8], const float *from) 
     const float4 low = plain::four(from), high = plain::four(from + 4);
     x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w, x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
-static __device__ __forceinline__ void load_8(float (&x)[8], const bf16 *from) {
-    const uint4 raw = *(const uint4 *)from;
-    const bf16 *e = (const bf16 *)&raw;
-#pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = to_f32(e[i]);
-}
+static __device__ __forceinline__ void load_8(float (&x)[8], const bf16 *from) { load_wide(from, x); }
 
 struct Merge {
     unsigned rows, kv_heads, share, dim, own_len, capacity;

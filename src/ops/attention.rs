@@ -5,16 +5,15 @@
 //! One prompt computed once for all its completions: Prefix Grouper, arXiv:2506.05433.
 
 use candle_core::Tensor;
-use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, Threads, Write, gemm};
-use super::simd::{dot, exp, exp_scaled_in_place, max, vectorize};
-use super::{View, tensor};
+use super::cpu::attention::{Saved, Slices};
+use super::{View, cpu, tensor};
 use crate::error::{Error, Result};
 use crate::types::Segment;
 
-/// Query rows whose scores are computed together: a block of scores over 1.5k keys stays in the L2 cache.
-const BLOCK_ROWS: usize = 96;
+/// Query tokens whose scores are computed together: with three heads that share a key/value head, a block of
+/// scores over 1.5k keys stays about within the L2 cache.
+const BLOCK_ROWS: usize = 64;
 
 /// Head counts and width. Query head `i` reads key/value head `i / (query / key_value)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +58,12 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    fn keys(&self) -> usize {
+    pub(crate) fn keys(&self) -> usize {
         self.prefix_len + self.own_len
     }
 
     /// Own keys that row `r` sees.
-    fn visible(&self, r: usize) -> usize {
+    pub(crate) fn visible(&self, r: usize) -> usize {
         self.own_len - self.rows + r + 1
     }
 }
@@ -155,105 +154,13 @@ pub struct Inputs<'a> {
     pub v: &'a Tensor,
 }
 
-struct Slices<'a> {
-    heads: Heads,
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
-}
-
-impl Slices<'_> {
-    /// Rows `start..start + rows` of query head `head`, in q or anything shaped like it.
-    fn query_rows<'b>(&self, x: &'b [f32], start: usize, rows: usize, head: usize) -> Mat<'b> {
-        let width = self.heads.query_width();
-        Mat::strided(&x[start * width + head * self.heads.dim..], rows, self.heads.dim, width)
-    }
-
-    /// Rows of the key/value head that query head `head` reads, in k or v.
-    fn key_rows<'b>(&self, x: &'b [f32], start: usize, rows: usize, head: usize) -> Mat<'b> {
-        let width = self.heads.key_value_width();
-        let column = head / self.heads.sharing() * self.heads.dim;
-        Mat::strided(&x[start * width + column..], rows, self.heads.dim, width)
-    }
-
-    /// `out[rows, keys] = a_rows b_keys^T` for the block's prefix and own keys.
-    fn outer(&self, block: &Block, a: Mat, b: &[f32], head: usize, out: &mut [f32]) {
-        let width = block.keys();
-        for (start, len, column) in
-            [(block.prefix_start, block.prefix_len, 0), (block.own_start, block.own_len, block.prefix_len)]
-        {
-            if len > 0 {
-                let keys = self.key_rows(b, start, len, head).t();
-                let out = MatMut { data: &mut out[column..], row_stride: width };
-                gemm(a, keys, out, Write::Overwrite, Threads::One);
-            }
-        }
-    }
-
-    /// `out[rows, dim] = p[rows, keys] b_keys` with `out` rows `stride` apart.
-    fn inner(&self, block: &Block, p: &[f32], b: &[f32], head: usize, out: MatMut) {
-        let width = block.keys();
-        let mut write = Write::Overwrite;
-        for (start, len, column) in
-            [(block.prefix_start, block.prefix_len, 0), (block.own_start, block.own_len, block.prefix_len)]
-        {
-            if len > 0 {
-                let p = Mat::strided(&p[column..], block.rows, len, width);
-                let b = self.key_rows(b, start, len, head);
-                let out = MatMut { data: &mut *out.data, row_stride: out.row_stride };
-                gemm(p, b, out, write, Threads::One);
-                write = Write::Accumulate;
-            }
-        }
-    }
-}
-
 /// Output `[T, query heads * dim]` and log-sum-exp of the scaled scores `[T, query heads]`.
 pub fn forward(inputs: Inputs) -> Result<(Tensor, Tensor)> {
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
-    let width = heads.query_width();
-    let (q_view, k_view, v_view) = (View::new(q)?, View::new(k)?, View::new(v)?);
-    let slices = Slices { heads, q: &q_view, k: &k_view, v: &v_view };
-    let mut out = vec![0f32; n * width];
-    let mut lse = vec![0f32; n * heads.query];
-    let mut tasks = Vec::new();
-    let (mut out_rest, mut lse_rest) = (&mut out[..], &mut lse[..]);
-    for block in layout.trees.iter().flat_map(|tree| &tree.blocks) {
-        let (o, rest) = out_rest.split_at_mut(block.rows * width);
-        out_rest = rest;
-        let (l, rest) = lse_rest.split_at_mut(block.rows * heads.query);
-        lse_rest = rest;
-        tasks.push((block, o, l));
-    }
-    // Largest first, so that no thread ends up alone with a long one.
-    tasks.sort_by_key(|(block, ..)| std::cmp::Reverse(block.rows * block.keys()));
-    tasks.into_par_iter().with_max_len(1).for_each_init(Vec::new, |scores: &mut Vec<f32>, (block, o, l)| {
-        scores.resize(block.rows * block.keys(), 0.0);
-        for head in 0..heads.query {
-            let q = slices.query_rows(slices.q, block.start, block.rows, head);
-            slices.outer(block, q, slices.k, head, scores);
-            vectorize(|| softmax_rows(block, heads, head, scores, l));
-            let o = MatMut { data: &mut o[head * heads.dim..], row_stride: width };
-            slices.inner(block, scores, slices.v, head, o);
-        }
-    });
-    Ok((tensor(out, (n, width))?, tensor(lse, (n, heads.query))?))
-}
-
-/// Scores become probabilities; what a row may not see becomes 0.
-#[inline(always)]
-fn softmax_rows(block: &Block, heads: Heads, head: usize, scores: &mut [f32], lse: &mut [f32]) {
-    let scale = heads.scale();
-    for (r, row) in scores.chunks_exact_mut(block.keys()).enumerate() {
-        let (seen, unseen) = row.split_at_mut(block.prefix_len + block.visible(r));
-        let shift = max(seen) * scale;
-        let sum = exp_scaled_in_place(seen, scale, shift);
-        let inverse = 1.0 / sum;
-        seen.iter_mut().for_each(|p| *p *= inverse);
-        unseen.fill(0.0);
-        lse[r * heads.query + head] = shift + sum.ln();
-    }
+    let (q, k, v) = (View::new(q)?, View::new(k)?, View::new(v)?);
+    let (out, lse) = cpu::attention::forward(layout, Slices { heads, q: &q, k: &k, v: &v });
+    Ok((tensor(out, (n, heads.query_width()))?, tensor(lse, (n, heads.query))?))
 }
 
 /// What the forward pass produced, and the gradient of its output.
@@ -274,131 +181,23 @@ pub struct Gradients {
     pub dv: Tensor,
 }
 
-/// One query head's share of a tree's gradients, `[tree length, dim]` each.
-struct Partial {
-    head: usize,
-    dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-}
-
 /// With `P = exp(scale q k^T - lse)` and `D = rowsum(out * dout)`: `dv = P^T dout`,
 /// `dS = P * (dout v^T - D) * scale`, `dq = dS k`, `dk = dS^T q`.
 ///
-/// Deterministic: each head's blocks are split into a number of parts that depends on the tree's length only,
-/// and the parts are summed in order.
+/// Deterministic: a tree is split into a number of parts that depends on its length only, and the parts are
+/// summed in order.
 pub fn backward(inputs: Inputs, upstream: Upstream) -> Result<Gradients> {
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
-    let (q_width, kv_width) = (heads.query_width(), heads.key_value_width());
-    let (q_view, k_view, v_view) = (View::new(q)?, View::new(k)?, View::new(v)?);
+    let (q, k, v) = (View::new(q)?, View::new(k)?, View::new(v)?);
     let (out, lse, dout) = (View::new(upstream.out)?, View::new(upstream.lse)?, View::new(upstream.dout)?);
-    let slices = Slices { heads, q: &q_view, k: &k_view, v: &v_view };
-    let (mut dq, mut dk, mut dv) =
-        (vec![0f32; n * q_width], vec![0f32; n * kv_width], vec![0f32; n * kv_width]);
-    let mut tasks = Vec::new();
-    let (mut dq_rest, mut dk_rest, mut dv_rest) = (&mut dq[..], &mut dk[..], &mut dv[..]);
-    for tree in &layout.trees {
-        let (a, rest) = dq_rest.split_at_mut(tree.len * q_width);
-        dq_rest = rest;
-        let (b, rest) = dk_rest.split_at_mut(tree.len * kv_width);
-        dk_rest = rest;
-        let (c, rest) = dv_rest.split_at_mut(tree.len * kv_width);
-        dv_rest = rest;
-        tasks.push((tree, a, b, c));
-    }
-    tasks.into_par_iter().with_max_len(1).for_each(|(tree, dq, dk, dv)| {
-        let parts = if tree.len > 4 * BLOCK_ROWS { 2 } else { 1 };
-        let jobs: Vec<_> = (0..heads.query).flat_map(|h| (0..parts).map(move |p| (h, p))).collect();
-        let partials: Vec<Partial> = jobs
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|(head, part)| {
-                let blocks = tree.blocks.iter().skip(part).step_by(parts);
-                head_backward(&slices, tree.start..tree.start + tree.len, head, blocks, [&out, &lse, &dout])
-            })
-            .collect();
-        let rows = dq
-            .par_chunks_mut(q_width)
-            .zip(dk.par_chunks_mut(kv_width))
-            .zip(dv.par_chunks_mut(kv_width))
-            .enumerate()
-            .with_min_len(32);
-        rows.for_each(|(i, ((dq, dk), dv))| {
-            let row = i * heads.dim..(i + 1) * heads.dim;
-            for part in &partials {
-                let (q_at, kv_at) = (part.head * heads.dim, part.head / heads.sharing() * heads.dim);
-                for (to, from) in [
-                    (&mut dq[q_at..q_at + heads.dim], &part.dq),
-                    (&mut dk[kv_at..kv_at + heads.dim], &part.dk),
-                    (&mut dv[kv_at..kv_at + heads.dim], &part.dv),
-                ] {
-                    to.iter_mut().zip(&from[row.clone()]).for_each(|(t, f)| *t += f);
-                }
-            }
-        });
-    });
+    let saved = Saved { out: &out, lse: &lse, dout: &dout };
+    let [dq, dk, dv] = cpu::attention::backward(layout, Slices { heads, q: &q, k: &k, v: &v }, saved);
     Ok(Gradients {
-        dq: tensor(dq, (n, q_width))?,
-        dk: tensor(dk, (n, kv_width))?,
-        dv: tensor(dv, (n, kv_width))?,
+        dq: tensor(dq, (n, heads.query_width()))?,
+        dk: tensor(dk, (n, heads.key_value_width()))?,
+        dv: tensor(dv, (n, heads.key_value_width()))?,
     })
-}
-
-fn head_backward<'b>(
-    slices: &Slices,
-    rows: std::ops::Range<usize>,
-    head: usize,
-    blocks: impl Iterator<Item = &'b Block>,
-    [out, lse, dout]: [&[f32]; 3],
-) -> Partial {
-    let heads = slices.heads;
-    let dim = heads.dim;
-    let zeros = || vec![0f32; rows.len() * dim];
-    let mut partial = Partial { head, dq: zeros(), dk: zeros(), dv: zeros() };
-    let (mut p, mut ds) = (Vec::new(), Vec::new());
-    for block in blocks {
-        let size = block.rows * block.keys();
-        p.resize(size, 0f32);
-        ds.resize(size, 0f32);
-        let q = slices.query_rows(slices.q, block.start, block.rows, head);
-        let g = slices.query_rows(dout, block.start, block.rows, head);
-        slices.outer(block, q, slices.k, head, &mut p);
-        slices.outer(block, g, slices.v, head, &mut ds);
-        vectorize(|| {
-            for r in 0..block.rows {
-                let row = block.start + r;
-                let at = row * heads.query_width() + head * dim;
-                let d = dot(&out[at..at + dim], &dout[at..at + dim]);
-                let keys = r * block.keys()..(r + 1) * block.keys();
-                let seen = block.prefix_len + block.visible(r);
-                let (p, ds) = (&mut p[keys.clone()], &mut ds[keys]);
-                let (scale, lse) = (heads.scale(), lse[row * heads.query + head]);
-                for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                    *p = exp(*p * scale - lse);
-                    *ds = *p * (*ds - d) * scale;
-                }
-                p[seen..].fill(0.0);
-                ds[seen..].fill(0.0);
-            }
-        });
-        let at = (block.start - rows.start) * dim;
-        slices.inner(block, &ds, slices.k, head, MatMut { data: &mut partial.dq[at..], row_stride: dim });
-        for (start, len, column) in
-            [(block.prefix_start, block.prefix_len, 0), (block.own_start, block.own_len, block.prefix_len)]
-        {
-            if len == 0 {
-                continue;
-            }
-            let at = (start - rows.start) * dim;
-            for (weights, from, to) in [(&ds, q, &mut partial.dk), (&p, g, &mut partial.dv)] {
-                let weights = Mat::strided(&weights[column..], block.rows, len, block.keys()).t();
-                let to = MatMut { data: &mut to[at..], row_stride: dim };
-                gemm(weights, from, to, Write::Accumulate, Threads::One);
-            }
-        }
-    }
-    partial
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::attention::Heads;
-use super::few_rows::{LANES, Lanes, Rows, add_weighted_rows, columns, dot_rows};
+use super::cpu::few_rows::{LANES, Lanes, Rows, add_weighted_rows, columns, dot_rows};
 use super::simd::{dot, exp, vectorize};
 use super::{View, tensor};
 use crate::error::Result;

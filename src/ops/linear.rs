@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, InplaceOp3, Layout, Tensor};
 
+use super::cpu::few_rows;
 use super::gemm::{Mat, MatMut, Threads, Write, gemm, product};
-use super::{View, few_rows, slice, slice_mut, tensor};
+use super::{View, slice, slice_mut, tensor};
 use crate::error::{Error, Result};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.

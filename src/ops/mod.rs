@@ -8,10 +8,10 @@
 pub mod adamw;
 pub mod attention;
 pub mod blockwise;
+pub mod cpu;
 pub mod cuda;
 pub mod decode_attention;
 pub mod embedding;
-pub mod few_rows;
 pub mod gemm;
 pub mod linear;
 pub mod rms_norm;
