@@ -120,8 +120,9 @@ stage() {
 
 peers() {
     local work=("$pack/trl_gpu_step.py" --device "$device" --preset "$peer_preset" --dtype "$dtype" "${shape[@]}" "${peer[@]}" --steps 1)
-    if [[ ! -f ${work[0]} ]] || ! "$python" -c 'import torch, transformers' 2>>"$out/log.txt"; then
-        record peers "not here: no torch and transformers" 0 "-"
+    local ready='import sys, torch, transformers; sys.exit(sys.argv[1] == "cuda" and not torch.cuda.is_available())'
+    if [[ ! -f ${work[0]} ]] || ! "$python" -c "$ready" "$device" 2>>"$out/log.txt"; then
+        record peers "not run: no torch and transformers that see the device" 0 "-"
         return
     fi
     if compgen -G "$pack/wheels/*.whl" >/dev/null; then
