@@ -82,7 +82,7 @@ fi
     printf 'machine  %s\nran      %s, device %s, quick %s\n' "$name" "$(date -u '+%F %H:%M')" "$device" "$quick"
     cat "$pack/build.txt"
     printf 'system   %s, %s cores, %s GiB\n\n' "$(uname -sr)" "$(nproc)" "$(awk '/MemTotal/ { print int($2 / 1048576) }' /proc/meminfo)"
-    nvidia-smi 2>&1 || echo "no nvidia-smi"
+    nvidia-smi 2>/dev/null || echo "no nvidia-smi"
     nvidia-smi --query-gpu=driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,ecc.mode.current --format=csv 2>/dev/null
 } >"$out/machine.txt"
 
