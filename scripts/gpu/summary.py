@@ -32,14 +32,14 @@ def table(head, rows):
 
 
 def steps(folder):
-    rows = []
-    times = {}
+    rows, times = [], {}
     for name in ("full", "memory"):
         for r in read(os.path.join(folder, f"bench-step-{name}.json")):
-            times[name] = r.get("mean_step_seconds")
+            times[name] = r
             rows.append((f"rlvr, {name}", r, number(r.get("update_flop_per_second"), 2, 1e12)))
     for r in read(os.path.join(folder, "peers.jsonl")):
-        rows.append((f"{r.get('peer')}, micro-batch {r.get('micro_batch')}, activations {r.get('activations')}", r, "-"))
+        how = f"{r.get('preset')}, micro-batch {r.get('micro_batch')}, activations {r.get('activations')}"
+        rows.append((f"{r.get('peer')}, {how}", r, "-"))
     keys = ["mean_step_seconds", "rollout_seconds", "prefill_seconds", "decode_seconds", "update_seconds"]
     keys += ["optimizer_seconds", "peak_memory_gib"]
     head = ["step", "s", "rollout", "prefill", "decode", "update", "optimiser", "peak GiB", "update TFLOP/s"]
@@ -53,8 +53,14 @@ def steps(folder):
 
 
 def ratios(r, times):
-    mine = r.get("mean_step_seconds")
-    return [number(mine / t) if mine and t else "-" for t in times.values()]
+    """The time of `r` over those of rlvr's runs of the same work; none where the work is another."""
+    work = ["preset", "groups", "group_size", "prompt_tokens", "new_tokens"]
+    found = []
+    for other in times.values():
+        same = all(r.get(key) == other.get(key) for key in work)
+        mine, theirs = r.get("mean_step_seconds"), other.get("mean_step_seconds")
+        found.append(number(mine / theirs) if same and mine and theirs else "-")
+    return found
 
 
 def doctor(folder):
