@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Short tables in Markdown of what run.sh wrote to a folder: python3 summary.py FOLDER."""
+import json
+import os
+import sys
+
+
+def read(path):
+    """The JSON objects of a file, one a line; none where there is no such file."""
+    if not os.path.isfile(path):
+        return []
+    found = []
+    with open(path) as file:
+        for line in file:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                print(f"{os.path.basename(path)}: not JSON: {line[:100].strip()}\n")
+    return [each for each in found if isinstance(each, dict)]
+
+
+def number(value, digits=2, scale=1.0):
+    return f"{value / scale:.{digits}f}" if isinstance(value, (int, float)) else "-"
+
+
+def table(head, rows):
+    if rows:
+        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+        for row in rows:
+            print("| " + " | ".join(row) + " |")
+        print()
+
+
+def steps(folder):
+    rows, times = [], {}
+    for name in ("full", "memory"):
+        for r in read(os.path.join(folder, f"bench-step-{name}.json")):
+            times[name] = r
+            rows.append((f"rlvr, {name}", r, number(r.get("update_flop_per_second"), 2, 1e12)))
+    for r in read(os.path.join(folder, "peers.jsonl")):
+        how = f"{r.get('preset')}, micro-batch {r.get('micro_batch')}, activations {r.get('activations')}"
+        rows.append((f"{r.get('peer')}, {how}", r, "-"))
+    keys = ["mean_step_seconds", "rollout_seconds", "prefill_seconds", "decode_seconds", "update_seconds"]
+    keys += ["optimizer_seconds", "peak_memory_gib"]
+    head = ["step", "s", "rollout", "prefill", "decode", "update", "optimiser", "peak GiB", "update TFLOP/s"]
+    lines = []
+    for name, r, rate in rows:
+        lines.append([name, *(number(r.get(key)) for key in keys), rate, *ratios(r, times)])
+    table(head + [f"its time over {name}'s" for name in times], lines)
+    for _, r, _ in rows[:1]:
+        work = f"{r.get('groups')} x {r.get('group_size')} of {r.get('new_tokens')} tokens after {r.get('prompt_tokens')}"
+        print(f"{r.get('preset')}, {r.get('dtype')}, {work}; rates count the prompt once.\n")
+
+
+def ratios(r, times):
+    """The time of `r` over those of rlvr's runs of the same work; none where the work is another."""
+    work = ["preset", "groups", "group_size", "prompt_tokens", "new_tokens"]
+    found = []
+    for other in times.values():
+        same = all(r.get(key) == other.get(key) for key in work)
+        mine, theirs = r.get("mean_step_seconds"), other.get("mean_step_seconds")
+        found.append(number(mine / theirs) if same and mine and theirs else "-")
+    return found
+
+
+def doctor(folder):
+    for r in read(os.path.join(folder, "doctor.json")):
+        checks = r.get("checks", [])
+        print(f"doctor: {len(checks)} checks, {r.get('failed')} failed, seed {r.get('seed')}\n")
+        for check in checks:
+            if check.get("passed") is False or check.get("ok") is False:
+                print(f"- {json.dumps(check)}")
+
+
+def ops(folder):
+    for name in sorted(os.listdir(folder)):
+        if not name.startswith("bench-ops-"):
+            continue
+        for r in read(os.path.join(folder, name)):
+            for when in ("ceilings", "ceilings_after"):
+                c = r.get(when, {})
+                rates = number(c.get("flop_per_second"), 1, 1e12), number(c.get("copy_bytes_per_second"), 1, 1e9)
+                print(f"{when.replace('_', ' ')}: {rates[0]} TFLOP/s, {rates[1]} GB/s  ")
+            lines = sorted(r.get("ops", []), key=lambda op: op.get("share", 0))
+            print(f"{len(lines)} ops of {r.get('preset')}, {r.get('dtype')}; failed: {r.get('failed') or 'none'}\n")
+            table(
+                ["lowest shares of the roofline", "shape", "us", "share", "bound"],
+                [
+                    [op["op"], op["shape"], number(op["seconds"], 1, 1e-6), number(op["share"]), op["bound"]]
+                    for op in lines[:12]
+                ],
+            )
+
+
+def main():
+    if len(sys.argv) != 2 or not os.path.isdir(sys.argv[1]):
+        sys.exit(__doc__)
+    folder = sys.argv[1]
+    with open(os.path.join(folder, "machine.txt")) as file:
+        for line in file:
+            if not line.strip():
+                break
+            print(line.rstrip() + "  ")
+    print()
+    stages = []
+    if os.path.isfile(os.path.join(folder, "stages.tsv")):
+        with open(os.path.join(folder, "stages.tsv")) as file:
+            stages = [line.rstrip("\n").split("\t") for line in file]
+    table(["stage", "exit code", "s", "command"], [[*stage[:3], f"`{stage[3]}`"] for stage in stages])
+    doctor(folder)
+    steps(folder)
+    ops(folder)
+
+
+if __name__ == "__main__":
+    main()
