@@ -36,13 +36,14 @@ def steps(folder):
     for name in ("full", "memory"):
         for r in read(os.path.join(folder, f"bench-step-{name}.json")):
             times[name] = r
-            rows.append((f"rlvr, {name}", r, number(r.get("update_flop_per_second"), 2, 1e12)))
+            rate = f"{number(r.get('update_flop_per_second'), 2, 1e12)} ({number(r.get('mfu_update'))})"
+            rows.append((f"rlvr, {name}", r, rate))
     for r in read(os.path.join(folder, "peers.jsonl")):
         how = f"{r.get('preset')}, micro-batch {r.get('micro_batch')}, activations {r.get('activations')}"
         rows.append((f"{r.get('peer')}, {how}", r, "-"))
     keys = ["mean_step_seconds", "rollout_seconds", "prefill_seconds", "decode_seconds", "update_seconds"]
     keys += ["optimizer_seconds", "peak_memory_gib"]
-    head = ["step", "s", "rollout", "prefill", "decode", "update", "optimiser", "peak GiB", "update TFLOP/s"]
+    head = ["step", "s", "rollout", "prefill", "decode", "update", "optimiser", "peak GiB", "update TFLOP/s (MFU)"]
     lines = []
     for name, r, rate in rows:
         lines.append([name, *(number(r.get(key)) for key in keys), rate, *ratios(r, times)])
