@@ -13,14 +13,15 @@ MEASURED, COPIES, INK, GRID = "#0b6e99", "#b5542b", "#333333", "#dddddd"
 def main(source, target):
     with open(source) as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
-    rows.sort(key=lambda row: row["group_size"])
+    # A group of one has no advantage, so its step has no update.
+    rows = sorted((row for row in rows if row["group_size"] > 1), key=lambda row: row["group_size"])
     groups = [row["group_size"] for row in rows]
     seconds = [row["mean_step_seconds"] for row in rows]
-    assert groups[0] == 1, "the first line is G = 1: copies are measured by it"
-    top = 1.15 * max(max(seconds), 60.0)
+    assert groups[0] == 2, "the smallest group is G = 2: copies are measured by it"
+    top = 1.15 * max(max(seconds), seconds[0] * groups[-1] / 4)
 
     def x(group):
-        return LEFT + (WIDTH - LEFT - RIGHT) * (group - 1) / (groups[-1] - 1)
+        return LEFT + (WIDTH - LEFT - RIGHT) * (group - groups[0]) / (groups[-1] - groups[0])
 
     def y(value):
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top
@@ -45,9 +46,10 @@ def main(source, target):
         parts.append(text(LEFT - 8, y(value) + 4, f"{value} s", anchor="end"))
     parts += [text(x(g), HEIGHT - BOTTOM + 20, str(g), anchor="middle") for g in groups]
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "completions a group, G", anchor="middle"))
-    last_copy = min(groups[-1], top / seconds[0])
-    parts.append(line([(1, seconds[0]), (last_copy, seconds[0] * last_copy)], COPIES, ' stroke-dasharray="6 5"'))
-    parts.append(text(x(last_copy) + 8, y(seconds[0] * last_copy) + 16, "G copies of the prompt: G times the G = 1 step", COPIES))
+    a_copy = seconds[0] / 2
+    last = min(groups[-1], top / a_copy)
+    parts.append(line([(2, 2 * a_copy), (last, last * a_copy)], COPIES, ' stroke-dasharray="6 5"'))
+    parts.append(text(x(last) - 40, y(last * a_copy) + 14, "without sharing: G/2 times the G = 2 step", COPIES, "end"))
     parts.append(line(zip(groups, seconds), MEASURED))
     for group, value in zip(groups, seconds):
         parts.append(f'<circle cx="{x(group):.1f}" cy="{y(value):.1f}" r="4" fill="{MEASURED}"/>')

@@ -62,7 +62,7 @@ pub struct Place {
 impl Place {
     /// Weights and activations: in this place's dtype.
     pub fn tensor(&self, values: &[f64], shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(memory::cast(&self.single(values, shape)?, self.dtype)?)
+        memory::cast(&self.single(values, shape)?, self.dtype)
     }
 
     /// Gradients of weights, moments and log-sum-exps: f32 everywhere.

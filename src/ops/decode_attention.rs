@@ -184,8 +184,8 @@ impl Slices<'_> {
             || {
                 for i in 0..self.own.len {
                     let scores = &mut scores[task.prefix.len + i];
-                    for lane in 0..lanes {
-                        scores[lane] = dot(query(lane), self.own_row(0, task, lane, i));
+                    for (lane, score) in scores.iter_mut().enumerate().take(lanes) {
+                        *score = dot(query(lane), self.own_row(0, task, lane, i));
                     }
                 }
             },

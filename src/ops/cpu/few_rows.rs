@@ -127,9 +127,9 @@ impl DotRows<'_> {
                 S::as_mut_simd_f32s(&mut out[i * bands + band]).0.copy_from_slice(sums);
             }
         }
-        for i in bands * BLOCK..w.count {
+        for (i, out) in out.iter_mut().enumerate().skip(bands * BLOCK) {
             let [sums] = Self::block::<S, 1, REGISTERS>(simd, [row(i)], columns);
-            S::as_mut_simd_f32s(&mut out[i]).0.copy_from_slice(&sums);
+            S::as_mut_simd_f32s(out).0.copy_from_slice(&sums);
         }
     }
 
