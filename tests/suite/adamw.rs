@@ -178,7 +178,7 @@ fn a_run_with_coded_moments_resumes_bit_for_bit() {
         "run.name=whole",
         root.as_str(),
     ];
-    let mut args = vec!["train", "demo"];
+    let mut args = vec!["train", "demo", "--set", "device=cpu"];
     sets.iter().for_each(|set| args.extend(["--set", set]));
     let output = rlvr(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 const CONFIG: &str = r#"
 task = "riskcue"
 stages = ["sft"]
+device = "cpu"
 threads = 1
 [model]
 path = "model"
@@ -34,7 +35,7 @@ max_completion_tokens = 4
 /// Sections of a GRPO stage that would run.
 const GRPO: &str = r#"stages=["grpo"] grpo.steps=1 grpo.max_completion_tokens=4 grpo.prompts_per_step=1"#;
 
-const DEMO: &str = "train demo --set threads=1";
+const DEMO: &str = "train demo --set threads=1 --set device=cpu";
 
 const INPUT: i32 = 2;
 const SYSTEM: i32 = 1;

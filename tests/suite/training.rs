@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A demo small enough for a test; two threads, so that sums are cut the same way everywhere.
-const SMALL: [&str; 10] = [
+const SMALL: [&str; 11] = [
+    "device=cpu",
     "threads=2",
     "data.synthetic.sft_rows=200",
     "data.synthetic.grpo_rows=100",
@@ -162,6 +163,8 @@ fn the_final_model_loads_and_evaluates_as_in_the_run() {
         "12",
         "--max-prompt-tokens",
         "200",
+        "--device",
+        "cpu",
         "--json",
     ]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -179,6 +182,8 @@ fn grpo_lifts_strict_accuracy_over_a_warm_up_that_over_flags() {
     let output = rlvr(&[
         "train",
         "demo",
+        "--set",
+        "device=cpu",
         "--set",
         "data.synthetic.valid_rows=200",
         "--set",
