@@ -90,7 +90,7 @@ fn scatter_at(table_vh: &Tensor, rows_n: &Tensor, values_nh: &Tensor, h: usize) 
         .run(Grid::line(rows_n.dims1()? as u32, row_threads(h, table_vh.dtype()).min(256)))
 }
 
-/// Equal rows together, for [`scatter_add_grouped`].
+/// Equal rows together, for the scatter-add kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grouped {
     /// Distinct rows, ascending. `[D]`
