@@ -176,8 +176,8 @@ fn decode(draw: &Draw, heads: Heads) -> Trial {
         let cache = Cache { prefix_k: &prefix_k, prefix_v: &prefix_v, own_k: &own_k, own_v: &own_v };
         let readers = Readers::new(i.prefixes.clone(), i.sequences.clone());
         place.poison_freed(&[n * q_width; 2])?;
-        let (out, _) = decode_attention::forward(heads, &q, cache, &readers, i.len)?;
-        Ok(vec![output("forward", place.read(&out)?)])
+        let (out, lse) = decode_attention::forward(heads, &q, cache, &readers, i.len)?;
+        Ok(vec![output("forward", place.read(&out)?), output("forward lse", place.read(&lse)?)])
     };
     let shape = format!("{n} rows, {}", shape_of(heads));
     Trial::new(("decode_attention", shape, Tolerance::ROUNDED), inputs, run, decode_reference)
@@ -187,6 +187,7 @@ fn decode_reference(i: &Decode) -> Vec<Output> {
     let Heads { query, dim, .. } = i.heads;
     let (q_width, width) = (i.heads.query_width(), i.heads.key_value_width());
     let mut out = vec![0.0; i.q.len()];
+    let mut lse = Vec::new();
     let owners = i.prefixes.iter().flat_map(|p| std::iter::repeat_n(p, p.rows));
     for (row, (prefix, sequence)) in owners.zip(&i.sequences).enumerate() {
         for head in 0..query {
@@ -204,12 +205,14 @@ fn decode_reference(i: &Decode) -> Vec<Output> {
                 .collect();
             let score = |k: &[f64]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (dim as f64).sqrt();
             let scores: Vec<f64> = seen.iter().map(|(k, _)| score(k)).collect();
-            for (log_p, (_, v)) in log_softmax(&scores).iter().zip(&seen) {
+            let log_p = log_softmax(&scores);
+            lse.push(scores[0] - log_p[0]);
+            for (log_p, (_, v)) in log_p.iter().zip(&seen) {
                 for (j, v) in v.iter().enumerate() {
                     out[row * q_width + head * dim + j] += log_p.exp() * v;
                 }
             }
         }
     }
-    vec![output("forward", out)]
+    vec![output("forward", out), output("forward lse", lse)]
 }

@@ -1,16 +1,19 @@
 //! Ops that pass over whole arrays: the embedding's rows, AdamW, and sums in place.
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 
 use super::place::{Draw, Place};
 use super::reference::add;
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
+use crate::ops::adamw::Moment;
+use crate::ops::blockwise::{BLOCK, Code};
 use crate::ops::indices::Indices;
 use crate::ops::{adamw, add_assign, embedding, sum_squares, zero};
 
 pub fn trials(draw: &Draw) -> Vec<Trial> {
-    vec![lookup(draw), collect(draw), update(draw), elementwise(draw), squares(draw)]
+    let [small, moments] = update_int8(draw);
+    vec![lookup(draw), collect(draw), update(draw), small, moments, elementwise(draw), squares(draw)]
 }
 
 struct Rows {
@@ -109,10 +112,7 @@ fn update(draw: &Draw) -> Trial {
         let master = place.single(&i.weight, n)?;
         let parameter = adamw::Parameter {
             weight: &weight,
-            precision: match place.dtype {
-                DType::BF16 => adamw::Precision::Master(&master),
-                _ => adamw::Precision::Full,
-            },
+            precision: precision(place, &master),
             gradient: &gradient,
             first: &adamw::Moment::F32(first.clone()),
             second: &adamw::Moment::F32(second.clone()),
@@ -124,22 +124,99 @@ fn update(draw: &Draw) -> Trial {
             output("second moment", place.read(&second)?),
         ])
     };
-    let reference = |i: &Weights| {
-        let (mut weight, mut first, mut second) = (Vec::new(), Vec::new(), Vec::new());
-        let correction = |beta: f64| 1.0 - beta.powi(UPDATE.step as i32);
-        for at in 0..i.weight.len() {
-            let g = i.gradient[at] * UPDATE.gradient_scale;
-            let m = UPDATE.beta1 * i.first[at] + (1.0 - UPDATE.beta1) * g;
-            let v = UPDATE.beta2 * i.second[at] + (1.0 - UPDATE.beta2) * g * g;
-            let denominator = (v / correction(UPDATE.beta2)).sqrt() + UPDATE.eps;
-            let decayed = i.weight[at] * (1.0 - UPDATE.learning_rate * UPDATE.weight_decay);
-            weight.push(decayed - UPDATE.learning_rate * m / correction(UPDATE.beta1) / denominator);
-            first.push(m);
-            second.push(v);
-        }
-        vec![output("weight", weight), output("first moment", first), output("second moment", second)]
-    };
-    Trial::new(("adamw", format!("{n} weights"), Tolerance::ROUNDED), inputs, run, reference)
+    Trial::new(("adamw", format!("{n} weights"), Tolerance::ROUNDED), inputs, run, updated)
+}
+
+fn updated(i: &Weights) -> Vec<Output> {
+    let (mut weight, mut first, mut second) = (Vec::new(), Vec::new(), Vec::new());
+    let correction = |beta: f64| 1.0 - beta.powi(UPDATE.step as i32);
+    for at in 0..i.weight.len() {
+        let g = i.gradient[at] * UPDATE.gradient_scale;
+        let m = UPDATE.beta1 * i.first[at] + (1.0 - UPDATE.beta1) * g;
+        let v = UPDATE.beta2 * i.second[at] + (1.0 - UPDATE.beta2) * g * g;
+        let denominator = (v / correction(UPDATE.beta2)).sqrt() + UPDATE.eps;
+        let decayed = i.weight[at] * (1.0 - UPDATE.learning_rate * UPDATE.weight_decay);
+        weight.push(decayed - UPDATE.learning_rate * m / correction(UPDATE.beta1) / denominator);
+        first.push(m);
+        second.push(v);
+    }
+    vec![output("weight", weight), output("first moment", first), output("second moment", second)]
+}
+
+/// An 8-bit moment before an update.
+struct Coded {
+    code: Code,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+}
+
+impl Coded {
+    fn new(draw: &Draw, code: Code, n: usize) -> Self {
+        let codes = draw.indices(n, 256).into_iter().map(|c| c as u8).collect();
+        let scales = draw.normal(n.div_ceil(BLOCK)).into_iter().map(|s| 0.1 + s.abs() as f32).collect();
+        Self { code, codes, scales }
+    }
+
+    fn values(&self, codes: &[u8], scales: &[f32]) -> Vec<f64> {
+        let value = |(at, c): (usize, &u8)| self.code.values()[usize::from(*c)] * scales[at / BLOCK];
+        codes.iter().enumerate().map(|at| f64::from(value(at))).collect()
+    }
+
+    fn at(&self, place: &Place) -> Result<Moment> {
+        let codes = Tensor::from_slice(&self.codes, self.codes.len(), &Device::Cpu)?;
+        let scales = Tensor::from_slice(&self.scales, self.scales.len(), &Device::Cpu)?;
+        Ok(Moment::Int8 { codes: codes.to_device(&place.device)?, scales: scales.to_device(&place.device)? })
+    }
+
+    fn read(&self, moment: &Moment) -> Result<Vec<f64>> {
+        let Moment::Int8 { codes, scales } = moment else { return Ok(Vec::new()) };
+        let codes = codes.to_device(&Device::Cpu)?.to_vec1::<u8>()?;
+        Ok(self.values(&codes, &scales.to_device(&Device::Cpu)?.to_vec1::<f32>()?))
+    }
+}
+
+/// The update from 8-bit moments: the weight, which sees them before they are rounded again, and then the moments.
+fn update_int8(draw: &Draw) -> [Trial; 2] {
+    let (moments, tolerance) = (Tolerance::EIGHT_BITS, Tolerance::ROUNDED);
+    [("int8 weight", 0..1, tolerance), ("int8 moments", 1..3, moments)].map(|(what, parts, tolerance)| {
+        let n = 40 * BLOCK + 1 + draw.below(900);
+        let (first, second) = (Coded::new(draw, Code::Signed, n), Coded::new(draw, Code::Unsigned, n));
+        let inputs = Weights {
+            weight: draw.normal(n),
+            gradient: draw.normal(n),
+            first: first.values(&first.codes, &first.scales),
+            second: second.values(&second.codes, &second.scales),
+        };
+        let chosen = parts.clone();
+        let run = move |i: &Weights, place: &Place| -> Result<Vec<Output>> {
+            let (weight, master) = (place.tensor(&i.weight, n)?, place.single(&i.weight, n)?);
+            let (m, v) = (first.at(place)?, second.at(place)?);
+            let parameter = adamw::Parameter {
+                weight: &weight,
+                precision: precision(place, &master),
+                gradient: &place.single(&i.gradient, n)?,
+                first: &m,
+                second: &v,
+            };
+            adamw::update(&parameter, &UPDATE)?;
+            let all = [
+                output("weight", place.read(&weight)?),
+                output("first moment", first.read(&m)?),
+                output("second moment", second.read(&v)?),
+            ];
+            Ok(all.into_iter().skip(chosen.start).take(chosen.len()).collect())
+        };
+        let reference =
+            move |i: &Weights| updated(i).into_iter().skip(parts.start).take(parts.len()).collect();
+        Trial::new(("adamw", format!("{what}, {n} weights"), tolerance), inputs, run, reference)
+    })
+}
+
+fn precision<'a>(place: &Place, master: &'a Tensor) -> adamw::Precision<'a> {
+    match place.dtype {
+        DType::BF16 => adamw::Precision::Master(master),
+        _ => adamw::Precision::Full,
+    }
 }
 
 fn elementwise(draw: &Draw) -> Trial {

@@ -1,21 +1,26 @@
 //! Drawing a token from a row of logits.
 
-use super::place::{Draw, Place, narrow};
+use super::place::{Draw, Place};
 use super::reference::log_softmax;
 use super::{Output, Tolerance, Trial, output};
 use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
-use crate::ops::sampling::sample_row as sample;
+use crate::ops::sampling::sample;
 
 const ROWS: usize = 40;
 
-/// Drawn on the host, on every device so far.
 pub fn trials(draw: &Draw) -> Vec<Trial> {
-    [("plain", 0.7, 0, 1.0), ("top-k", 1.0, 20, 1.0), ("top-p", 1.3, 0, 0.9), ("greedy", 0.0, 0, 1.0)]
-        .map(|(what, temperature, top_k, top_p)| {
-            trial(draw, what, SamplingConfig { temperature, top_k, top_p, min_p: 0.0 }).cpu_only()
-        })
-        .into()
+    [
+        ("plain", 0.7, 0, 1.0, 0.0),
+        ("top-k", 1.0, 20, 1.0, 0.0),
+        ("top-p", 1.3, 0, 0.9, 0.0),
+        ("min-p", 1.1, 0, 1.0, 0.05),
+        ("greedy", 0.0, 0, 1.0, 0.0),
+    ]
+    .map(|(what, temperature, top_k, top_p, min_p)| {
+        trial(draw, what, SamplingConfig { temperature, top_k, top_p, min_p })
+    })
+    .into()
 }
 
 struct Rows {
@@ -30,9 +35,11 @@ fn trial(draw: &Draw, what: &str, config: SamplingConfig) -> Trial {
     let vocab = 100 + draw.below(900);
     let picks = draw.indices(ROWS, 1000).iter().map(|i| *i as f64 / 1000.0).collect();
     let inputs = Rows { config, vocab, logits: draw.scaled(ROWS * vocab, 2.0), picks };
-    let run = |i: &Rows, _: &Place| -> Result<Vec<Output>> {
-        let rows = i.logits.chunks(i.vocab).zip(expected(i));
-        let drawn: Vec<_> = rows.map(|(row, e)| sample(&narrow(row), &e.config, e.uniform as f32)).collect();
+    let run = |i: &Rows, place: &Place| -> Result<Vec<Output>> {
+        let mut drawn = Vec::new();
+        for (row, e) in i.logits.chunks(i.vocab).zip(expected(i)) {
+            drawn.extend(sample(&place.tensor(row, (1, i.vocab))?, &e.config, &[e.uniform as f32])?);
+        }
         Ok(vec![
             output("tokens", drawn.iter().map(|s| s.token.into()).collect()),
             output("log-probs", drawn.iter().map(|s| s.logprob.into()).collect()),
@@ -51,14 +58,14 @@ fn trial(draw: &Draw, what: &str, config: SamplingConfig) -> Trial {
 struct Expected {
     token: usize,
     logprob: f64,
-    /// With a `top_p` that no rounding can move to another token.
+    /// With a `top_p` and a `min_p` that no rounding can move to another token.
     config: SamplingConfig,
     /// A number whose inverse transform is the token, far from where rounding could make it another.
     uniform: f64,
 }
 
 fn expected(i: &Rows) -> Vec<Expected> {
-    let SamplingConfig { temperature, top_k, top_p, .. } = i.config;
+    let SamplingConfig { temperature, top_k, top_p, min_p } = i.config;
     let scale = if temperature == 0.0 { 1.0 } else { 1.0 / f64::from(temperature) };
     let row = |(logits, pick): (&[f64], &f64)| {
         let log_p = log_softmax(&logits.iter().map(|l| l * scale).collect::<Vec<_>>());
@@ -79,6 +86,15 @@ fn expected(i: &Rows) -> Vec<Expected> {
             // Half of the last token that is kept has to be needed.
             let needed = kept(&order) - 0.5 * order.last().map_or(0.0, |t| log_p[*t].exp());
             config.top_p = (needed / all) as f32;
+        }
+        if min_p > 0.0 {
+            // Between two tokens that rounding cannot confuse.
+            let share = |n: usize| (log_p[order[n]] - log_p[order[0]]).exp();
+            let cut = (1..order.len()).find(|n| share(*n) < f64::from(min_p).min(0.99 * share(n - 1)));
+            if let Some(n) = cut {
+                config.min_p = (share(n - 1) * share(n)).sqrt() as f32;
+                order.truncate(n);
+            }
         }
         order.sort_unstable();
         let total = kept(&order);

@@ -62,15 +62,16 @@ int multiply(int transposed_a, int transposed_b, int m, int n, int k, float alph
     if (m == 0 || n == 0 || k == 0) stop("cuBLAS: an empty product, which is not to reach it");
     const std::vector<float> left = rows_of(a, transposed_a, m, k), right = rows_of(b, transposed_b, k, n);
     need(c.at, extent(c, m, n), "cuBLAS", "the result");
-    std::vector<float> sums(n);
+    // In double: a device adds in tiles, and 50,000 terms one after the other in float would be worse than any of them.
+    std::vector<double> sums(n);
     for (int i = 0; i < m; i++) {
-        std::fill(sums.begin(), sums.end(), 0.f);
+        std::fill(sums.begin(), sums.end(), 0.);
         for (int l = 0; l < k; l++)
-            for (int j = 0; j < n; j++) sums[j] += left[size_t(i) * k + l] * right[size_t(l) * n + j];
+            for (int j = 0; j < n; j++) sums[j] += double(left[size_t(i) * k + l]) * right[size_t(l) * n + j];
         for (int j = 0; j < n; j++) {
             const size_t at = size_t(j) * c.stride + i;
             const float old = beta == 0.f ? 0.f : beta * read(c.at, at, c.type);
-            write((void *)c.at, at, c.type, alpha * sums[j] + old);
+            write((void *)c.at, at, c.type, alpha * float(sums[j]) + old);
         }
     }
     return 0;

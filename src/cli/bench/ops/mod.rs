@@ -105,8 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
         work.rows = work.packed();
     }
     let mut chosen = cases::all(&work)?;
-    chosen
-        .retain(|case| case.name.contains(&args.only) && (args.device == DeviceChoice::Cpu || on_cuda(case)));
+    chosen.retain(|case| case.name.contains(&args.only));
     if chosen.is_empty() {
         let why = "no op has that in its name";
         return Err(Error::config("--only", &args.only, "part of an op's name", why).into());
@@ -142,11 +141,6 @@ pub fn run(args: &Args) -> Result<()> {
         [] => Ok(()),
         _ => anyhow::bail!("{} ops could not be timed: {}", failed.len(), failed.join("; ")),
     }
-}
-
-/// Sampling and the like that still run on the host have no place in a device's table.
-fn on_cuda(case: &Case) -> bool {
-    !case.name.starts_with("sampling")
 }
 
 fn check(args: &Args) -> Result<()> {
