@@ -25,7 +25,7 @@ pub struct RopeTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     Forward,
-    /// The transpose of the rotation: the backward pass.
+    /// The transpose: the backward pass, and the inverse of a table that is not scaled.
     Inverse,
 }
 
@@ -47,6 +47,15 @@ impl RopeTable {
             }
         }
         table
+    }
+
+    /// Multiplies sines and cosines, and with them every vector that is rotated, in either direction.
+    pub fn scaled_by(mut self, factor: f64) -> Self {
+        self.there = OnceLock::new();
+        for x in self.cos.iter_mut().chain(&mut self.sin) {
+            *x = (f64::from(*x) * factor) as f32;
+        }
+        self
     }
 
     /// Number of positions the table covers.

@@ -9,6 +9,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use rlvr::model::config::ModelConfig;
 use rlvr::model::gguf::import;
+use rlvr::model::rope_scaling::RopeScaling;
 use rlvr::model::weights::load;
 use serde_json::json;
 use tempfile::TempDir;
@@ -252,7 +253,7 @@ fn the_rotary_table_of_llama_3_1_becomes_its_scaling() {
     source.store("rope_freqs.weight", Tensor::new(&table, &Device::Cpu).unwrap(), GgmlDType::F32);
     let dir = TempDir::new().unwrap();
     let config = ModelConfig::load(&source.import_into(&dir)).unwrap();
-    let scaling = config.rope_scaling.unwrap();
+    let Some(RopeScaling::Llama3(scaling)) = config.rope_scaling else { panic!("{config:?}") };
     assert_eq!((scaling.factor, scaling.original_max_position_embeddings), (8.0, 8192));
 
     table[8] = 3.0;
