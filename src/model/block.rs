@@ -1,29 +1,38 @@
 //! One decoder block, forward and backward by hand: two norms, grouped-query attention, SwiGLU, two residuals.
 //!
 //! The oracle of the backward pass is candle's autograd over plain candle operations, in
-//! `tests/suite/gradients.rs`.
+//! `tests/suite/families.rs`.
 
 use candle_core::Tensor;
 
 use super::gradients::Gradients;
+use super::projection::{Projection, Projections};
 use crate::error::Result;
 use crate::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
-use crate::ops::{linear, rms_norm, swiglu};
+use crate::ops::{rms_norm, swiglu};
 
 /// Where a block's weights stand among the model's parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockParameters {
     pub input_norm: usize,
+    pub q: Projection,
+    pub k: Projection,
+    pub v: Projection,
+    pub qk_norm: Option<QkNorm>,
+    pub o: Projection,
+    pub post_norm: usize,
+    pub gate: Projection,
+    pub up: Projection,
+    pub down: Projection,
+}
+
+/// The RMSNorms over each head's queries and keys, `[head_dim]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm {
     pub q: usize,
     pub k: usize,
-    pub v: usize,
-    pub o: usize,
-    pub post_norm: usize,
-    pub gate: usize,
-    pub up: usize,
-    pub down: usize,
 }
 
 /// What every block of one pass shares.
@@ -41,8 +50,10 @@ pub struct Pass<'a> {
 pub struct Activations {
     /// Block input `[T, H]`
     pub x: Tensor,
+    /// Rotated queries; in a block with [`QkNorm`] the queries before norm and rotation, which are computed again.
+    /// `[T, query width]`
     pub q: Tensor,
-    /// Rotated keys `[T, key/value width]`
+    /// Keys, as `q`. `[T, key/value width]`
     pub k: Tensor,
     pub v: Tensor,
     pub attended: Tensor,
@@ -72,11 +83,30 @@ pub struct Block<'a> {
     pub at: BlockParameters,
 }
 
-/// Queries, rotated keys, and values of one attention layer.
+/// Rotated queries and keys, and values, of one attention layer.
 pub struct Projected {
     pub q: Tensor,
     pub k: Tensor,
     pub v: Tensor,
+    /// Queries and keys before their norm, in a block that has it.
+    raw: Option<[Tensor; 2]>,
+}
+
+impl Projected {
+    /// `q`, `k` and `v` of [`Activations`].
+    pub fn into_kept(self) -> [Tensor; 3] {
+        let [q, k] = self.raw.unwrap_or([self.q, self.k]);
+        [q, k, self.v]
+    }
+}
+
+/// What a block's forward pass gives.
+pub struct Passed {
+    /// `[T, H]`
+    pub y: Tensor,
+    /// Rotated keys `[T, key/value width]`
+    pub k: Tensor,
+    pub activations: Activations,
 }
 
 impl Block<'_> {
@@ -84,68 +114,131 @@ impl Block<'_> {
         &self.weights[index]
     }
 
+    fn projections(&self) -> Projections<'_> {
+        Projections { weights: self.weights }
+    }
+
     /// Norm, projections and rotation; shared by the packed pass and the decode step.
     pub fn project(&self, x: &Tensor, positions: &Indices, rope: &RopeTable, eps: f32) -> Result<Projected> {
         let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
         let at = self.at;
-        let [q, k, v] = linear::forward_all(&normed, [self.w(at.q), self.w(at.k), self.w(at.v)])?;
+        let [q, k, v] = self.projections().forward_all(&normed, [at.q, at.k, at.v])?;
+        let raw = at.qk_norm.map(|_| [q.clone(), k.clone()]);
+        let [q, k] = self.rotated([q, k], positions, rope, eps)?;
+        Ok(Projected { q, k, v, raw })
+    }
+
+    /// Queries and keys as attention reads them, from those that were projected: in place where there is no norm.
+    fn rotated(
+        &self,
+        [q, k]: [Tensor; 2],
+        positions: &Indices,
+        rope: &RopeTable,
+        eps: f32,
+    ) -> Result<[Tensor; 2]> {
+        let [q, k] = match self.at.qk_norm {
+            None => [q, k],
+            Some(norm) => [self.norm_heads(&q, norm.q, eps)?, self.norm_heads(&k, norm.k, eps)?],
+        };
         rope.rotate(&q, positions, Direction::Forward)?;
         rope.rotate(&k, positions, Direction::Forward)?;
-        Ok(Projected { q, k, v })
+        Ok([q, k])
+    }
+
+    /// The RMSNorm of each head of `x_nd: [N, heads * head_dim]`.
+    fn norm_heads(&self, x_nd: &Tensor, weight: usize, eps: f32) -> Result<Tensor> {
+        let w = self.w(weight);
+        Ok(rms_norm::forward(&by_head(x_nd, w)?, w, eps)?.reshape(x_nd.shape())?)
+    }
+
+    /// The gradient by `x_nd` of [`Self::norm_heads`]; that of the weight is added to `gradients`.
+    fn norm_heads_backward(
+        &self,
+        x_nd: &Tensor,
+        weight: usize,
+        eps: f32,
+        dy_nd: &Tensor,
+        gradients: &Gradients,
+    ) -> Result<Tensor> {
+        let w = self.w(weight);
+        let dx = x_nd.zeros_like()?;
+        let norm = rms_norm::Input { x_nh: &by_head(x_nd, w)?, w_h: w, eps };
+        rms_norm::backward(norm, &by_head(dy_nd, w)?, &by_head(&dx, w)?, gradients.at(weight)?)?;
+        Ok(dx)
     }
 
     /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, gate and up.
     pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, [Tensor; 3])> {
-        let x_mid = linear::forward_add(x, attended, self.w(self.at.o))?;
+        let x_mid = self.projections().forward_add(x, attended, self.at.o)?;
         let normed = rms_norm::forward(&x_mid, self.w(self.at.post_norm), eps)?;
-        let [gate, up] = linear::forward_all(&normed, [self.w(self.at.gate), self.w(self.at.up)])?;
-        let y = linear::forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.w(self.at.down))?;
+        let [gate, up] = self.projections().forward_all(&normed, [self.at.gate, self.at.up])?;
+        let y = self.projections().forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.at.down)?;
         Ok((y, [x_mid, gate, up]))
     }
 
-    /// `x: [T, H]` -> `[T, H]` and the activations.
-    pub fn forward(&self, pass: Pass, x: Tensor) -> Result<(Tensor, Activations)> {
-        let Projected { q, k, v } = self.project(&x, pass.positions, pass.rope, pass.eps)?;
-        let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &q, k: &k, v: &v };
-        let (attended, lse) = attention::forward(inputs)?;
+    /// `x: [T, H]`
+    pub fn forward(&self, pass: Pass, x: Tensor) -> Result<Passed> {
+        let projected = self.project(&x, pass.positions, pass.rope, pass.eps)?;
+        let Projected { q, k, v, .. } = &projected;
+        let (attended, lse) = attention::forward(Inputs { layout: pass.layout, heads: pass.heads, q, k, v })?;
+        let rotated_k = k.clone();
+        let [q, k, v] = projected.into_kept();
         let (y, [x_mid, gate, up]) = self.finish(&x, &attended, pass.eps)?;
-        Ok((y, Activations { x, q, k, v, attended, lse, x_mid, gate, up }))
+        let activations = Activations { x, q, k, v, attended, lse, x_mid, gate, up };
+        Ok(Passed { y, k: rotated_k, activations })
     }
 
     /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
     pub fn backward(&self, pass: Pass, a: Activations, dy: Tensor, gradients: &Gradients) -> Result<Tensor> {
         let eps = pass.eps;
-        let at = self.at;
+        let (at, layers) = (self.at, self.projections());
         // MLP half: y = x_mid + down(swiglu(gate(n2), up(n2))).
-        let dact = linear::backward_input(&[(&dy, self.w(at.down))])?;
+        let dact = layers.backward_input([(&dy, at.down)])?;
         let mlp = swiglu::backward(&a.gate, &a.up, &dact)?;
         drop((dact, a.gate, a.up));
-        gradients.add_product(at.down, &dy, &mlp.act_nf)?;
+        layers.add_gradients(at.down, &dy, &mlp.act_nf, gradients)?;
         let n2 = rms_norm::forward(&a.x_mid, self.w(at.post_norm), eps)?;
-        gradients.add_product(at.gate, &mlp.dgate_nf, &n2)?;
-        gradients.add_product(at.up, &mlp.dup_nf, &n2)?;
+        layers.add_gradients(at.gate, &mlp.dgate_nf, &n2, gradients)?;
+        layers.add_gradients(at.up, &mlp.dup_nf, &n2, gradients)?;
         drop(n2);
-        let dn2 = linear::backward_input(&[(&mlp.dgate_nf, self.w(at.gate)), (&mlp.dup_nf, self.w(at.up))])?;
+        let dn2 = layers.backward_input([(&mlp.dgate_nf, at.gate), (&mlp.dup_nf, at.up)])?;
         drop(mlp);
         let norm = rms_norm::Input { x_nh: &a.x_mid, w_h: self.w(at.post_norm), eps };
         rms_norm::backward(norm, &dn2, &dy, gradients.at(at.post_norm)?)?;
         drop(dn2);
         // Attention half: x_mid = x + o(attention(rope(q(n1)), rope(k(n1)), v(n1))). dy now is dx_mid.
-        let dout = linear::backward_input(&[(&dy, self.w(at.o))])?;
-        gradients.add_product(at.o, &dy, &a.attended)?;
-        let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &a.q, k: &a.k, v: &a.v };
-        let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
-        let d = attention::backward(inputs, upstream)?;
-        pass.rope.rotate(&d.dq, pass.positions, Direction::Inverse)?;
-        pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
+        let dout = layers.backward_input([(&dy, at.o)])?;
+        layers.add_gradients(at.o, &dy, &a.attended, gradients)?;
+        let d = {
+            let [q, k] = match at.qk_norm {
+                None => [a.q.clone(), a.k.clone()],
+                Some(_) => self.rotated([a.q.clone(), a.k.clone()], pass.positions, pass.rope, eps)?,
+            };
+            let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &q, k: &k, v: &a.v };
+            let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
+            let mut d = attention::backward(inputs, upstream)?;
+            pass.rope.rotate(&d.dq, pass.positions, Direction::Inverse)?;
+            pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
+            if let Some(norm) = at.qk_norm {
+                d.dq = self.norm_heads_backward(&a.q, norm.q, eps, &d.dq, gradients)?;
+                d.dk = self.norm_heads_backward(&a.k, norm.k, eps, &d.dk, gradients)?;
+            }
+            d
+        };
         let n1 = rms_norm::forward(&a.x, self.w(at.input_norm), eps)?;
-        for (weight, gradient) in [(at.q, &d.dq), (at.k, &d.dk), (at.v, &d.dv)] {
-            gradients.add_product(weight, gradient, &n1)?;
+        let upstream = [(&d.dq, at.q), (&d.dk, at.k), (&d.dv, at.v)];
+        for (dy, projection) in upstream {
+            layers.add_gradients(projection, dy, &n1, gradients)?;
         }
-        let dn1 =
-            linear::backward_input(&[(&d.dq, self.w(at.q)), (&d.dk, self.w(at.k)), (&d.dv, self.w(at.v))])?;
+        let dn1 = layers.backward_input(upstream)?;
         let norm = rms_norm::Input { x_nh: &a.x, w_h: self.w(at.input_norm), eps };
         rms_norm::backward(norm, &dn1, &dy, gradients.at(at.input_norm)?)?;
         Ok(dy)
     }
+}
+
+/// `[N, heads * head_dim]` -> `[N * heads, head_dim]`, the same memory. `w_h: [head_dim]`
+fn by_head(x_nd: &Tensor, w_h: &Tensor) -> Result<Tensor> {
+    let dim = w_h.elem_count();
+    Ok(x_nd.reshape((x_nd.elem_count() / dim.max(1), dim))?)
 }
