@@ -100,7 +100,8 @@ impl InplaceOp1 for Rotate<'_> {
             candle_core::bail!("rope: {n} rows of {width} for {} positions", self.positions.len());
         }
         let sign = if self.direction == Direction::Forward { 1f32 } else { -1f32 };
-        let rows = slice_mut(x, layout)?.par_chunks_mut(width).zip(self.positions).with_min_len(16);
+        let mut x = slice_mut(x, layout)?;
+        let rows = x.par_chunks_mut(width).zip(self.positions).with_min_len(16);
         rows.for_each(|(row, &position)| {
             let start = position as usize * half;
             let (cos, sin) = (&self.table.cos[start..start + half], &self.table.sin[start..start + half]);
