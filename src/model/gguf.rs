@@ -134,7 +134,7 @@ fn config(file: &Gguf, family: Family, ids: &SpecialIds) -> Result<ModelConfig> 
     let epsilon = key("attention.layer_norm_rms_epsilon");
     let mut config = ModelConfig {
         family,
-        attention_bias: file.shape("blk.0.attn_q.bias").is_some(),
+        attention_bias: family == Family::Qwen2 || file.shape("blk.0.attn_q.bias").is_some(),
         hidden_size,
         intermediate_size: file.required_size(&key("feed_forward_length"))?,
         num_hidden_layers: file.required_size(&key("block_count"))?,

@@ -9,21 +9,8 @@ use crate::error::{Error, Result};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    if cuda::on(x_nh) {
-        return cuda::linear::forward(x_nh, w_oh);
-    }
-    forward_as(x_nh, w_oh, x_nh.dtype())
-}
-
-fn forward_as(x_nh: &Tensor, w_oh: &Tensor, dtype: DType) -> Result<Tensor> {
-    let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
-    let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
-    if n <= few_rows::MAX_ROWS {
-        let [y] = few_rows::products(&x, [n, h], [&w]);
-        return tensor_as(y, (n, o), dtype);
-    }
-    let y = product(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), Threads::Pool);
-    tensor_as(y, (n, o), dtype)
+    let [y] = forward_all(x_nh, [w_oh])?;
+    Ok(y)
 }
 
 /// [`forward`] for layers that read the same input.
@@ -31,20 +18,22 @@ pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<
     if cuda::on(x_nh) {
         return cuda::linear::forward_all(x_nh, w_oh);
     }
+    forward_all_as(x_nh, w_oh, x_nh.dtype())
+}
+
+fn forward_all_as<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N], dtype: DType) -> Result<[Tensor; N]> {
     let (n, h) = x_nh.dims2()?;
-    let mut all = Vec::with_capacity(N);
-    if n <= few_rows::MAX_ROWS {
-        let x = View::new(x_nh)?;
-        let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
-        let y = few_rows::products::<N>(&x, [n, h], std::array::from_fn(|i| &*views[i]));
-        for (y, w) in y.into_iter().zip(w_oh) {
-            all.push(tensor_as(y, (n, w.dim(0)?), x_nh.dtype())?);
-        }
+    let x = View::new(x_nh)?;
+    let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
+    let w: [&[f32]; N] = std::array::from_fn(|i| &*views[i]);
+    let all = if n <= few_rows::MAX_ROWS {
+        few_rows::products(&x, [n, h], w)
     } else {
-        for w in w_oh {
-            all.push(forward(x_nh, w)?);
-        }
-    }
+        let x = Mat::row_major(&x, n, h);
+        w.map(|w| product(x, Mat::row_major(w, w.len() / h, h).t(), Threads::Pool))
+    };
+    let all = all.into_iter().zip(w_oh).map(|(y, w)| tensor_as(y, (n, w.dim(0)?), dtype));
+    let all = all.collect::<Result<Vec<_>>>()?;
     all.try_into().map_err(|_| Error::Compute("forward_all: one result a weight".into()))
 }
 
@@ -141,5 +130,6 @@ pub fn logits(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     if cuda::on(x_nh) {
         return cuda::linear::forward_as(x_nh, w_oh, DType::F32);
     }
-    forward_as(x_nh, w_oh, DType::F32)
+    let [y] = forward_all_as(x_nh, [w_oh], DType::F32)?;
+    Ok(y)
 }
