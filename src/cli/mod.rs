@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input.
 
+mod ablate;
 pub mod bench;
 pub mod data;
 mod data_synth;
@@ -25,6 +26,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Ablate(ablate::Args),
     Eval(eval::Args),
     Data(data::Args),
     Import(import::Args),
@@ -36,6 +38,7 @@ pub fn main() -> ExitCode {
     // clap exits with 2 on a bad command line by itself.
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
+        Command::Ablate(args) => ablate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),

@@ -31,12 +31,14 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.resume {
-        return resume(path);
+        let run = RunDirectory::open_for_resume(path)?;
+        let config = Config::load(&run.config().to_string_lossy(), &[])?;
+        super::use_threads(config.threads)?;
+        return resume(&config, &run);
     }
     let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
-    let text = config.to_toml()?;
     if args.dry_run {
-        print!("{text}");
+        print!("{}", config.to_toml()?);
         return Ok(());
     }
     super::use_threads(config.threads)?;
@@ -47,10 +49,15 @@ pub fn run(args: &Args) -> Result<()> {
             RunDirectory::create_numbered(&config.run.root, &stem.to_string_lossy())?
         }
     };
-    run.write_config(&text)?;
-    let mut sinks = sinks(&run);
+    start(&config, &run)
+}
+
+/// Trains a new run to its end.
+pub(super) fn start(config: &Config, run: &RunDirectory) -> Result<()> {
+    run.write_config(&config.to_toml()?)?;
+    let mut sinks = sinks(run);
     sinks.add(JsonlSink::create(run.metrics())?);
-    let session = Session::start(&config, &run, sinks).inspect_err(|_| {
+    let session = Session::start(config, run, sinks).inspect_err(|_| {
         // The folder was empty and nothing was trained: the name is free again for the next try.
         let _ = std::fs::remove_dir_all(run.path());
     })?;
@@ -65,19 +72,17 @@ fn sinks(run: &RunDirectory) -> Sinks {
     sinks
 }
 
-fn resume(path: &Path) -> Result<()> {
-    let run = RunDirectory::open_for_resume(path)?;
-    let config = Config::load(&run.config().to_string_lossy(), &[])?;
-    super::use_threads(config.threads)?;
-    let Some(latest) = Checkpoint::latest(path)? else {
+/// Trains the rest of a run after its last checkpoint.
+pub(super) fn resume(config: &Config, run: &RunDirectory) -> Result<()> {
+    let Some(latest) = Checkpoint::latest(run.path())? else {
         let fix = "Start it again with the config in config.resolved.toml and another run.name";
-        return Err(Error::input(path.display(), "has no checkpoint yet", fix).into());
+        return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
     };
-    let mut sinks = sinks(&run);
+    let mut sinks = sinks(run);
     for damaged in &latest.damaged {
         sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
     }
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
-    Session::resume(&config, &run, sinks, &latest.checkpoint.path)?.run()?;
+    Session::resume(config, run, sinks, &latest.checkpoint.path)?.run()?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
+mod ablate;
 mod adamw;
 mod bad_input;
 mod configs;
