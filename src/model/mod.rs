@@ -10,5 +10,6 @@ mod gguf_tokenizer;
 pub mod gradients;
 pub mod kv_cache;
 pub mod projection;
+pub mod rope_scaling;
 pub mod tape;
 pub mod weights;
