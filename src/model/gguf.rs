@@ -13,7 +13,7 @@ use crate::model::gguf_tokenizer::{SpecialIds, TokenizerFiles, tokenizer_files};
 use crate::model::weights::{SaveOptions, save_with, write_json};
 
 /// llama.cpp's table of rotary divisors, how llama3 scaling is stored in GGUF. f32 `[head_dim / 2]`
-const ROPE_TABLE: &str = "rope_freqs.weight";
+pub const ROPE_TABLE: &str = "rope_freqs.weight";
 const AGAIN: &str = "Convert the model again";
 const OTHER_MODEL: &str = "Import a Llama model without it";
 

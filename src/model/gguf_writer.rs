@@ -82,10 +82,10 @@ pub fn write(
                 return Err(Error::Compute(problem.into()));
             }
             let values = planned.values();
-            let flat = tensor.flatten_all().map_err(compute)?;
+            let flat = tensor.flatten_all()?;
             for start in (0..values).step_by(SLAB_VALUES) {
-                let slab = flat.narrow(0, start, SLAB_VALUES.min(values - start)).map_err(compute)?;
-                for bytes in stored(&slab, planned.dtype).map_err(compute)? {
+                let slab = flat.narrow(0, start, SLAB_VALUES.min(values - start))?;
+                for bytes in stored(&slab, planned.dtype)? {
                     put(&bytes)?;
                 }
             }
@@ -99,16 +99,15 @@ pub fn write(
 
 /// Values in their stored form, in pieces that were made in parallel. Blocks do not reach over a piece's end: pieces
 /// and slabs are whole multiples of every block size.
-fn stored(flat: &Tensor, dtype: GgmlDType) -> candle_core::Result<Vec<Vec<u8>>> {
+fn stored(slab: &Tensor, dtype: GgmlDType) -> candle_core::Result<Vec<Vec<u8>>> {
     const PIECE: usize = 1 << 16;
-    let flat = flat.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
-    let values = flat.elem_count();
-    let pieces = (0..values).step_by(PIECE).collect::<Vec<_>>();
-    let one = |start: usize| {
-        let piece = flat.narrow(0, start, PIECE.min(values - start))?;
+    let values = slab.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    // Tensors of their own: candle quantises the whole storage behind a view.
+    let one = |piece: &[f32]| {
+        let piece = Tensor::from_slice(piece, piece.len(), &Device::Cpu)?;
         Ok(QTensor::quantize(&piece, dtype)?.data()?.into_owned())
     };
-    pieces.into_par_iter().map(one).collect()
+    values.par_chunks(PIECE).map(one).collect()
 }
 
 fn kind_of(value: &Value) -> u32 {
@@ -155,8 +154,4 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
 fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text.as_bytes());
-}
-
-fn compute(error: candle_core::Error) -> Error {
-    Error::Compute(Box::new(error))
 }
