@@ -10,5 +10,6 @@ pub mod gguf_tokenizer;
 pub mod gguf_writer;
 pub mod gradients;
 pub mod kv_cache;
+pub mod projection;
 pub mod tape;
 pub mod weights;
