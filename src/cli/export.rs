@@ -105,8 +105,9 @@ pub fn run(args: &Args) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
     } else {
         println!(
-            "read      {} (llama, {:.1} M parameters, {})",
+            "read      {} ({}, {:.1} M parameters, {})",
             args.model.display(),
+            config.family.model_type(),
             config.parameter_count() as f64 / 1e6,
             stored.as_str()
         );

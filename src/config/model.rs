@@ -22,7 +22,8 @@ pub struct ModelConfig {
     pub chat_template: Option<PathBuf>,
     /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
     pub max_positions: usize,
-    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, which has no other.
+    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, where
+    /// bf16 is slower.
     pub dtype: DtypeKind,
 }
 

@@ -22,7 +22,7 @@ use crate::model::gguf_writer::{self, PlannedTensor};
 pub fn write(path: &Path, source: &Source, quantisation: Quantisation) -> Result<Written> {
     let config = &source.decoder.config;
     let tokenizer = tokenizer_metadata(source.companions, config)?;
-    let mut entries = metadata(config, source.name, quantisation);
+    let mut entries = metadata(config, source.name, quantisation)?;
     entries.extend(tokenizer.entries);
 
     let weights: HashMap<&str, &Tensor> = source.decoder.parameters().collect();

@@ -7,15 +7,16 @@ use candle_core::{DType, Tensor};
 use serde_json::{Map, json};
 
 use crate::error::{Error, Result};
-use crate::model::config::{Llama3Scaling, ModelConfig};
+use crate::model::config::{Family, ModelConfig};
 use crate::model::gguf_header::Gguf;
 use crate::model::gguf_tokenizer::{SpecialIds, TokenizerFiles, tokenizer_files};
+use crate::model::rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
 use crate::model::weights::{SaveOptions, save_with, write_json};
 
 /// llama.cpp's table of rotary divisors, how llama3 scaling is stored in GGUF. f32 `[head_dim / 2]`
 pub const ROPE_TABLE: &str = "rope_freqs.weight";
 const AGAIN: &str = "Convert the model again";
-const OTHER_MODEL: &str = "Import a Llama model without it";
+const OTHER_MODEL: &str = "Import a model without it";
 
 /// What [`import`] did.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,19 +74,9 @@ impl GgufModel {
     /// The file is damaged, or holds what rlvr does not compute; the metadata key or tensor is named.
     pub fn open(gguf: &Path) -> Result<Self> {
         let file = Gguf::open(gguf)?;
-        match file.text("general.architecture")? {
-            Some("llama") => {}
-            other => {
-                let problem = format!("\"{}\" is not supported", other.unwrap_or("none"));
-                return Err(file.wrong(
-                    "general.architecture",
-                    problem,
-                    "Import a model of the \"llama\" architecture",
-                ));
-            }
-        }
-        let tokenizer = tokenizer_files(&file)?;
-        let config = config(&file, &tokenizer.ids)?;
+        let family = family(&file)?;
+        let tokenizer = tokenizer_files(&file, family.model_type())?;
+        let config = config(&file, family, &tokenizer.ids)?;
         if tokenizer.vocab > config.vocab_size {
             let problem = format!("{} rows for {} tokens", config.vocab_size, tokenizer.vocab);
             return Err(file.wrong("token_embd.weight", problem, AGAIN));
@@ -106,9 +97,12 @@ impl GgufModel {
 
 /// Heads of a parameter whose rows GGUF keeps in another order; `None` for all others.
 fn rotated_heads(config: &ModelConfig, name: &str) -> Option<usize> {
+    if config.family != Family::Llama {
+        return None;
+    }
     match name.rsplit_once(".self_attn.")?.1 {
-        "q_proj.weight" => Some(config.num_attention_heads),
-        "k_proj.weight" => Some(config.num_key_value_heads),
+        "q_proj.weight" | "q_proj.bias" => Some(config.num_attention_heads),
+        "k_proj.weight" | "k_proj.bias" => Some(config.num_key_value_heads),
         _ => None,
     }
 }
@@ -135,64 +129,106 @@ fn refuse_filled(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn config(file: &Gguf, ids: &SpecialIds) -> Result<ModelConfig> {
-    let hidden_size = file.required_size("llama.embedding_length")?;
-    let heads = file.required_size("llama.attention.head_count")?;
-    let head_dim = match file.size("llama.attention.key_length")? {
+fn family(file: &Gguf) -> Result<Family> {
+    const KEY: &str = "general.architecture";
+    let found = file.text(KEY)?.unwrap_or("none");
+    Family::ALL.into_iter().find(|family| family.model_type() == found).ok_or_else(|| {
+        let known = Family::ALL.map(Family::model_type).join(", ");
+        file.wrong(KEY, format!("\"{found}\" is not supported"), &format!("Import one of {known}"))
+    })
+}
+
+fn config(file: &Gguf, family: Family, ids: &SpecialIds) -> Result<ModelConfig> {
+    let key = |name: &str| format!("{}.{name}", family.model_type());
+    let hidden_size = file.required_size(&key("embedding_length"))?;
+    let heads = file.required_size(&key("attention.head_count"))?;
+    let head_dim = match file.size(&key("attention.key_length"))? {
         Some(size) => size,
         None if heads > 0 && hidden_size % heads == 0 => hidden_size / heads,
         None => {
-            let problem = format!("{heads} does not divide llama.embedding_length = {hidden_size}");
-            return Err(file.wrong("llama.attention.head_count", problem, AGAIN));
+            let problem = format!("{heads} does not divide embedding_length = {hidden_size}");
+            return Err(file.wrong(&key("attention.head_count"), problem, AGAIN));
         }
     };
     let fixed = [
-        ("llama.attention.value_length", head_dim),
-        ("llama.rope.dimension_count", head_dim),
-        ("llama.expert_count", 0),
+        ("attention.value_length", head_dim),
+        ("rope.dimension_count", head_dim),
+        ("expert_count", 0),
+        ("attention.sliding_window", 0),
     ];
-    for (key, wanted) in fixed {
-        if let Some(found) = file.size(key)?.filter(|&found| found != wanted) {
-            return Err(file.wrong(key, format!("{found} is not supported, only {wanted}"), OTHER_MODEL));
+    for (name, wanted) in fixed {
+        if let Some(found) = file.size(&key(name))?.filter(|&found| found != wanted) {
+            let problem = format!("{found} is not supported, only {wanted}");
+            return Err(file.wrong(&key(name), problem, OTHER_MODEL));
         }
-    }
-    if let Some(kind) = file.text("llama.rope.scaling.type")?.filter(|&kind| kind != "none") {
-        return Err(file.wrong(
-            "llama.rope.scaling.type",
-            format!("\"{kind}\" is not supported"),
-            OTHER_MODEL,
-        ));
     }
     let Some(&[vocab_size, _]) = file.shape("token_embd.weight") else {
         return Err(file.wrong("token_embd.weight", "missing, or not a matrix", AGAIN));
     };
-    let epsilon = "llama.attention.layer_norm_rms_epsilon";
+    let epsilon = key("attention.layer_norm_rms_epsilon");
     let mut config = ModelConfig {
+        family,
+        attention_bias: family == Family::Qwen2 || file.shape("blk.0.attn_q.bias").is_some(),
         hidden_size,
-        intermediate_size: file.required_size("llama.feed_forward_length")?,
-        num_hidden_layers: file.required_size("llama.block_count")?,
+        intermediate_size: file.required_size(&key("feed_forward_length"))?,
+        num_hidden_layers: file.required_size(&key("block_count"))?,
         num_attention_heads: heads,
-        num_key_value_heads: file.size("llama.attention.head_count_kv")?.unwrap_or(heads),
+        num_key_value_heads: file.size(&key("attention.head_count_kv"))?.unwrap_or(heads),
         head_dim,
         vocab_size,
-        rms_norm_eps: file.number(epsilon)?.ok_or_else(|| file.wrong(epsilon, "missing", AGAIN))?,
-        rope_theta: file.number("llama.rope.freq_base")?.unwrap_or(10_000.0),
+        rms_norm_eps: file.number(&epsilon)?.ok_or_else(|| file.wrong(&epsilon, "missing", AGAIN))?,
+        rope_theta: file.number(&key("rope.freq_base"))?.unwrap_or(10_000.0),
         rope_scaling: None,
         tie_word_embeddings: file.shape("output.weight").is_none(),
-        max_position_embeddings: file.required_size("llama.context_length")?,
+        max_position_embeddings: file.required_size(&key("context_length"))?,
         bos_token_id: ids.bos,
         eos_token_id: ids.eos.clone(),
         pad_token_id: ids.pad,
     };
     config.validate(&file.place())?;
-    config.rope_scaling = rope_scaling(file, &config)?;
+    config.rope_scaling = match stated_scaling(file, &config)? {
+        Some(stated) => Some(stated),
+        None => llama3_scaling(file, &config)?.map(RopeScaling::Llama3),
+    };
     Ok(config)
+}
+
+/// The rotary scaling that the metadata name.
+fn stated_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<RopeScaling>> {
+    let key = |name: &str| format!("{}.rope.scaling.{name}", config.family.model_type());
+    let positive = |name: &str| -> Result<Option<f64>> {
+        let number = file.number(&key(name))?;
+        match number {
+            Some(x) if !(x > 0.0 && x.is_finite()) => Err(file.wrong(&key(name), "not above 0", AGAIN)),
+            number => Ok(number),
+        }
+    };
+    let factor = || positive("factor")?.ok_or_else(|| file.wrong(&key("factor"), "missing", AGAIN));
+    match file.text(&key("type"))? {
+        None | Some("none") => Ok(None),
+        Some("linear") => Ok(Some(RopeScaling::Linear { factor: factor()? })),
+        Some("yarn") if config.rope_theta > 1.0 => Ok(Some(RopeScaling::Yarn(YarnScaling {
+            factor: factor()?,
+            original_max_position_embeddings: file.required_size(&key("original_context_length"))?.max(1),
+            beta_fast: positive("yarn_beta_fast")?,
+            beta_slow: positive("yarn_beta_slow")?,
+            truncate: None,
+            attention_factor: None,
+            mscale: None,
+            mscale_all_dim: None,
+            attn_factor: positive("attn_factor")?,
+        }))),
+        Some(kind) => {
+            let problem = format!("\"{kind}\" is not supported");
+            Err(file.wrong(&key("type"), problem, OTHER_MODEL))
+        }
+    }
 }
 
 /// The llama3 scaling behind [`ROPE_TABLE`]. GGUF keeps the table alone. The factor is its largest entry; with the
 /// `low_freq_factor` 1 and `high_freq_factor` 4 of every published Llama, the other entries give the context length
 /// before the scaling. A table that this does not reproduce is refused, not approximated.
-fn rope_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scaling>> {
+fn llama3_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scaling>> {
     match file.shape(ROPE_TABLE) {
         None => return Ok(None),
         Some(&[entries]) if entries == config.head_dim / 2 => {}
@@ -271,7 +307,7 @@ fn check_tensors(file: &Gguf, config: &ModelConfig) -> Result<BTreeMap<String, u
     }
     match file.tensor_names().find(|name| !wanted.contains(*name)) {
         Some(extra) => {
-            Err(file.wrong(extra, "not a tensor of the Llama architecture rlvr knows", OTHER_MODEL))
+            Err(file.wrong(extra, "not a tensor of the architecture as rlvr knows it", OTHER_MODEL))
         }
         None => Ok(stored_as),
     }
@@ -288,33 +324,36 @@ pub fn gguf_name(name: &str) -> String {
         }
         .into();
     };
+    let (part, kind) = part.rsplit_once('.').unwrap_or((part, ""));
     let part = match part {
-        "input_layernorm.weight" => "attn_norm",
-        "self_attn.q_proj.weight" => "attn_q",
-        "self_attn.k_proj.weight" => "attn_k",
-        "self_attn.v_proj.weight" => "attn_v",
-        "self_attn.o_proj.weight" => "attn_output",
-        "post_attention_layernorm.weight" => "ffn_norm",
-        "mlp.gate_proj.weight" => "ffn_gate",
-        "mlp.up_proj.weight" => "ffn_up",
+        "input_layernorm" => "attn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.q_norm" => "attn_q_norm",
+        "self_attn.k_norm" => "attn_k_norm",
+        "self_attn.o_proj" => "attn_output",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
         _ => "ffn_down",
     };
-    format!("blk.{layer}.{part}.weight")
+    format!("blk.{layer}.{part}.{kind}")
 }
 
 /// Undoes GGUF's row order of `attn_q` and `attn_k`: within each head it stores the two channels of a rotated
 /// pair side by side (0, d/2, 1, d/2 + 1, ...), where Hugging Face keeps the halves apart (0, 1, ..., d - 1).
 fn rotate_half_rows(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let (rows, columns) = tensor.dims2()?;
-    let pairs = rows / heads / 2;
-    tensor.reshape((heads, pairs, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+    let pairs = tensor.dim(0)? / heads / 2;
+    let columns = tensor.elem_count() / tensor.dim(0)?;
+    tensor.reshape((heads, pairs, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())
 }
 
 /// [`rotate_half_rows`] undone.
 fn interleaved_rows(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-    let (rows, columns) = tensor.dims2()?;
-    let pairs = rows / heads / 2;
-    tensor.reshape((heads, 2, pairs, columns))?.transpose(1, 2)?.contiguous()?.reshape((rows, columns))
+    let pairs = tensor.dim(0)? / heads / 2;
+    let columns = tensor.elem_count() / tensor.dim(0)?;
+    tensor.reshape((heads, 2, pairs, columns))?.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())
 }
 
 fn generation_config(ids: &SpecialIds) -> Map<String, serde_json::Value> {

@@ -45,8 +45,14 @@ pub struct TokenizerFiles {
     pub notes: Vec<String>,
 }
 
+/// How text is cut before byte-pair merging, from Qwen2's published tokenizer.
+const QWEN2_SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
 /// Builds the files and checks that the `tokenizers` library reads them with every id where GGUF has it.
-pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
+pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles> {
     const AGAIN: &str = "Convert the model again";
     let mut notes = Vec::new();
     match gguf.text("tokenizer.ggml.model")? {
@@ -107,7 +113,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": null,
+        "normalizer": (split == Split::Qwen2).then(|| json!({"type": "NFC"})),
         "pre_tokenizer": split.pre_tokenizer(),
         "post_processor": bos.map(|(id, token)| post_processor(id, token)),
         "decoder": byte_level(),
@@ -127,7 +133,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
     check_ids(gguf, &tokenizer, &tokens)?;
 
     let special = special_tokens(&ids, &tokens);
-    let context = gguf.size("llama.context_length")?;
+    let context = gguf.size(&format!("{architecture}.context_length"))?;
     let mut tokenizer_config = Map::new();
     tokenizer_config.insert("add_prefix_space".into(), false.into());
     tokenizer_config.insert("added_tokens_decoder".into(), added_tokens_decoder(&added));
@@ -187,16 +193,18 @@ enum Split {
     Gpt2,
     SmolLm,
     Llama3,
+    Qwen2,
 }
 
 impl Split {
-    const ALL: [Self; 3] = [Self::Gpt2, Self::SmolLm, Self::Llama3];
+    const ALL: [Self; 4] = [Self::Gpt2, Self::SmolLm, Self::Llama3, Self::Qwen2];
 
     fn name(self) -> &'static str {
         match self {
             Self::Gpt2 => "gpt-2",
             Self::SmolLm => "smollm",
             Self::Llama3 => "llama-bpe",
+            Self::Qwen2 => "qwen2",
         }
     }
 
@@ -210,6 +218,8 @@ impl Split {
             Some("gpt-2") => Ok(Self::Gpt2),
             Some("smollm") => Ok(Self::SmolLm),
             Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
+            // The distillations on Qwen keep Qwen's tokenizer.
+            Some("qwen2" | "deepseek-r1-qwen") => Ok(Self::Qwen2),
             None => {
                 notes.push(format!(
                     "{PRE} is missing: text is cut as GPT-2 does; hold token ids against the original."
@@ -218,7 +228,7 @@ impl Split {
             }
             Some(other) => {
                 let problem = format!("\"{other}\" is not supported");
-                let fix = "Import a model with \"gpt-2\", \"smollm\" or \"llama-bpe\", or use its Hugging Face files";
+                let fix = "Import a model with \"gpt-2\", \"smollm\", \"llama-bpe\" or \"qwen2\", or use its Hugging Face files";
                 Err(gguf.wrong(PRE, problem, fix))
             }
         }
@@ -228,9 +238,10 @@ impl Split {
         let steps = match self {
             Self::Gpt2 => return byte_level(),
             Self::SmolLm => [json!({"type": "Digits", "individual_digits": true}), byte_level()],
-            Self::Llama3 => {
+            Self::Llama3 | Self::Qwen2 => {
+                let pattern = if self == Self::Llama3 { LLAMA3_SPLIT } else { QWEN2_SPLIT };
                 let split = json!({
-                    "type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": false,
+                    "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,
                 });
                 let mut bytes = byte_level();
                 bytes["use_regex"] = false.into();

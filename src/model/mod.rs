@@ -11,5 +11,6 @@ pub mod gguf_writer;
 pub mod gradients;
 pub mod kv_cache;
 pub mod projection;
+pub mod rope_scaling;
 pub mod tape;
 pub mod weights;
