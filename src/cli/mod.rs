@@ -6,6 +6,7 @@ pub mod data;
 mod data_synth;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod import;
 mod machine;
 pub mod train;
@@ -30,6 +31,7 @@ enum Command {
     Eval(eval::Args),
     Data(data::Args),
     Import(import::Args),
+    Export(export::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

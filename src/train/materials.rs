@@ -1,6 +1,6 @@
 //! What a run is made of before its first step: task, tokens, rows, weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::place::{self, Opened};
 use crate::config::stages::Balance;
@@ -9,9 +9,9 @@ use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
+use crate::export::companions::Companions;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
-use crate::model::weights;
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -25,13 +25,6 @@ pub struct Materials {
     pub valid_rows: Vec<EncodedRow>,
     /// Files that travel with the final model: tokenizer, chat template, generation config.
     pub companions: Companions,
-}
-
-/// Where the files that travel with a model lie.
-pub struct Companions {
-    pub tokenizer_dir: PathBuf,
-    pub chat_template: Option<PathBuf>,
-    pub model_dir: PathBuf,
 }
 
 impl Materials {
@@ -143,9 +136,7 @@ impl Materials {
 
 /// Weights of a folder in HF layout, brought to `place`.
 pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
-    let config = ModelConfig::load(dir)?;
-    let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
-    Decoder::new(config, tensors, max_positions)
+    Decoder::load(dir, max_positions, place)
 }
 
 struct Rows {
