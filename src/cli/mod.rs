@@ -5,6 +5,8 @@ pub mod data;
 mod data_synth;
 pub mod doctor;
 pub mod eval;
+pub mod fetch;
+mod hub;
 pub mod import;
 mod machine;
 pub mod train;
@@ -28,6 +30,7 @@ enum Command {
     Eval(eval::Args),
     Data(data::Args),
     Import(import::Args),
+    Fetch(fetch::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::hub::folder;
 use crate::config::Config;
 use crate::error::Error;
+use crate::hub::Parts;
 use crate::observe::{JsonlSink, Progress, Sinks};
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
@@ -34,11 +36,12 @@ pub fn run(args: &Args) -> Result<()> {
         return resume(path);
     }
     let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
-    let text = config.to_toml()?;
     if args.dry_run {
-        print!("{text}");
+        print!("{}", config.to_toml()?);
         return Ok(());
     }
+    let Fetched { config, recorded } = fetch(config)?;
+    let text = recorded.to_toml()?;
     super::use_threads(config.threads)?;
     let run = match &config.run.name {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
@@ -58,6 +61,31 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A config whose hub names have become folders.
+struct Fetched {
+    config: Config,
+    /// Names the same models by hub name and commit, for ever and everywhere.
+    recorded: Config,
+}
+
+fn fetch(mut config: Config) -> Result<Fetched> {
+    let mut recorded = config.clone();
+    let model = &mut config.model;
+    for (path, record, parts) in [
+        (&mut model.path, &mut recorded.model.path, Parts::Model),
+        (&mut model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
+    ] {
+        let Some(named) = path else { continue };
+        let found = folder(named, parts)?;
+        if let Some(pinned) = found.pinned {
+            eprintln!("model: {pinned}");
+            *record = Some(pinned.into());
+            *path = Some(found.dir);
+        }
+    }
+    Ok(Fetched { config, recorded })
+}
+
 fn sinks(run: &RunDirectory) -> Sinks {
     let mut sinks = Sinks::default();
     sinks.add(Progress::new());
@@ -67,7 +95,7 @@ fn sinks(run: &RunDirectory) -> Sinks {
 
 fn resume(path: &Path) -> Result<()> {
     let run = RunDirectory::open_for_resume(path)?;
-    let config = Config::load(&run.config().to_string_lossy(), &[])?;
+    let Fetched { config, .. } = fetch(Config::load(&run.config().to_string_lossy(), &[])?)?;
     super::use_threads(config.threads)?;
     let Some(latest) = Checkpoint::latest(path)? else {
         let fix = "Start it again with the config in config.resolved.toml and another run.name";
