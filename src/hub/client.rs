@@ -15,6 +15,8 @@ use super::{RepoName, SINGLE};
 use crate::error::{Error, Result};
 
 const MOST_REDIRECTS: usize = 5;
+/// Of a request for a few bytes: without a network, nobody wants to wait for more.
+const FIRST_TRIES: u32 = 3;
 
 pub(super) struct Client<'a> {
     pub(super) hub: &'a Hub,
@@ -176,7 +178,9 @@ impl<'a> Client<'a> {
         let mut tries = 1;
         loop {
             match attempt() {
-                Err(fault) if fault.is_passing() && tries < self.hub.tries => self.pause(tries),
+                Err(fault) if fault.is_passing() && tries < self.hub.tries.min(FIRST_TRIES) => {
+                    self.pause(tries)
+                }
                 other => return other,
             }
             tries += 1;

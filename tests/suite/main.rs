@@ -13,6 +13,8 @@ mod cuda_ops;
 mod cuda_twin;
 mod doctor;
 mod golden;
+mod hub;
+mod hub_server;
 mod import;
 mod kernels;
 mod kernels_adamw;
