@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Subcommand;
 
+use super::hub::folder;
 use crate::config::data::DataConfig;
 use crate::data::check::{Check, Quantiles, Report};
 use crate::data::jsonl::row_at;
 use crate::data::{Limits, Targets};
 use crate::error::Error;
+use crate::hub::Parts;
 use crate::task::{Outcome, Task};
 use crate::text::{Date, EncoderFiles, EndOfTurnSource, PromptEncoder};
 use crate::types::FinishReason;
@@ -54,9 +56,11 @@ struct TextArgs {
 
 impl TextArgs {
     fn encoder(&self, model: &Path) -> Result<PromptEncoder> {
+        let model = folder(model, Parts::Text)?.dir;
+        let tokenizer = self.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
         Ok(PromptEncoder::load(&EncoderFiles {
-            model_dir: model,
-            tokenizer_dir: self.tokenizer.as_deref(),
+            model_dir: &model,
+            tokenizer_dir: tokenizer.as_ref().map(|found| found.dir.as_path()),
             chat_template: self.chat_template.as_deref(),
             date: Date::default(),
         })?)
@@ -71,7 +75,7 @@ struct CheckArgs {
     /// A built-in task (riskcue, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Model folder; counts tokens with its tokenizer and chat template.
+    /// Model folder or hub name; counts tokens with its tokenizer and chat template.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     #[command(flatten)]
@@ -163,7 +167,7 @@ struct PreviewArgs {
     /// A built-in task (riskcue, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Model folder, for its tokenizer and chat template.
+    /// Model folder or hub name, for its tokenizer and chat template.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
@@ -11,6 +12,7 @@ use crate::config::stages::EvalConfig;
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
 use crate::eval::{At, Evaluator};
+use crate::hub::Parts;
 use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder};
@@ -20,7 +22,7 @@ use crate::train::place;
 /// Judge a model's completions of labelled rows.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model.
+    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
     model: PathBuf,
     /// JSONL rows with their labels.
     data: PathBuf,
@@ -76,9 +78,11 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
     let task = Task::load(&args.task)?;
+    let model = folder(&args.model, Parts::Model)?;
+    let tokenizer = args.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
     let encoder = PromptEncoder::load(&EncoderFiles {
-        model_dir: &args.model,
-        tokenizer_dir: args.tokenizer.as_deref(),
+        model_dir: &model.dir,
+        tokenizer_dir: tokenizer.as_ref().map(|found| found.dir.as_path()),
         chat_template: args.chat_template.as_deref(),
         date: Date::default(),
     })?;
@@ -93,7 +97,7 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("warning: dropped {count} rows: {reason}");
     }
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let decoder = load_decoder(&args.model, longest, &opened.place)?;
+    let decoder = load_decoder(&model.dir, longest, &opened.place)?;
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }

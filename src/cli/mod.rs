@@ -7,6 +7,8 @@ mod data_synth;
 pub mod doctor;
 pub mod eval;
 pub mod export;
+pub mod fetch;
+mod hub;
 pub mod import;
 mod machine;
 pub mod train;
@@ -32,6 +34,7 @@ enum Command {
     Data(data::Args),
     Import(import::Args),
     Export(export::Args),
+    Fetch(fetch::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -56,7 +56,8 @@ impl Materials {
     ) -> Result<Self> {
         if !dir.is_dir() {
             let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
-            let fix = "Name a model folder: config.json, safetensors, tokenizer.json";
+            let fix =
+                "Name a model folder (config.json, safetensors, tokenizer.json) or a hub name, org/name";
             return Err(Error::input(format!("model.path = {}", dir.display()), problem, fix));
         }
         let companions = Companions {

@@ -15,6 +15,8 @@ mod cuda_twin;
 mod doctor;
 mod families;
 mod golden;
+mod hub;
+mod hub_server;
 mod import;
 mod kernels;
 mod kernels_adamw;

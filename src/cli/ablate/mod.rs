@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 
 use self::results::Outcome;
 use self::table::Row;
+use super::train;
 use crate::config::Config;
 use crate::config::ablate::{AblationConfig, Arm};
 use crate::error::Error;
@@ -107,7 +108,8 @@ fn host<'a>(arms: &'a [Arm], arm: &'a Arm) -> &'a Arm {
 /// Makes the run, or the rest of it, or nothing when it is done.
 fn finish(run: &Planned) -> Result<()> {
     let folder = run.folder();
-    let text = run.config.to_toml()?;
+    let fetched = train::fetch(run.config.clone())?;
+    let text = fetched.recorded.to_toml()?;
     let resolved = folder.join("config.resolved.toml");
     if let Ok(earlier) = std::fs::read_to_string(&resolved)
         && earlier != text
@@ -122,14 +124,14 @@ fn finish(run: &Planned) -> Result<()> {
         return Ok(());
     }
     if resolved.is_file() && Checkpoint::latest(&folder)?.is_some() {
-        return super::train::resume(&run.config, &RunDirectory::open_for_resume(&folder)?);
+        return train::resume(&fetched, &RunDirectory::open_for_resume(&folder)?);
     }
     if folder.exists() {
         println!("{} stopped before its first checkpoint and starts again", folder.display());
         std::fs::remove_dir_all(&folder).map_err(Error::io(&folder, "remove the stopped run"))?;
     }
     let directory = RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed))?;
-    super::train::start(&run.config, &directory)
+    train::start(&fetched, &directory)
 }
 
 fn report(ablation: &AblationConfig, arms: &[Arm], planned: &[Planned], root: &Path) -> Result<()> {
