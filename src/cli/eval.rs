@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::machine::{DeviceArg, DtypeArg};
+use super::text::TextArgs;
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
@@ -13,7 +14,6 @@ use crate::error::Error;
 use crate::eval::{At, Evaluator};
 use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
 use crate::task::Task;
-use crate::text::{Date, EncoderFiles, PromptEncoder};
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
@@ -27,12 +27,8 @@ pub struct Args {
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Folder with the tokenizer, when it is not the model's own.
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-    /// Jinja file in place of the tokenizer's chat template.
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
     /// The first N rows only; 0 takes all.
     #[arg(long, default_value_t = 0)]
     max_rows: usize,
@@ -76,12 +72,7 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
     let task = Task::load(&args.task)?;
-    let encoder = PromptEncoder::load(&EncoderFiles {
-        model_dir: &args.model,
-        tokenizer_dir: args.tokenizer.as_deref(),
-        chat_template: args.chat_template.as_deref(),
-        date: Date::default(),
-    })?;
+    let encoder = args.text.encoder(&args.model)?;
     let limits = Limits {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: usize::MAX,

@@ -2,11 +2,13 @@
 
 pub mod bench;
 pub mod data;
+mod data_preview;
 mod data_synth;
 pub mod doctor;
 pub mod eval;
 pub mod import;
 mod machine;
+mod text;
 pub mod train;
 
 use std::process::ExitCode;

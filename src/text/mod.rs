@@ -3,6 +3,7 @@
 pub mod byte_tokenizer;
 pub mod chat_template;
 mod encoder;
+mod jinja2;
 mod pretrained;
 mod python;
 mod stop;
