@@ -55,7 +55,7 @@ impl PromptEncoder {
         if let Some(arguments) = files.template_args {
             template = template.with_arguments(arguments)?;
         }
-        if let Some(rows) = vocab_size(files.model_dir)?.filter(|rows| *rows < tokenizer.vocab_size()) {
+        if let Some(rows) = vocab_size(files.model_dir).filter(|rows| *rows < tokenizer.vocab_size()) {
             let problem = format!(
                 "has ids up to {}, but the model in {} has {rows} rows in its embedding",
                 tokenizer.vocab_size() - 1,

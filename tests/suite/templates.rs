@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use rlvr::text::ChatTemplate;
+use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder, tiktoken};
 use rlvr::types::Message;
 use serde_json::Value;
+
+use crate::parity_fixture::fetched;
 
 fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -58,10 +60,42 @@ fn our_templates_render_as_jinja2_renders_them() {
     assert!(cases > 50);
 }
 
+/// Those that TRL ships: Llama 3, Qwen, Gemma, Phi, DeepSeek and more.
 #[test]
 fn templates_of_real_models_render_as_jinja2_renders_them() {
-    if let Ok(d) = std::env::var("H5_REAL") {
-        let (found, _) = differences(Path::new(&d));
-        println!("{}", found.join("\n"));
+    let Some(folder) = fetched("scripts/golden/fetch-templates.sh") else { return };
+    let (found, cases) = differences(&folder);
+    assert!(found.is_empty(), "{} of {cases}:\n{}", found.len(), found.join("\n"));
+    assert!(cases > 500);
+}
+
+#[test]
+fn llama3_tokenizer_has_tiktokens_ids_and_metas_form() {
+    let Some(ranks) = fetched("scripts/fetch-llama3-tokenizer.sh") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tokenizer");
+    assert_eq!(tiktoken::import(&ranks, &out).unwrap(), 128_256);
+    let encoder = PromptEncoder::load(&EncoderFiles::of(&out)).unwrap();
+    let golden = std::fs::read_to_string(project().join("tests/golden/llama3-ids.json")).unwrap();
+    for case in serde_json::from_str::<Vec<Value>>(&golden).unwrap() {
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(serde_json::json!(encoder.tokenizer().encode(text).unwrap()), case["ids"], "{text:?}");
+    }
+    let user = |content: &str| [Message { role: "user".into(), content: content.into() }];
+    let prompt = encoder.encode_prompt(&user("Hello world")).unwrap().token_ids;
+    let (bos, start, end, eot) = (128_000, 128_006, 128_007, 128_009);
+    assert_eq!(prompt[..2], [bos, start]);
+    assert_eq!(prompt.iter().filter(|id| **id == bos).count(), 1);
+    // user, assistant and their ends are single tokens, `\n\n` is 271.
+    assert_eq!(prompt[prompt.len() - 11..], [start, 882, end, 271, 9906, 1917, eot, start, 78191, end, 271]);
+    assert_eq!(encoder.encode_target(&user("Hello world"), "Hello world\n").unwrap(), [9906, 1917, eot]);
+    let Some(real) = fetched("scripts/golden/fetch-templates.sh") else { return };
+    let meta = ChatTemplate::load(&out, Some(&real.join("llama3_1.jinja"))).unwrap();
+    let talk = |roles: &[&str]| -> Vec<Message> {
+        roles.iter().map(|role| Message { role: role.to_string(), content: " a\n\"b\" ".into() }).collect()
+    };
+    for roles in [&["user"][..], &["system", "user", "assistant", "user"], &["user", "assistant", "tool"]] {
+        let talk = talk(roles);
+        assert_eq!(encoder.template().render_prompt(&talk).unwrap(), meta.render_prompt(&talk).unwrap());
     }
 }
