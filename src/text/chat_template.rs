@@ -22,6 +22,8 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     special: SpecialTokens,
     arguments: Table,
+    /// As it was read.
+    text: String,
     /// What errors call it.
     place: String,
 }
@@ -59,8 +61,8 @@ impl ChatTemplate {
         env.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
             Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        let template = Self { env, special, arguments: Table::new(), place }.with_date(Date::default());
-        template.compiled(without_generation_marks(text))
+        let template = Self { env, special, arguments: Table::new(), text: text.into(), place };
+        template.with_date(Date::default()).compiled(without_generation_marks(text))
     }
 
     fn compiled(mut self, text: String) -> Result<Self> {
@@ -81,11 +83,10 @@ impl ChatTemplate {
     /// # Errors
     /// The template does not ask for one of them, or it has the wrong type.
     pub fn with_arguments(mut self, arguments: &Table) -> Result<Self> {
-        let source = self.env.get_template(NAME).map(|t| t.source().to_string()).unwrap_or_default();
-        let words: HashSet<&str> = source.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        let words: HashSet<&str> = self.text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
         for (name, value) in arguments {
             let key = format!("model.template_args.{name}");
-            if RESERVED.contains(&name.as_str()) {
+            if RESERVED.contains(&name.as_str()) || name.ends_with("_token") {
                 let why = "every rendering sets it by itself";
                 return Err(Error::config(&key, value, "another name", why));
             }
@@ -107,6 +108,17 @@ impl ChatTemplate {
         Ok(self)
     }
 
+    /// The template's text with the arguments as its defaults, for a model folder that others load without them.
+    /// `None` where there are none.
+    pub fn text_with_arguments(&self) -> Option<String> {
+        let defaults = self.arguments.iter().map(|(name, value)| {
+            // JSON's literals are Jinja's.
+            let value = serde_json::to_string(value).unwrap_or_default();
+            format!("{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}\n")
+        });
+        (!self.arguments.is_empty()).then(|| defaults.collect::<String>() + &self.text)
+    }
+
     /// The conversation and the beginning of the assistant's answer: what the model is conditioned on.
     ///
     /// # Errors
@@ -125,7 +137,6 @@ impl ChatTemplate {
     }
 
     fn render<'a>(&self, messages: impl Iterator<Item = &'a Message>, generate: bool) -> Result<String> {
-        // The later of two equal names wins: arguments may replace a special token, as in transformers.
         let arguments = self.arguments.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v)));
         let variables = context! {
             messages => messages.map(Value::from_serialize).collect::<Vec<_>>(),
@@ -269,6 +280,22 @@ mod tests {
             let rendered = template(text).render_prompt(&[message("user", "a: b")]);
             assert_eq!(rendered.unwrap(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn arguments_can_be_written_into_the_template() {
+        let text =
+            "{{ messages[0].content }}{% if think is defined and think is false %} no{% endif %} {{ name }}";
+        let talk = [message("user", "Hi")];
+        let arguments = "think = false\nname = 'a \"b\"'".parse().unwrap();
+        let with = template(text).with_arguments(&arguments).unwrap();
+        let written = with.text_with_arguments().unwrap();
+        assert_eq!(template(&written).render_prompt(&talk).unwrap(), "Hi no a \"b\"");
+        assert_eq!(with.render_prompt(&talk).unwrap(), "Hi no a \"b\"");
+        // They are defaults only.
+        let other = template(&written).with_arguments(&"think = true".parse().unwrap()).unwrap();
+        assert_eq!(other.render_prompt(&talk).unwrap(), "Hi a \"b\"");
+        assert_eq!(template(text).text_with_arguments(), None);
     }
 
     #[test]

@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn template_arguments_reach_the_template_and_wrong_ones_are_refused() {
         let qwen = "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %}\
-            <think></think>{% endif %}{{ bos_token }}";
+            <think></think>{% endif %}{{ messages_to_skip }}";
         let dir =
             folder(serde_json::json!({"chat_template": qwen, "eos_token": "</s>"}), serde_json::json!({}));
         let load = |text: &str| {
@@ -402,7 +402,6 @@ mod tests {
         assert_eq!(load("").unwrap().token_ids, [100]);
         assert_eq!(load("enable_thinking = true").unwrap().token_ids, [100]);
         assert_eq!(load("enable_thinking = false").unwrap().token_ids.len(), 1 + "<think></think>".len());
-        assert_eq!(load("bos_token = 'a'").unwrap().token_ids, [100, 100]);
         for (text, want) in [
             (
                 "enable_thinking = 'false'",
@@ -411,7 +410,8 @@ mod tests {
             ("enable_thinking = 0", "must be a boolean"),
             ("enable_thinkin = false", "chat_template does not ask for it"),
             ("messages = []", "every rendering sets it"),
-            ("bos_token = 1979-05-27", "a text in quotes"),
+            ("bos_token = 'a'", "every rendering sets it"),
+            ("messages_to_skip = 1979-05-27", "a text in quotes"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(want), "{error}");

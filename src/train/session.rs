@@ -322,6 +322,10 @@ fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     std::fs::create_dir_all(&aside).map_err(Error::io(&aside, "create the model folder"))?;
     state::save_weights(&aside, &materials.decoder)?;
     copy_companions(&materials.companions, &aside)?;
+    if let Some(text) = materials.encoder.template().text_with_arguments() {
+        let template = aside.join("chat_template.jinja");
+        std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
+    }
     let again = load_decoder(&aside, materials.decoder.max_positions(), &materials.decoder.place())?;
     let probe = probe(&materials.decoder, materials)?;
     if probe != self::probe(&again, materials)? {
