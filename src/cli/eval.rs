@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
+use super::text::TextArgs;
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
@@ -15,7 +16,6 @@ use crate::eval::{At, Evaluator};
 use crate::hub::Parts;
 use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
 use crate::task::Task;
-use crate::text::{Date, EncoderFiles, PromptEncoder};
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
@@ -29,12 +29,8 @@ pub struct Args {
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Folder with the tokenizer, when it is not the model's own.
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-    /// Jinja file in place of the tokenizer's chat template.
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
     /// The first N rows only; 0 takes all.
     #[arg(long, default_value_t = 0)]
     max_rows: usize,
@@ -79,13 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
     let opened = place::open(args.device.into(), args.dtype.into())?;
     let task = Task::load(&args.task)?;
     let model = folder(&args.model, Parts::Model)?;
-    let tokenizer = args.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
-    let encoder = PromptEncoder::load(&EncoderFiles {
-        model_dir: &model.dir,
-        tokenizer_dir: tokenizer.as_ref().map(|found| found.dir.as_path()),
-        chat_template: args.chat_template.as_deref(),
-        date: Date::default(),
-    })?;
+    let encoder = args.text.encoder(&model.dir)?;
     let limits = Limits {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: usize::MAX,

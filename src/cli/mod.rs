@@ -3,6 +3,7 @@
 mod ablate;
 pub mod bench;
 pub mod data;
+mod data_preview;
 mod data_synth;
 pub mod doctor;
 pub mod eval;
@@ -11,6 +12,7 @@ pub mod fetch;
 mod hub;
 pub mod import;
 mod machine;
+mod text;
 pub mod train;
 
 use std::process::ExitCode;

@@ -70,6 +70,7 @@ impl Materials {
             tokenizer_dir: config.model.tokenizer.as_deref(),
             chat_template: config.model.chat_template.as_deref(),
             date: Date::default(),
+            template_args: Some(&config.model.template_args),
         })?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let rows = Rows::load(config, &task, &encoder, sinks)?;

@@ -313,6 +313,10 @@ fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     named_when_done(&target, |aside| {
         let decoder = &materials.decoder;
         folder::write(aside, decoder, &materials.companions, SaveOptions::new(decoder.dtype()))?;
+        if let Some(text) = materials.encoder.template().text_with_arguments() {
+            let template = aside.join("chat_template.jinja");
+            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
+        }
         let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
         let ids = materials.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
         let probe =

@@ -32,5 +32,6 @@ mod parity_fixture;
 mod shared_prefix;
 mod shim;
 mod smollm2;
+mod templates;
 mod training;
 mod weights;
