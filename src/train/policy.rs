@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::step::{Trainee, mean};
-use crate::algo::loss::{LossSums, Sequence, StepTotals, policy_loss};
+use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Head, Keep};
@@ -17,7 +17,7 @@ use crate::types::{Group, PackedBatch, ScoredGroup};
 #[derive(Clone, Copy)]
 pub struct PolicyUpdate<'a> {
     pub loss: &'a LossConfig,
-    pub kl_coef: f64,
+    pub penalty: KlPenalty,
     pub temperature: f32,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
@@ -109,10 +109,11 @@ impl PolicyUpdate<'_> {
                         logps: &logps[range.clone()],
                         old_logps: &old[range.clone()],
                         ref_logps: reference.as_deref().map(|r| &r[range]),
+                        importance: None,
                         advantage: f64::from(*advantage),
                     })
                     .collect();
-                let out = policy_loss(self.loss, self.kl_coef, &sequences, &totals)?;
+                let out = policy_loss(self.loss, self.penalty, &sequences, &totals)?;
                 loss += out.loss;
                 sums += out.sums;
                 entropies.extend_from_slice(&now.entropies);
@@ -121,7 +122,7 @@ impl PolicyUpdate<'_> {
         }
         let mut metrics = Metrics::default();
         metrics.insert("loss", loss);
-        metrics.extend(sums.metrics());
+        metrics.extend(sums.metrics(self.loss));
         // A step of dead groups only has computed nothing to take a mean of.
         if !entropies.is_empty() {
             metrics.insert("entropy", mean(&entropies));

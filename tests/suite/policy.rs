@@ -1,5 +1,6 @@
 //! The gradient of a GRPO step does not depend on how the step is computed.
 
+use rlvr::algo::loss::KlPenalty;
 use rlvr::config::ActivationMemory;
 use rlvr::config::loss::LossConfig;
 use rlvr::config::sampling::SamplingConfig;
@@ -56,7 +57,7 @@ fn update(decoder: &Decoder, max_tokens_per_pack: usize, keep: Keep) -> (Metrics
     let trainee = Trainee { decoder, gradients: &gradients, activations: ActivationMemory::Recompute };
     let update = PolicyUpdate {
         loss: &LossConfig::default(),
-        kl_coef: 0.0,
+        penalty: KlPenalty::NONE,
         temperature: 1.0,
         max_completion_tokens: 9,
         max_tokens_per_pack,
