@@ -1,5 +1,7 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
+pub mod enumerate;
+
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;
