@@ -29,6 +29,7 @@ mod losses;
 mod model_parity;
 mod ops;
 mod parity_fixture;
+mod policy;
 mod shared_prefix;
 mod shim;
 mod smollm2;
