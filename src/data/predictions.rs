@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::jsonl::{Line, Lines};
+use super::jsonl::{EncodedRow, Line, Lines};
 use super::recorded;
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Task};
@@ -80,11 +80,7 @@ impl Predictions {
         let passed_over = recorded.conversation.as_ref().and(gold.passed_over);
         let group = match group_by {
             None => None,
-            Some(field) => Some(field_text(row, field).ok_or_else(|| {
-                let place = format!("{}:{line}", path.display());
-                let problem = format!("nothing at `{field}`, by which answers are grouped");
-                Error::input(place, problem, "Name a field that every row has")
-            })?),
+            Some(field) => Some(field_text(row, field).ok_or_else(|| no_field(path, line, field))?),
         };
         self.rows.push(Prediction {
             line: row.get("line").and_then(Value::as_u64).map_or(line, |of_prompt| of_prompt as usize),
@@ -120,6 +116,27 @@ pub fn field_text(row: &Value, field: &str) -> Option<String> {
         Value::String(text) => Some(text.clone()),
         other => Some(other.to_string()),
     }
+}
+
+/// The value of `field` of each of `rows`, which were read from `path`.
+///
+/// # Errors
+/// A row has nothing there.
+pub fn field_of_rows(path: &Path, field: &str, rows: &[EncodedRow]) -> Result<Vec<String>> {
+    let mut values = Vec::new();
+    let mut wanted = rows.iter().map(|row| row.line).peekable();
+    for_each_row(path, |line, row| {
+        if wanted.next_if_eq(&line).is_some() {
+            values.push(field_text(row, field).ok_or_else(|| no_field(path, line, field))?);
+        }
+        Ok(())
+    })?;
+    Ok(values)
+}
+
+fn no_field(path: &Path, line: usize, field: &str) -> Error {
+    let problem = format!("nothing at `{field}`, by which answers are grouped");
+    Error::input(format!("{}:{line}", path.display()), problem, "Name a field that every row has")
 }
 
 /// `visit` is given the number of each row's line, or of its record where the file is one JSON value.
