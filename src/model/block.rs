@@ -6,24 +6,25 @@
 use candle_core::Tensor;
 
 use super::gradients::Gradients;
+use super::projection::{Projection, Projections};
 use crate::error::Result;
 use crate::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
-use crate::ops::{linear, rms_norm, swiglu};
+use crate::ops::{rms_norm, swiglu};
 
 /// Where a block's weights stand among the model's parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockParameters {
     pub input_norm: usize,
-    pub q: usize,
-    pub k: usize,
-    pub v: usize,
-    pub o: usize,
+    pub q: Projection,
+    pub k: Projection,
+    pub v: Projection,
+    pub o: Projection,
     pub post_norm: usize,
-    pub gate: usize,
-    pub up: usize,
-    pub down: usize,
+    pub gate: Projection,
+    pub up: Projection,
+    pub down: Projection,
 }
 
 /// What every block of one pass shares.
@@ -84,11 +85,15 @@ impl Block<'_> {
         &self.weights[index]
     }
 
+    fn projections(&self) -> Projections<'_> {
+        Projections { weights: self.weights }
+    }
+
     /// Norm, projections and rotation; shared by the packed pass and the decode step.
     pub fn project(&self, x: &Tensor, positions: &Indices, rope: &RopeTable, eps: f32) -> Result<Projected> {
         let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
         let at = self.at;
-        let [q, k, v] = linear::forward_all(&normed, [self.w(at.q), self.w(at.k), self.w(at.v)])?;
+        let [q, k, v] = self.projections().forward_all(&normed, [at.q, at.k, at.v])?;
         rope.rotate(&q, positions, Direction::Forward)?;
         rope.rotate(&k, positions, Direction::Forward)?;
         Ok(Projected { q, k, v })
@@ -96,10 +101,10 @@ impl Block<'_> {
 
     /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, gate and up.
     pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, [Tensor; 3])> {
-        let x_mid = linear::forward_add(x, attended, self.w(self.at.o))?;
+        let x_mid = self.projections().forward_add(x, attended, self.at.o)?;
         let normed = rms_norm::forward(&x_mid, self.w(self.at.post_norm), eps)?;
-        let [gate, up] = linear::forward_all(&normed, [self.w(self.at.gate), self.w(self.at.up)])?;
-        let y = linear::forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.w(self.at.down))?;
+        let [gate, up] = self.projections().forward_all(&normed, [self.at.gate, self.at.up])?;
+        let y = self.projections().forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.at.down)?;
         Ok((y, [x_mid, gate, up]))
     }
 
@@ -115,35 +120,35 @@ impl Block<'_> {
     /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
     pub fn backward(&self, pass: Pass, a: Activations, dy: Tensor, gradients: &Gradients) -> Result<Tensor> {
         let eps = pass.eps;
-        let at = self.at;
+        let (at, layers) = (self.at, self.projections());
         // MLP half: y = x_mid + down(swiglu(gate(n2), up(n2))).
-        let dact = linear::backward_input(&[(&dy, self.w(at.down))])?;
+        let dact = layers.backward_input([(&dy, at.down)])?;
         let mlp = swiglu::backward(&a.gate, &a.up, &dact)?;
         drop((dact, a.gate, a.up));
-        gradients.add_product(at.down, &dy, &mlp.act_nf)?;
+        layers.add_gradients(at.down, &dy, &mlp.act_nf, gradients)?;
         let n2 = rms_norm::forward(&a.x_mid, self.w(at.post_norm), eps)?;
-        gradients.add_product(at.gate, &mlp.dgate_nf, &n2)?;
-        gradients.add_product(at.up, &mlp.dup_nf, &n2)?;
+        layers.add_gradients(at.gate, &mlp.dgate_nf, &n2, gradients)?;
+        layers.add_gradients(at.up, &mlp.dup_nf, &n2, gradients)?;
         drop(n2);
-        let dn2 = linear::backward_input(&[(&mlp.dgate_nf, self.w(at.gate)), (&mlp.dup_nf, self.w(at.up))])?;
+        let dn2 = layers.backward_input([(&mlp.dgate_nf, at.gate), (&mlp.dup_nf, at.up)])?;
         drop(mlp);
         let norm = rms_norm::Input { x_nh: &a.x_mid, w_h: self.w(at.post_norm), eps };
         rms_norm::backward(norm, &dn2, &dy, gradients.at(at.post_norm)?)?;
         drop(dn2);
         // Attention half: x_mid = x + o(attention(rope(q(n1)), rope(k(n1)), v(n1))). dy now is dx_mid.
-        let dout = linear::backward_input(&[(&dy, self.w(at.o))])?;
-        gradients.add_product(at.o, &dy, &a.attended)?;
+        let dout = layers.backward_input([(&dy, at.o)])?;
+        layers.add_gradients(at.o, &dy, &a.attended, gradients)?;
         let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &a.q, k: &a.k, v: &a.v };
         let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
         let d = attention::backward(inputs, upstream)?;
         pass.rope.rotate(&d.dq, pass.positions, Direction::Inverse)?;
         pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
         let n1 = rms_norm::forward(&a.x, self.w(at.input_norm), eps)?;
-        for (weight, gradient) in [(at.q, &d.dq), (at.k, &d.dk), (at.v, &d.dv)] {
-            gradients.add_product(weight, gradient, &n1)?;
+        let upstream = [(&d.dq, at.q), (&d.dk, at.k), (&d.dv, at.v)];
+        for (dy, projection) in upstream {
+            layers.add_gradients(projection, dy, &n1, gradients)?;
         }
-        let dn1 =
-            linear::backward_input(&[(&d.dq, self.w(at.q)), (&d.dk, self.w(at.k)), (&d.dv, self.w(at.v))])?;
+        let dn1 = layers.backward_input(upstream)?;
         let norm = rms_norm::Input { x_nh: &a.x, w_h: self.w(at.input_norm), eps };
         rms_norm::backward(norm, &dn1, &dy, gradients.at(at.input_norm)?)?;
         Ok(dy)

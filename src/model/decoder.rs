@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use super::block::{Activations, Block, BlockParameters, Pass};
 use super::config::ModelConfig;
 use super::gradients::Gradients;
+use super::projection::Projection;
 use super::tape::TapedBlock;
 use crate::config::ActivationMemory;
 use crate::error::{Error, Result};
@@ -130,17 +131,22 @@ impl Decoder {
         };
         let mut blocks = Vec::new();
         for layer in 0..config.num_hidden_layers {
+            let projection = |name: &str| -> Result<Projection> {
+                let at = format!("model.layers.{layer}.{name}");
+                let bias = index.get(format!("{at}.bias").as_str()).copied();
+                Ok(Projection { weight: find(format!("{at}.weight"))?, bias })
+            };
             let find = |name: &str| find(format!("model.layers.{layer}.{name}.weight"));
             blocks.push(BlockParameters {
                 input_norm: find("input_layernorm")?,
-                q: find("self_attn.q_proj")?,
-                k: find("self_attn.k_proj")?,
-                v: find("self_attn.v_proj")?,
-                o: find("self_attn.o_proj")?,
+                q: projection("self_attn.q_proj")?,
+                k: projection("self_attn.k_proj")?,
+                v: projection("self_attn.v_proj")?,
+                o: projection("self_attn.o_proj")?,
                 post_norm: find("post_attention_layernorm")?,
-                gate: find("mlp.gate_proj")?,
-                up: find("mlp.up_proj")?,
-                down: find("mlp.down_proj")?,
+                gate: projection("mlp.gate_proj")?,
+                up: projection("mlp.up_proj")?,
+                down: projection("mlp.down_proj")?,
             });
         }
         let embedding = find("model.embed_tokens.weight".into())?;

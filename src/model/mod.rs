@@ -9,5 +9,6 @@ mod gguf_header;
 mod gguf_tokenizer;
 pub mod gradients;
 pub mod kv_cache;
+pub mod projection;
 pub mod tape;
 pub mod weights;

@@ -54,16 +54,13 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
             .par_chunks_exact(v)
             .zip(targets)
             .map(|(row, &target)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let shift = max(row) * scale;
-                        let (sum, weighted) = exp_sums(row, scale, shift);
-                        let log_sum = sum.ln();
-                        // H = log Z - E[z], both relative to the shift.
-                        (row[target as usize] * scale - shift - log_sum, log_sum - weighted / sum)
-                    },
-                )
+                vectorize!({
+                    let shift = max(row) * scale;
+                    let (sum, weighted) = exp_sums(row, scale, shift);
+                    let log_sum = sum.ln();
+                    // H = log Z - E[z], both relative to the shift.
+                    (row[target as usize] * scale - shift - log_sum, log_sum - weighted / sum)
+                })
             })
             .collect();
         for (logprob, entropy) in chunk {
@@ -95,18 +92,15 @@ pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: &Tensor) -> Result<
             product(Mat::row_major(&hidden, n, h), Mat::row_major(&head, v, h).t(), Threads::Pool)
         };
         logits.par_chunks_exact_mut(v).zip(targets).zip(dlogprobs).for_each(|((row, &target), &d)| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    let shift = max(row) * scale;
-                    let (sum, _) = exp_sums(row, scale, shift);
-                    let factor = d * scale / sum;
-                    for x in row.iter_mut() {
-                        *x = -exp(*x * scale - shift) * factor;
-                    }
-                    row[target as usize] += d * scale;
-                },
-            );
+            vectorize!({
+                let shift = max(row) * scale;
+                let (sum, _) = exp_sums(row, scale, shift);
+                let factor = d * scale / sum;
+                for x in row.iter_mut() {
+                    *x = -exp(*x * scale - shift) * factor;
+                }
+                row[target as usize] += d * scale;
+            });
         });
         dhidden.extend(product(Mat::row_major(&logits, n, v), Mat::row_major(&head, v, h), Threads::Pool));
         linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
