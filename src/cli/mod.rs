@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod eval;
 pub mod import;
 mod machine;
+pub mod report;
 pub mod train;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ enum Command {
     Import(import::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Report(report::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -41,6 +43,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {
