@@ -12,6 +12,7 @@ pub mod fetch;
 mod hub;
 pub mod import;
 mod machine;
+pub mod report;
 mod text;
 pub mod train;
 
@@ -39,6 +40,7 @@ enum Command {
     Fetch(fetch::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Report(report::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Fetch(args) => fetch::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {
