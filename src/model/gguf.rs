@@ -9,12 +9,12 @@ use serde_json::{Map, json};
 use crate::error::{Error, Result};
 use crate::model::config::{Family, ModelConfig};
 use crate::model::gguf_header::Gguf;
-use crate::model::gguf_tokenizer::{SpecialIds, tokenizer_files};
+use crate::model::gguf_tokenizer::{SpecialIds, TokenizerFiles, tokenizer_files};
 use crate::model::rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
 use crate::model::weights::{SaveOptions, save_with, write_json};
 
 /// llama.cpp's table of rotary divisors, how llama3 scaling is stored in GGUF. f32 `[head_dim / 2]`
-const ROPE_TABLE: &str = "rope_freqs.weight";
+pub const ROPE_TABLE: &str = "rope_freqs.weight";
 const AGAIN: &str = "Convert the model again";
 const OTHER_MODEL: &str = "Import a model without it";
 
@@ -41,42 +41,76 @@ pub struct ImportReport {
 /// the first file is written.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType) -> Result<ImportReport> {
     refuse_filled(out_dir)?;
-    let file = Gguf::open(gguf)?;
-    let family = family(&file)?;
-    let tokenizer = tokenizer_files(&file, family.model_type())?;
-    let config = config(&file, family, &tokenizer.ids)?;
-    if tokenizer.vocab > config.vocab_size {
-        let problem = format!("{} rows for {} tokens", config.vocab_size, tokenizer.vocab);
-        return Err(file.wrong("token_embd.weight", problem, AGAIN));
-    }
-    let stored_as = check_tensors(&file, &config)?;
-
+    let model = GgufModel::open(gguf)?;
+    let (config, tokenizer) = (&model.config, &model.tokenizer);
     std::fs::create_dir_all(out_dir).map_err(Error::io(out_dir, "create the directory"))?;
     write_json(&out_dir.join("tokenizer.json"), &tokenizer.tokenizer)?;
     write_json(&out_dir.join("tokenizer_config.json"), &tokenizer.tokenizer_config)?;
     write_json(&out_dir.join("special_tokens_map.json"), &tokenizer.special_tokens_map)?;
     write_json(&out_dir.join("generation_config.json"), &generation_config(&tokenizer.ids).into())?;
-    let written_bytes = save_with(out_dir, &config, SaveOptions::new(dtype), |name| {
-        let tensor = file.dequantise(&gguf_name(name))?;
-        if family != Family::Llama {
-            return Ok(tensor);
-        }
-        let heads = match name.rsplit_once(".self_attn.") {
-            Some((_, "q_proj.weight" | "q_proj.bias")) => config.num_attention_heads,
-            Some((_, "k_proj.weight" | "k_proj.bias")) => config.num_key_value_heads,
-            _ => return Ok(tensor),
-        };
-        rotate_half_rows(&tensor, heads).map_err(|e| Error::Compute(Box::new(e)))
-    })?;
+    let written_bytes = save_with(out_dir, config, SaveOptions::new(dtype), |name| model.tensor(name))?;
     Ok(ImportReport {
         tensors: config.parameter_names().len(),
         parameters: config.parameter_count(),
-        stored_as,
-        vocab: tokenizer.vocab,
+        stored_as: model.stored_as,
+        vocab: model.tokenizer.vocab,
         written_bytes,
-        notes: tokenizer.notes,
-        config,
+        notes: model.tokenizer.notes,
+        config: model.config,
     })
+}
+
+/// A GGUF file that has been checked: everything but the tensors' data is read.
+pub struct GgufModel {
+    pub config: ModelConfig,
+    pub tokenizer: TokenizerFiles,
+    /// Tensors by how the file stores them, such as `Q4_1`.
+    pub stored_as: BTreeMap<String, usize>,
+    file: Gguf,
+}
+
+impl GgufModel {
+    /// # Errors
+    /// The file is damaged, or holds what rlvr does not compute; the metadata key or tensor is named.
+    pub fn open(gguf: &Path) -> Result<Self> {
+        let file = Gguf::open(gguf)?;
+        let family = family(&file)?;
+        let tokenizer = tokenizer_files(&file, family.model_type())?;
+        let config = config(&file, family, &tokenizer.ids)?;
+        if tokenizer.vocab > config.vocab_size {
+            let problem = format!("{} rows for {} tokens", config.vocab_size, tokenizer.vocab);
+            return Err(file.wrong("token_embd.weight", problem, AGAIN));
+        }
+        let stored_as = check_tensors(&file, &config)?;
+        Ok(Self { config, tokenizer, stored_as, file })
+    }
+
+    /// One parameter by its Hugging Face name, in f32 on the CPU, rows in Hugging Face's order.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.file.dequantise(&gguf_name(name))?;
+        match rotated_heads(&self.config, name) {
+            None => Ok(tensor),
+            Some(heads) => rotate_half_rows(&tensor, heads).map_err(|e| Error::Compute(Box::new(e))),
+        }
+    }
+}
+
+/// Heads of a parameter whose rows GGUF keeps in another order; `None` for all others.
+fn rotated_heads(config: &ModelConfig, name: &str) -> Option<usize> {
+    if config.family != Family::Llama {
+        return None;
+    }
+    match name.rsplit_once(".self_attn.")?.1 {
+        "q_proj.weight" | "q_proj.bias" => Some(config.num_attention_heads),
+        "k_proj.weight" | "k_proj.bias" => Some(config.num_key_value_heads),
+        _ => None,
+    }
+}
+
+/// A parameter's rows as GGUF keeps them: [`GgufModel::tensor`] undone.
+pub fn gguf_rows(config: &ModelConfig, name: &str, tensor: &Tensor) -> Result<Tensor> {
+    let Some(heads) = rotated_heads(config, name) else { return Ok(tensor.clone()) };
+    interleaved_rows(tensor, heads).map_err(|e| Error::Compute(Box::new(e)))
 }
 
 fn refuse_filled(dir: &Path) -> Result<()> {
@@ -191,8 +225,9 @@ fn stated_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<RopeScalin
     }
 }
 
-/// The llama3 scaling behind [`ROPE_TABLE`]. GGUF keeps the table alone, so the numbers published with Llama 3.1
-/// to 3.3 are tried, the factor being the table's largest entry; another table is refused, not approximated.
+/// The llama3 scaling behind [`ROPE_TABLE`]. GGUF keeps the table alone. The factor is its largest entry; with the
+/// `low_freq_factor` 1 and `high_freq_factor` 4 of every published Llama, the other entries give the context length
+/// before the scaling. A table that this does not reproduce is refused, not approximated.
 fn llama3_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scaling>> {
     match file.shape(ROPE_TABLE) {
         None => return Ok(None),
@@ -203,22 +238,47 @@ fn llama3_scaling(file: &Gguf, config: &ModelConfig) -> Result<Option<Llama3Scal
     }
     let divisors = file.dequantise(ROPE_TABLE)?.flatten_all().and_then(|table| table.to_vec1::<f32>());
     let divisors = divisors.map_err(|e| Error::Compute(Box::new(e)))?;
-    let factor = divisors.iter().copied().fold(1.0f32, f32::max) as f64;
+    let divisors = divisors.into_iter().map(f64::from).collect::<Vec<_>>();
+    let factor = divisors.iter().copied().fold(1.0, f64::max);
+    if factor == 1.0 {
+        return Ok(None);
+    }
+    let plain = config.rope_inverse_frequencies();
     let scaling = Llama3Scaling {
         factor,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
-        original_max_position_embeddings: 8192,
+        original_max_position_embeddings: original_context(&plain, &divisors, factor),
     };
-    let plain = config.rope_inverse_frequencies();
-    let fits = plain.iter().zip(&divisors).all(|(&frequency, &divisor)| {
-        (frequency / scaling.apply(frequency) / divisor as f64 - 1.0).abs() < 1e-4
-    });
-    match fits {
-        true if factor == 1.0 => Ok(None),
-        true => Ok(Some(scaling)),
-        false => Err(file.wrong(ROPE_TABLE, "not the rotary scaling of Llama 3.1 to 3.3", OTHER_MODEL)),
+    let fits = plain
+        .iter()
+        .zip(&divisors)
+        .all(|(&frequency, &divisor)| (frequency / scaling.apply(frequency) / divisor - 1.0).abs() < 1e-4);
+    if fits {
+        return Ok(Some(scaling));
     }
+    Err(file.wrong(ROPE_TABLE, "not a llama3 scaling with factors 1 and 4", OTHER_MODEL))
+}
+
+/// Turns of a frequency within the original context are `1 + 3 kept`, and `1 / divisor = kept + (1 - kept) / factor`
+/// between one turn and four. Where no entry lies between, any length that leaves none there gives the same table.
+fn original_context(plain: &[f64], divisors: &[f64], factor: f64) -> usize {
+    let tokens = |turns: f64, frequency: f64| turns * 2.0 * std::f64::consts::PI / frequency;
+    let (mut at_least, mut at_most) = (1.0f64, u32::MAX as f64);
+    for (&frequency, &divisor) in plain.iter().zip(divisors) {
+        if divisor <= 1.0 {
+            at_least = at_least.max(tokens(4.0, frequency));
+        } else if divisor >= factor {
+            at_most = at_most.min(tokens(1.0, frequency));
+        } else {
+            let kept = (1.0 / divisor - 1.0 / factor) / (1.0 - 1.0 / factor);
+            return tokens(1.0 + 3.0 * kept, frequency).round() as usize;
+        }
+    }
+    // A power of two if one fits.
+    let between = (at_least * at_most).sqrt();
+    let power = (1u64 << (between.log2().round() as u32).min(31)) as f64;
+    if at_least < power && power < at_most { power as usize } else { between as usize }
 }
 
 /// Names, shapes and storage types, all before anything is written. Returns how many tensors have which type.
@@ -254,7 +314,7 @@ fn check_tensors(file: &Gguf, config: &ModelConfig) -> Result<BTreeMap<String, u
 }
 
 /// GGUF's name of a Hugging Face parameter.
-fn gguf_name(name: &str) -> String {
+pub fn gguf_name(name: &str) -> String {
     let parts = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
     let Some((layer, part)) = parts else {
         return match name {
@@ -289,6 +349,13 @@ fn rotate_half_rows(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor
     tensor.reshape((heads, pairs, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())
 }
 
+/// [`rotate_half_rows`] undone.
+fn interleaved_rows(tensor: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let pairs = tensor.dim(0)? / heads / 2;
+    let columns = tensor.elem_count() / tensor.dim(0)?;
+    tensor.reshape((heads, 2, pairs, columns))?.transpose(1, 2)?.contiguous()?.reshape(tensor.shape())
+}
+
 fn generation_config(ids: &SpecialIds) -> Map<String, serde_json::Value> {
     let mut config = Map::new();
     if let Some(bos) = ids.bos {
@@ -317,5 +384,7 @@ mod tests {
             Tensor::new(&[[0f32], [2.], [1.], [3.], [10.], [12.], [11.], [13.]], &Device::Cpu).unwrap();
         let rows = rotate_half_rows(&stored, 2).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(rows, [0., 1., 2., 3., 10., 11., 12., 13.]);
+        let again = interleaved_rows(&rotate_half_rows(&stored, 2).unwrap(), 2).unwrap();
+        assert_eq!(again.to_vec2::<f32>().unwrap(), stored.to_vec2::<f32>().unwrap());
     }
 }

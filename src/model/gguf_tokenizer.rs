@@ -15,6 +15,8 @@ const PRE: &str = "tokenizer.ggml.pre";
 /// ggml's token types.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
+/// Rows of the embedding past the last token.
+const UNUSED: i64 = 5;
 
 /// How text is cut before byte-pair merging, from Meta's published Llama 3 tokenizer.
 const LLAMA3_SPLIT: &str = concat!(
@@ -62,7 +64,7 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
         }
     }
     let split = Split::of(gguf, &mut notes)?;
-    let tokens = gguf.texts(TOKENS)?;
+    let mut tokens = gguf.texts(TOKENS)?;
     let mut vocab = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if vocab.insert(*token, id as u32).is_some() {
@@ -74,6 +76,7 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
         let problem = format!("{} entries for {} tokens", types.len(), tokens.len());
         return Err(gguf.wrong(TYPES, problem, AGAIN));
     }
+    tokens.truncate(types.iter().rposition(|&kind| kind != UNUSED).map_or(0, |last| last + 1));
     let mut merges = Vec::new();
     for merge in gguf.texts(MERGES)? {
         let pair = merge.split_once(' ').filter(|(left, right)| {
@@ -122,7 +125,7 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
             "end_of_word_suffix": null,
             "fuse_unk": false,
             "byte_fallback": false,
-            "ignore_merges": split == Split::Llama3,
+            "ignore_merges": split.ignores_merges(),
             "vocab": Value::Object(in_order.collect::<Map<_, _>>()),
             "merges": merges,
         },
@@ -154,6 +157,36 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
     })
 }
 
+/// GGUF's name for how a `tokenizer.json` cuts text before merging.
+///
+/// # Errors
+/// What the file asks for when there is no name for it.
+pub fn split_name(tokenizer: &Value) -> std::result::Result<&'static str, String> {
+    let given = steps(&tokenizer["pre_tokenizer"]);
+    let same = Split::ALL.iter().find(|split| steps(&split.pre_tokenizer()) == given);
+    let Some(split) = same else {
+        return Err(format!("cuts text by {}", Value::from(given)));
+    };
+    let ignores_merges = tokenizer["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    if ignores_merges != split.ignores_merges() {
+        return Err(format!("has ignore_merges = {ignores_merges} with the cuts of \"{}\"", split.name()));
+    }
+    Ok(split.name())
+}
+
+/// The steps of a pre-tokenizer without what does not change ids.
+fn steps(pre_tokenizer: &Value) -> Vec<Value> {
+    if let Some(steps) = pre_tokenizer["pretokenizers"].as_array() {
+        return steps.iter().flat_map(self::steps).collect();
+    }
+    let mut step = pre_tokenizer.clone();
+    if let Some(fields) = step.as_object_mut() {
+        fields.shift_remove("trim_offsets");
+        fields.sort_keys();
+    }
+    vec![step]
+}
+
 /// How text is cut before merging, by GGUF's name for it.
 #[derive(Clone, Copy, PartialEq)]
 enum Split {
@@ -164,6 +197,22 @@ enum Split {
 }
 
 impl Split {
+    const ALL: [Self; 4] = [Self::Gpt2, Self::SmolLm, Self::Llama3, Self::Qwen2];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt-2",
+            Self::SmolLm => "smollm",
+            Self::Llama3 => "llama-bpe",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    /// Whether a word that is a token is taken whole.
+    fn ignores_merges(self) -> bool {
+        self == Self::Llama3
+    }
+
     fn of(gguf: &Gguf, notes: &mut Vec<String>) -> Result<Self> {
         match gguf.text(PRE)? {
             Some("gpt-2") => Ok(Self::Gpt2),

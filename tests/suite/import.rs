@@ -317,7 +317,7 @@ fn the_rotary_table_of_llama_3_1_becomes_its_scaling() {
 
     table[8] = 3.0;
     source.store("rope_freqs.weight", Tensor::new(&table, &Device::Cpu).unwrap(), GgmlDType::F32);
-    refused(&source.bytes(), "rope_freqs.weight: not the rotary scaling");
+    refused(&source.bytes(), "rope_freqs.weight: not a llama3 scaling");
 }
 
 /// The file fails with one line that holds `wanted`, and nothing is written.
