@@ -302,11 +302,11 @@ fn broken_model_folders_are_named_by_file_and_field() {
     let cases: [(Spoil, &[&str]); 17] = [
         (|m| remove(m, "config.json"), &["model/config.json: is missing", "Give a model folder"]),
         (|m| put(m, "config.json", "{"), &["model/config.json: not valid JSON", "Fetch"]),
-        (|m| field(m, "model_type", json!("qwen2")), &["config.json: model_type: \"qwen2\"", "Use a model"]),
         (
-            |m| field(m, "attention_bias", json!(true)),
-            &["config.json: attention_bias", "Use a model without"],
+            |m| field(m, "model_type", json!("gemma3")),
+            &["config.json: model_type: \"gemma3\"", "Use a model"],
         ),
+        (|m| field(m, "mlp_bias", json!(true)), &["config.json: mlp_bias", "Use a model without"]),
         (
             |m| field(m, "num_hidden_layers", json!(1u64 << 40)),
             &["config.json: num_hidden_layers", "Correct it"],
@@ -417,14 +417,14 @@ fn gguf_files_that_are_none_or_cut_short_are_refused() {
     let header = |tensors: u64, keys: u64| {
         [&b"GGUF\x03\0\0\0"[..], &tensors.to_le_bytes(), &keys.to_le_bytes()].concat()
     };
-    let qwen = [header(0, 1), text("general.architecture"), vec![8, 0, 0, 0], text("qwen2")].concat();
+    let gemma = [header(0, 1), text("general.architecture"), vec![8, 0, 0, 0], text("gemma3")].concat();
     let cases: [(Vec<u8>, &[&str]); 6] = [
         (b"NOPE and more".to_vec(), &["x.gguf: not a GGUF file", "Give a .gguf file"]),
         (Vec::new(), &["x.gguf: not a GGUF file", "Give a .gguf file"]),
         (header(3, 5), &["x.gguf: the file ends inside its header", "fetch the file again"]),
         ([header(1 << 60, 1 << 60), vec![0; 99]].concat(), &["x.gguf: the file ends inside", "fetch"]),
         (b"GGUF\x63\0\0\0".repeat(9), &["x.gguf: GGUF version 99 is not supported", "Convert"]),
-        (qwen, &["x.gguf: general.architecture: \"qwen2\"", "Import a model of"]),
+        (gemma, &["x.gguf: general.architecture: \"gemma3\"", "Import one of llama, qwen2, qwen3"]),
     ];
     none(cases.into_iter().map(|(bytes, says)| {
         let room = Room::new();

@@ -399,8 +399,8 @@ fn what_is_not_supported_is_refused_by_name() {
         refused(&source.bytes(), wanted);
     }
     let mut biased = Source::tiny();
-    biased.store("blk.0.attn_q.bias", Tensor::zeros(64, DType::F32, &Device::Cpu).unwrap(), GgmlDType::F32);
-    refused(&biased.bytes(), "blk.0.attn_q.bias: not a tensor");
+    biased.store("blk.0.ffn_up.bias", Tensor::zeros(96, DType::F32, &Device::Cpu).unwrap(), GgmlDType::F32);
+    refused(&biased.bytes(), "blk.0.ffn_up.bias: not a tensor");
 
     // A tensor's type is the u32 after its name, its number of dimensions and the dimensions.
     let mut bytes = Source::tiny().bytes();
