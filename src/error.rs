@@ -57,6 +57,14 @@ impl Error {
 
     /// Whether the user's input is at fault (exit code 2) rather than the machine or the program (1).
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Config { .. } | Self::Input { .. })
+        match self {
+            Self::Config { .. } | Self::Input { .. } => true,
+            // Something that was to be read and is not there was named wrongly.
+            Self::Io { action, source, .. } => {
+                source.kind() == std::io::ErrorKind::NotFound
+                    && (action.starts_with("read") || action.starts_with("open"))
+            }
+            Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
+        }
     }
 }

@@ -43,6 +43,7 @@ impl Companions {
             tokenizer_dir: Some(&self.tokenizer_dir),
             chat_template: self.chat_template.as_deref(),
             date: Date::default(),
+            template_args: None,
         }
     }
 

@@ -3,9 +3,11 @@
 pub mod byte_tokenizer;
 pub mod chat_template;
 mod encoder;
+mod jinja2;
 mod pretrained;
 mod python;
 mod stop;
+pub mod tiktoken;
 pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Date};

@@ -141,6 +141,13 @@ pub(super) fn end_token_ids(dir: &Path) -> Result<Vec<u32>> {
     Ok(Vec::new())
 }
 
+/// `vocab_size` of `config.json`, the rows of the embedding. `None` where the file does not say; what is wrong with a
+/// broken one, the loader of the weights says better.
+pub(super) fn vocab_size(dir: &Path) -> Option<usize> {
+    let config = read_json(&dir.join("config.json")).ok()??;
+    config.get("vocab_size")?.as_u64().and_then(|rows| usize::try_from(rows).ok())
+}
+
 fn id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::enumerate::EnumerateUpdate;
 use super::grpo::GrpoStage;
 use super::materials::{Materials, load_decoder};
 use super::place::gradients_dtype;
@@ -10,7 +11,7 @@ use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
 use crate::config::optim::OptimConfig;
-use crate::config::stages::Balance;
+use crate::config::stages::{Balance, Estimator};
 use crate::config::{Config, Stage};
 use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
@@ -212,6 +213,9 @@ impl<'a> Session<'a> {
         optimizer: &mut AdamW,
     ) -> Result<Metrics> {
         let config = &self.config.grpo;
+        if config.estimator == Estimator::Enumerate {
+            return self.enumerate_step(order, step, reference, gradients, optimizer);
+        }
         let stage = GrpoStage {
             task: &self.materials.task,
             encoder: &self.materials.encoder,
@@ -258,6 +262,32 @@ impl<'a> Session<'a> {
             step: step + 1,
             samples: scored.samples,
         });
+        Ok(metrics)
+    }
+
+    fn enumerate_step(
+        &self,
+        order: &Order,
+        step: u64,
+        reference: Option<&Decoder>,
+        gradients: &mut Gradients,
+        optimizer: &mut AdamW,
+    ) -> Result<Metrics> {
+        let config = &self.config.grpo;
+        let all = &self.materials.grpo_rows;
+        let indices = order.indices(step, config.prompts_per_step);
+        let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
+        let update = EnumerateUpdate {
+            task: &self.materials.task,
+            config,
+            max_tokens_per_pack: self.config.pack.max_tokens_per_pack,
+            reference,
+        };
+        let start = Instant::now();
+        let mut metrics = update.accumulate(self.trainee(gradients), &rows)?;
+        self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        metrics.insert("epoch", ((step + 1) * config.prompts_per_step as u64) as f64 / all.len() as f64);
         Ok(metrics)
     }
 
@@ -313,6 +343,10 @@ fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     named_when_done(&target, |aside| {
         let decoder = &materials.decoder;
         folder::write(aside, decoder, &materials.companions, SaveOptions::new(decoder.dtype()))?;
+        if let Some(text) = materials.encoder.template().text_with_arguments() {
+            let template = aside.join("chat_template.jinja");
+            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
+        }
         let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
         let ids = materials.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
         let probe =

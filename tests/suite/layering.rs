@@ -8,7 +8,7 @@ use regex::Regex;
 const FLOORS: [&[&str]; 6] = [
     &["types", "config", "error", "rng"],
     &["ops"],
-    &["model", "text", "data", "task", "dist", "observe", "pack"],
+    &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["rollout", "algo", "optim", "run"],
     &["train", "eval", "export", "report", "check"],
     &["main", "cli"],

@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
+mod ablate;
 mod adamw;
 mod bad_input;
 mod configs;
@@ -15,6 +16,8 @@ mod doctor;
 mod export;
 mod families;
 mod golden;
+mod hub;
+mod hub_server;
 mod import;
 mod kernels;
 mod kernels_adamw;
@@ -27,8 +30,10 @@ mod losses;
 mod model_parity;
 mod ops;
 mod parity_fixture;
+mod policy;
 mod shared_prefix;
 mod shim;
 mod smollm2;
+mod templates;
 mod training;
 mod weights;
