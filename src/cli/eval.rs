@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
+use super::text::TextArgs;
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
@@ -12,24 +14,24 @@ use crate::data::predictions::{Predictions, field_of_rows};
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
 use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text};
+use crate::hub::Parts;
 use crate::observe::{JsonlSink, Sinks};
 use crate::run::replace_file;
 use crate::task::Task;
-use crate::text::{Date, EncoderFiles, PromptEncoder};
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
 /// Judge a model's completions of labelled rows, or answers that were recorded.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model.
+    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
     #[arg(required_unless_present = "predictions")]
     model: Option<PathBuf>,
     /// JSONL rows with their labels.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
     /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "samples"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "samples"])]
     predictions: Option<PathBuf>,
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
     #[arg(long, value_name = "FIELD")]
@@ -37,12 +39,8 @@ pub struct Args {
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Folder with the tokenizer, when it is not the model's own.
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-    /// Jinja file in place of the tokenizer's chat template.
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
     /// The first N rows only; 0 takes all.
     #[arg(long, default_value_t = 0)]
     max_rows: usize,
@@ -137,12 +135,8 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
     config.validate()?;
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
-    let encoder = PromptEncoder::load(&EncoderFiles {
-        model_dir: model,
-        tokenizer_dir: args.tokenizer.as_deref(),
-        chat_template: args.chat_template.as_deref(),
-        date: Date::default(),
-    })?;
+    let model = folder(model, Parts::Model)?;
+    let encoder = args.text.encoder(&model.dir)?;
     let limits = Limits {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: usize::MAX,
@@ -158,7 +152,7 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
         None => Vec::new(),
     };
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let decoder = load_decoder(model, longest, &opened.place)?;
+    let decoder = load_decoder(&model.dir, longest, &opened.place)?;
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }

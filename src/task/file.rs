@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde::Deserialize;
 
+use super::answers::AnswersSection;
+use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
@@ -22,6 +24,7 @@ struct TaskFile {
     input: InputSection,
     gold: GoldSection,
     sft: Option<SftSection>,
+    answers: Option<AnswersSection>,
     labels: LabelsSection,
     verdict: Vec<RuleEntry>,
     paper: Option<PaperSection>,
@@ -78,12 +81,6 @@ struct RuleEntry {
     paper: Option<PaperReading>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PaperSection {
-    flagged: String,
-}
-
 /// `place` is what errors call the file.
 pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
@@ -95,11 +92,13 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let gold = check.gold(file.gold, &labels)?;
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
-    let paper_flag = file.paper.map(|section| check.paper(section, &file.verdict)).transpose()?;
+    let answers = file.answers.map(|section| section.check(&check)).transpose()?;
+    let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
+    let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
     check.reward(&file.reward)?;
-    let task = Task { name: file.name, labels, input, gold, target, rules, reward: file.reward };
+    let task = Task { name: file.name, labels, input, gold, target, answers, rules, reward: file.reward };
     check.templates_agree_with_rules(&task)?;
     Ok(task)
 }
@@ -122,21 +121,21 @@ fn toml_error(text: &str, place: &str, error: &toml::de::Error) -> Error {
     Error::input(place, error.message(), format!("Correct it; {MANUAL}"))
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     place: &'a str,
 }
 
 impl Check<'_> {
-    fn at(&self, key: &str, problem: impl ToString, fix: impl ToString) -> Error {
+    pub(super) fn at(&self, key: &str, problem: impl ToString, fix: impl ToString) -> Error {
         Error::input(format!("{}: {key}", self.place), problem, fix)
     }
 
-    fn path(&self, key: &str, text: &str) -> Result<RowPath> {
+    pub(super) fn path(&self, key: &str, text: &str) -> Result<RowPath> {
         let fix = "Write keys joined by dots and list indices in brackets, for example `security_type[-1]`";
         RowPath::parse(text).map_err(|problem| self.at(key, problem, fix))
     }
 
-    fn template(&self, key: &str, text: &str) -> Result<Template> {
+    pub(super) fn template(&self, key: &str, text: &str) -> Result<Template> {
         let fix = "Write `{path}` for a field of the row, and {{ or }} for a brace";
         Template::parse(text).map_err(|problem| self.at(key, problem, fix))
     }
@@ -220,6 +219,16 @@ impl Check<'_> {
         }
     }
 
+    pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
+        Regex::new(pattern).map_err(|e| {
+            // The last line says what is wrong; those before draw the pattern.
+            let why = e.to_string().lines().last().unwrap_or_default().to_string();
+            let fix =
+                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
+            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+        })
+    }
+
     fn rules(&self, mut entries: Vec<RuleEntry>, labels: &LabelSet, truncated: Truncated) -> Result<Rules> {
         let missing = || {
             let fix =
@@ -246,29 +255,6 @@ impl Check<'_> {
         Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
     }
 
-    fn paper(&self, section: PaperSection, rules: &[RuleEntry]) -> Result<Regex> {
-        if let Some(i) = rules.iter().position(|rule| rule.paper.is_some()) {
-            let problem = "paper has no effect, because [paper] decides for all rules";
-            return Err(self.at(&format!("verdict[{i}].paper"), problem, "Remove it, or [paper]"));
-        }
-        let regex = self.regex("paper.flagged", &section.flagged)?;
-        if regex.captures_len() < 2 {
-            let problem = "the pattern has no capture group";
-            return Err(self.at("paper.flagged", problem, "Put (...) around the label in it"));
-        }
-        Ok(regex)
-    }
-
-    fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
-        Regex::new(pattern).map_err(|e| {
-            // The last line says what is wrong; those before draw the pattern.
-            let why = e.to_string().lines().last().unwrap_or_default().to_string();
-            let fix =
-                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(key, format!("`{}` does not compile: {why}", shorten(pattern)), fix)
-        })
-    }
-
     fn paper_without_effect(&self, key: &str) -> Error {
         let problem = "paper has no effect, because this rule never yields a malformed verdict";
         self.at(&format!("{key}.paper"), problem, "Remove it, or set the label to \"@malformed\" or \"$1\"")
@@ -283,7 +269,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = self.regex(&format!("{key}.regex"), &pattern)?;
+        let regex = self.regex(&key, &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {

@@ -1,11 +1,13 @@
 //! A task: how a row becomes a conversation with a gold label, how an answer becomes a verdict, and what each
 //! outcome earns. All of it comes from a TOML file (docs/tasks.md), so a new label set needs no Rust.
 
+mod answers;
 mod confusion;
 mod file;
 mod gold;
 mod metrics;
 mod outcome;
+mod paper;
 mod row;
 mod verdict;
 
@@ -14,6 +16,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub use answers::Answer;
 pub use confusion::Confusion;
 pub use gold::GoldLabels;
 pub use metrics::{Binary, EvalReport, Interval, LabelScores};
@@ -42,6 +45,7 @@ pub struct Task {
     input: Input,
     gold: Gold,
     target: Option<Target>,
+    answers: Option<answers::Answers>,
     rules: Rules,
     reward: Reward,
 }
