@@ -10,5 +10,6 @@ mod gguf_tokenizer;
 pub mod gradients;
 pub mod kv_cache;
 pub mod projection;
+mod shards;
 pub mod tape;
 pub mod weights;
