@@ -16,6 +16,7 @@ pub mod observe;
 pub mod ops;
 pub mod optim;
 pub mod pack;
+pub mod plan;
 pub mod rng;
 pub mod rollout;
 pub mod run;

@@ -9,6 +9,7 @@ pub mod fetch;
 mod hub;
 pub mod import;
 mod machine;
+pub mod plan;
 pub mod train;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ enum Command {
     Data(data::Args),
     Import(import::Args),
     Fetch(fetch::Args),
+    Plan(plan::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Fetch(args) => fetch::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

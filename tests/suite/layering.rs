@@ -9,7 +9,7 @@ const FLOORS: [&[&str]; 6] = [
     &["types", "config", "error", "rng"],
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
-    &["rollout", "algo", "optim", "run"],
+    &["rollout", "algo", "optim", "run", "plan"],
     &["train", "eval", "report", "check"],
     &["main", "cli"],
 ];
