@@ -12,6 +12,7 @@ pub mod fetch;
 mod hub;
 pub mod import;
 mod machine;
+pub mod plan;
 pub mod report;
 mod text;
 pub mod train;
@@ -38,6 +39,7 @@ enum Command {
     Import(import::Args),
     Export(export::Args),
     Fetch(fetch::Args),
+    Plan(plan::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Report(report::Args),
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Fetch(args) => fetch::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),

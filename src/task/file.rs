@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
+use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
@@ -80,12 +81,6 @@ struct RuleEntry {
     paper: Option<PaperReading>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PaperSection {
-    flagged: String,
-}
-
 /// `place` is what errors call the file.
 pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
@@ -98,7 +93,8 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
-    let paper_flag = file.paper.map(|section| check.paper(section, &file.verdict)).transpose()?;
+    let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
+    let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
     check.reward(&file.reward)?;
@@ -223,14 +219,13 @@ impl Check<'_> {
         }
     }
 
-    /// `key` is the whole key, for the error.
     pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
         Regex::new(pattern).map_err(|e| {
             // The last line says what is wrong; those before draw the pattern.
             let why = e.to_string().lines().last().unwrap_or_default().to_string();
             let fix =
                 "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(key, format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
         })
     }
 
@@ -260,19 +255,6 @@ impl Check<'_> {
         Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
     }
 
-    fn paper(&self, section: PaperSection, rules: &[RuleEntry]) -> Result<Regex> {
-        if let Some(i) = rules.iter().position(|rule| rule.paper.is_some()) {
-            let problem = "paper has no effect, because [paper] decides for all rules";
-            return Err(self.at(&format!("verdict[{i}].paper"), problem, "Remove it, or [paper]"));
-        }
-        let regex = self.regex("paper.flagged", &section.flagged)?;
-        if regex.captures_len() < 2 {
-            let problem = "the pattern has no capture group";
-            return Err(self.at("paper.flagged", problem, "Put (...) around the label in it"));
-        }
-        Ok(regex)
-    }
-
     fn paper_without_effect(&self, key: &str) -> Error {
         let problem = "paper has no effect, because this rule never yields a malformed verdict";
         self.at(&format!("{key}.paper"), problem, "Remove it, or set the label to \"@malformed\" or \"$1\"")
@@ -287,7 +269,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = self.regex(&format!("{key}.regex"), &pattern)?;
+        let regex = self.regex(&key, &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {

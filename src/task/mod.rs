@@ -7,6 +7,7 @@ mod file;
 mod gold;
 mod metrics;
 mod outcome;
+mod paper;
 mod row;
 mod verdict;
 

@@ -157,10 +157,6 @@ fn check(args: &Args) -> Result<()> {
         let why = "it is how long an op is timed";
         return Err(Error::config("--seconds", args.seconds, "0 or more", why).into());
     }
-    if (args.device, args.dtype) == (DeviceChoice::Cpu, Dtype::Bf16) {
-        let why = "ops on the CPU compute in f32";
-        return Err(Error::config("--dtype", "bf16", "f32 on the CPU", why).into());
-    }
     Ok(())
 }
 
