@@ -15,7 +15,7 @@ use crate::ops::attention::{AttentionLayout, Heads};
 use crate::ops::indices::Indices;
 use crate::ops::memory::{self, Normal};
 use crate::ops::rope::RopeTable;
-use crate::ops::token_logprob::{self, TokenLogprobs};
+use crate::ops::token_logprob::{self, Slopes, TokenLogprobs};
 use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
@@ -288,13 +288,13 @@ impl Decoder {
         token_logprob::forward(self.head_inputs(&normed, &tokens, head.temperature))
     }
 
-    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i]` to `gradients`.
-    pub fn backward(
+    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i] + dentropies[i] * entropy[i]` to `gradients`.
+    pub fn backward<'s>(
         &self,
         batch: &PackedBatch,
         forward: Forward,
         temperature: f32,
-        dlogprobs: &[f32],
+        slopes: impl Into<Slopes<'s>>,
         gradients: &Gradients,
     ) -> Result<()> {
         let Forward { hidden, kept, layout, positions } = forward;
@@ -309,7 +309,7 @@ impl Decoder {
             let normed = rms_norm::forward(&raw, norm.w_h, norm.eps)?;
             let tokens = self.target_tokens(targets)?;
             let inputs = self.head_inputs(&normed, &tokens, temperature);
-            let dnormed = token_logprob::backward(inputs, dlogprobs, gradients.at(self.head)?)?;
+            let dnormed = token_logprob::backward(inputs, slopes, gradients.at(self.head)?)?;
             let draw = raw.zeros_like()?;
             rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm)?)?;
             let target_rows: Indices = targets.iter().map(|t| t.row).collect();

@@ -12,6 +12,7 @@ mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
+mod enumerate;
 mod golden;
 mod import;
 mod kernels;

@@ -156,6 +156,25 @@ fn token_logprob_entropy_and_gradients() {
     let dhidden = token_logprob::backward(inputs, &floats(&dlogp), &dhead).unwrap();
     close("dhidden", &dhidden, &want[0], 1e-5);
     close("dhead", &dhead, &want[1], 1e-5);
+
+    // A loss that depends on the entropies too, in rows 1 and on.
+    let both = |xs: &[Tensor]| {
+        let log_p = log_softmax(xs)?;
+        let entropy = (log_p.exp()? * &log_p)?.sum(1)?.neg()?;
+        Tensor::cat(&[f(xs)?, entropy], 0)
+    };
+    let mut dentropies = floats(&random(4, &[r]));
+    dentropies[0] = 0.0;
+    let slopes = [floats(&dlogp), dentropies.clone()].concat();
+    let slopes: Vec<f64> = slopes.into_iter().map(f64::from).collect();
+    let want = oracle(&both, &inputs64, &Tensor::new(slopes, &Device::Cpu).unwrap());
+    let dhead = Tensor::zeros((v, h), DType::F32, &Device::Cpu).unwrap();
+    let slopes = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &dentropies };
+    let dhidden = token_logprob::backward(inputs, slopes, &dhead).unwrap();
+    close("dhidden with entropies", &dhidden, &want[0], 1e-5);
+    close("dhead with entropies", &dhead, &want[1], 1e-5);
+    let short = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &dentropies[1..] };
+    assert!(token_logprob::backward(inputs, short, &dhead).is_err());
 }
 
 fn heads() -> Heads {

@@ -264,6 +264,8 @@ fn update(
         temperature: 1.0,
         max_completion_tokens: args.new_tokens,
         max_tokens_per_pack: args.max_tokens_per_pack,
+        entropy_coef: 0.0,
+        importance_cap: None,
         reference: None,
     };
     let metrics: Metrics = update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
