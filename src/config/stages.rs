@@ -278,6 +278,10 @@ impl GrpoConfig {
     }
 
     fn validate_kl(&self) -> Result<()> {
+        if self.sampling.replay_truncation && self.kl_coef != 0.0 {
+            let why = "policy and reference would be cut at different tokens, and their distance be infinite";
+            return Err(Error::config("grpo.kl_coef", self.kl_coef, "0 beside replay_truncation", why));
+        }
         let given = [
             ("kl_estimator", self.kl_estimator.is_some()),
             ("kl_in", self.kl_in.is_some()),
@@ -374,6 +378,10 @@ impl EvalConfig {
         if self.samples_per_prompt > 1 && self.sampling.temperature == 0.0 {
             let why = "greedy samples of one prompt are all equal (eval.sampling.temperature = 0)";
             return Err(Error::config("eval.samples_per_prompt", self.samples_per_prompt, "1", why));
+        }
+        if self.sampling.replay_truncation {
+            let problem = "has no effect: evaluation trains nothing";
+            return Err(Error::input("eval.sampling.replay_truncation", problem, "Remove it"));
         }
         self.sampling.validate("eval.sampling")
     }

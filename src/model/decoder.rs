@@ -10,6 +10,7 @@ use super::gradients::Gradients;
 use super::projection::Projection;
 use super::tape::TapedBlock;
 use crate::config::ActivationMemory;
+use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionLayout, Heads};
 use crate::ops::indices::Indices;
@@ -279,13 +280,23 @@ impl Decoder {
 
     /// Log-probabilities of the targets, `[targets]`; the LM head runs on their rows only.
     pub fn logprobs(&self, hidden: &Tensor, head: Head) -> Result<TokenLogprobs> {
+        self.logprobs_within(hidden, head, None)
+    }
+
+    /// [`Self::logprobs`] under what a sampler's cuts leave of each distribution.
+    pub fn logprobs_within(
+        &self,
+        hidden: &Tensor,
+        head: Head,
+        cut: Option<&SamplingConfig>,
+    ) -> Result<TokenLogprobs> {
         if head.targets.is_empty() {
             return Ok(TokenLogprobs::default());
         }
         let raw = self.target_rows(hidden, head.targets)?;
         let normed = rms_norm::forward(&raw, &self.weights[self.final_norm], self.eps())?;
         let tokens = self.target_tokens(head.targets)?;
-        token_logprob::forward(self.head_inputs(&normed, &tokens, head.temperature))
+        token_logprob::forward_within(self.head_inputs(&normed, &tokens, head.temperature), cut)
     }
 
     /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i] + dentropies[i] * entropy[i]` to `gradients`.

@@ -5,8 +5,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::gemm::{Mat, Threads, product};
+use super::sampling::apply_cut;
 use super::simd::{exp, exp_sums, max, vectorize};
 use super::{View, cuda, linear, tensor};
+use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 
 /// Bytes of logits alive at once.
@@ -40,11 +42,13 @@ pub struct Slopes<'a> {
     pub dlogprobs: &'a [f32],
     /// `[R]`, or empty: the loss does not depend on the entropies.
     pub dentropies: &'a [f32],
+    /// What [`forward_within`] was given.
+    pub cut: Option<&'a SamplingConfig>,
 }
 
 impl<'a> From<&'a [f32]> for Slopes<'a> {
     fn from(dlogprobs: &'a [f32]) -> Self {
-        Self { dlogprobs, dentropies: &[] }
+        Self { dlogprobs, dentropies: &[], cut: None }
     }
 }
 
@@ -59,7 +63,16 @@ fn chunk_rows(vocab: usize) -> usize {
 }
 
 pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
+    forward_within(inputs, None)
+}
+
+/// [`forward`] under what a sampler's cuts leave of each row's distribution, the target always part of it.
+///
+/// # Errors
+/// A cut on a CUDA device.
+pub fn forward_within(inputs: Inputs, cut: Option<&SamplingConfig>) -> Result<TokenLogprobs> {
     if cuda::on(inputs.hidden_rh) {
+        no_cut(cut)?;
         return cuda::token_logprob::forward(inputs);
     }
     let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
@@ -70,7 +83,8 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
     let mut result = TokenLogprobs { logprobs: Vec::with_capacity(r), entropies: Vec::with_capacity(r) };
     for (hidden, targets) in hidden.chunks(rows * h).zip(targets.chunks(rows)) {
         let hidden = Mat::row_major(hidden, targets.len(), h);
-        let logits = product(hidden, Mat::row_major(&head, v, h).t(), Threads::Pool);
+        let mut logits = product(hidden, Mat::row_major(&head, v, h).t(), Threads::Pool);
+        apply(cut, &mut logits, v, targets);
         let chunk: Vec<(f32, f32)> = logits
             .par_chunks_exact(v)
             .zip(targets)
@@ -92,6 +106,23 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
     Ok(result)
 }
 
+fn apply(cut: Option<&SamplingConfig>, logits: &mut [f32], vocab: usize, targets: &[u32]) {
+    if let Some(cut) = cut {
+        logits
+            .par_chunks_exact_mut(vocab)
+            .zip(targets)
+            .for_each(|(row, target)| apply_cut(row, cut, *target));
+    }
+}
+
+fn no_cut(cut: Option<&SamplingConfig>) -> Result<()> {
+    let fix = "Remove it, or set device = \"cpu\"";
+    match cut {
+        None => Ok(()),
+        Some(_) => Err(Error::input("sampling.replay_truncation", "is not there yet on a CUDA device", fix)),
+    }
+}
+
 /// Given `dlogprobs = dL / dlogprob` and perhaps `dentropies = dL / dentropy`: returns `dL / dhidden` `[R, H]` and
 /// adds `dL / dhead` to `dhead_vh`.
 ///
@@ -101,7 +132,7 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
 /// # Errors
 /// Slopes of another number than the targets; derivatives by entropies on a CUDA device, which has none.
 pub fn backward<'s>(inputs: Inputs, slopes: impl Into<Slopes<'s>>, dhead_vh: &Tensor) -> Result<Tensor> {
-    let Slopes { dlogprobs, dentropies } = slopes.into();
+    let Slopes { dlogprobs, dentropies, cut } = slopes.into();
     let by_entropy = !dentropies.is_empty();
     let r = inputs.targets.len();
     if dlogprobs.len() != r || (by_entropy && dentropies.len() != r) {
@@ -112,6 +143,7 @@ pub fn backward<'s>(inputs: Inputs, slopes: impl Into<Slopes<'s>>, dhead_vh: &Te
             let fix = "Set grpo.entropy_coef = 0, or device = \"cpu\"";
             return Err(Error::input("grpo.entropy_coef", "is not there yet on a CUDA device", fix));
         }
+        no_cut(cut)?;
         return cuda::token_logprob::backward(inputs, dlogprobs, dhead_vh);
     }
     let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
@@ -128,6 +160,7 @@ pub fn backward<'s>(inputs: Inputs, slopes: impl Into<Slopes<'s>>, dhead_vh: &Te
             let hidden = View::new(&hidden)?;
             product(Mat::row_major(&hidden, n, h), Mat::row_major(&head, v, h).t(), Threads::Pool)
         };
+        apply(cut, &mut logits, v, targets);
         let slope_of = |i: usize| dentropies.get(i).copied().unwrap_or(0.0);
         logits.par_chunks_exact_mut(v).zip(targets).zip(dlogprobs).enumerate().for_each(
             |(i, ((row, &target), &d))| {

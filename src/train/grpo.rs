@@ -281,6 +281,7 @@ impl GrpoStage<'_> {
             loss: &self.config.loss,
             penalty: KlPenalty { coef, estimator: self.config.kl_estimator() },
             temperature: self.config.sampling.temperature,
+            cut: Some(self.config.sampling).filter(|sampling| sampling.replay_truncation),
             max_completion_tokens: self.config.max_completion_tokens,
             max_tokens_per_pack: self.pack.max_tokens_per_pack,
             entropy_coef: self.config.entropy_coef,

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::step::{LossSlopes, Trainee, mean};
+use super::step::{Distribution, LossSlopes, Trainee, mean};
 use crate::algo::importance::truncated_importance;
 use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
+use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::tape::{Tape, TapedGroup};
@@ -20,6 +21,8 @@ pub struct PolicyUpdate<'a> {
     pub loss: &'a LossConfig,
     pub penalty: KlPenalty,
     pub temperature: f32,
+    /// The sampler's cuts, where log-probs are those of what they leave (`replay_truncation`).
+    pub cut: Option<SamplingConfig>,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
     /// Weight of the mean entropy over the step's tokens in the objective.
@@ -98,7 +101,8 @@ impl PolicyUpdate<'_> {
             // From here the pass holds the rows alone and frees them block by block.
             drop(pack.tape);
             let advantages = pack.groups.iter().flat_map(|g| &groups[*g].advantages);
-            trainee.learn(&batch, forward, self.temperature, |now| {
+            let under = Distribution { temperature: self.temperature, cut: self.cut };
+            trainee.learn(&batch, forward, under, |now| {
                 let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
                 if first_update {
                     let sampled = rollouts().flat_map(|r| &r.logprobs);

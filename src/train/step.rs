@@ -1,6 +1,7 @@
 //! One pass over one packed batch: forward, log-probs, whatever loss, backward.
 
 use crate::config::ActivationMemory;
+use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Forward, Head};
 use crate::model::gradients::Gradients;
@@ -29,6 +30,21 @@ impl From<Vec<f32>> for LossSlopes {
     }
 }
 
+/// Under which distribution log-probs are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Distribution {
+    /// Divides the logits.
+    pub temperature: f32,
+    /// The sampler's cuts, where log-probs are those of what they leave.
+    pub cut: Option<SamplingConfig>,
+}
+
+impl From<f32> for Distribution {
+    fn from(temperature: f32) -> Self {
+        Self { temperature, cut: None }
+    }
+}
+
 impl Trainee<'_> {
     /// Runs `batch` forward, hands the targets' log-probs to `loss`, and runs backward with the derivatives it
     /// returns.
@@ -38,7 +54,7 @@ impl Trainee<'_> {
         temperature: f32,
         loss: impl FnOnce(&TokenLogprobs) -> Result<S>,
     ) -> Result<()> {
-        self.learn(batch, self.forward(batch)?, temperature, loss)
+        self.learn(batch, self.forward(batch)?, temperature.into(), loss)
     }
 
     /// The forward pass of [`Self::pass`].
@@ -51,13 +67,14 @@ impl Trainee<'_> {
         &self,
         batch: &PackedBatch,
         forward: Forward,
-        temperature: f32,
+        under: Distribution,
         loss: impl FnOnce(&TokenLogprobs) -> Result<S>,
     ) -> Result<()> {
+        let Distribution { temperature, cut } = under;
         let head = Head { targets: &batch.targets, temperature };
-        let logprobs = self.decoder.logprobs(&forward.hidden, head)?;
+        let logprobs = self.decoder.logprobs_within(&forward.hidden, head, cut.as_ref())?;
         let LossSlopes { dlogprobs, dentropies } = loss(&logprobs)?.into();
-        let slopes = Slopes { dlogprobs: &dlogprobs, dentropies: &dentropies };
+        let slopes = Slopes { dlogprobs: &dlogprobs, dentropies: &dentropies, cut: cut.as_ref() };
         self.decoder.backward(batch, forward, temperature, slopes, self.gradients)
     }
 }

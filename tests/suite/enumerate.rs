@@ -91,7 +91,8 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
     }
     let mut common: Vec<(&[u32], usize)> = counts.into_iter().collect();
     common.sort_by_key(|(ids, count)| (std::cmp::Reverse(*count), ids.to_vec()));
-    let of_length = |n: usize| common.iter().filter(move |(ids, _)| ids.len() == n).map(|(ids, _)| ids.to_vec());
+    let of_length =
+        |n: usize| common.iter().filter(move |(ids, _)| ids.len() == n).map(|(ids, _)| ids.to_vec());
     let answers: Vec<Vec<u32>> = of_length(2).take(3).chain(of_length(1).take(2)).collect();
 
     let task = task(true);
@@ -136,6 +137,7 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
             loss: &LossConfig::Luspo(Default::default()),
             penalty: KlPenalty::NONE,
             temperature: TEMPERATURE,
+            cut: None,
             max_completion_tokens: 2,
             max_tokens_per_pack: 1000,
             entropy_coef: 0.0,

@@ -55,6 +55,7 @@ fn plain(loss: &LossConfig) -> PolicyUpdate<'_> {
         loss,
         penalty: KlPenalty::NONE,
         temperature: 1.0,
+        cut: None,
         max_completion_tokens: 9,
         max_tokens_per_pack: 10_000,
         entropy_coef: 0.0,
