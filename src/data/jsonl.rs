@@ -156,13 +156,10 @@ impl Source<'_> {
         let at = |e| at_line(path, sample.line, e);
         let target = match (self.limits.targets, &sample.target) {
             (Targets::Ignored | Targets::Answers, _) => None,
-            (Targets::Required, Some(answer)) => Some(self.encoder.encode_target(answer).map_err(at)?),
-            (Targets::Required, None) => {
-                let fix =
-                    "Add the answer to imitate, or [sft] to the task file, or use the file for GRPO only";
-                let place = format!("{}:{}", path.display(), sample.line);
-                return Err(Error::input(place, "the row has no target, so SFT has nothing to learn", fix));
+            (Targets::Required, Some(answer)) => {
+                Some(self.encoder.encode_target(&sample.messages, answer).map_err(at)?)
             }
+            (Targets::Required, None) => return Err(no_target(path, sample.line)),
         };
         let prompt = self.encoder.encode_prompt(&sample.messages).map_err(at)?;
         let gold = self.task.label_id(&sample.gold).ok_or_else(|| {
@@ -174,7 +171,7 @@ impl Source<'_> {
             )
         })?;
         let encode = |answer: &Answer| {
-            let token_ids = self.encoder.encode_target(&answer.text).map_err(at)?;
+            let token_ids = self.encoder.encode_target(&sample.messages, &answer.text).map_err(at)?;
             Ok(EncodedAnswer { label: answer.label, token_ids })
         };
         let answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
@@ -186,8 +183,14 @@ impl Source<'_> {
     }
 }
 
+pub(super) fn no_target(path: &Path, line: usize) -> Error {
+    let fix = "Add the answer to imitate, or [sft] to the task file, or use the file for GRPO only";
+    let place = format!("{}:{line}", path.display());
+    Error::input(place, "the row has no target, so SFT has nothing to learn", fix)
+}
+
 /// The same error, with the row's place before its own.
-pub(super) fn at_line(path: &Path, line: usize, error: Error) -> Error {
+pub fn at_line(path: &Path, line: usize, error: Error) -> Error {
     match error {
         Error::Input { place, problem, fix } => {
             Error::input(format!("{}:{line}", path.display()), format!("{place} {problem}"), fix)

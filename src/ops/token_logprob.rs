@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::gemm::{Mat, Threads, product};
 use super::sampling::apply_cut;
 use super::simd::{exp, exp_sums, max, vectorize};
-use super::{View, cuda, linear, tensor};
+use super::{View, cuda, linear, tensor, tensor_as};
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 
@@ -188,5 +188,5 @@ pub fn backward<'s>(inputs: Inputs, slopes: impl Into<Slopes<'s>>, dhead_vh: &Te
         dhidden.extend(product(Mat::row_major(&logits, n, v), Mat::row_major(&head, v, h), Threads::Pool));
         linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
     }
-    tensor(dhidden, (r, h))
+    tensor_as(dhidden, (r, h), hidden_rh.dtype())
 }

@@ -27,6 +27,7 @@ struct TaskFile {
     answers: Option<AnswersSection>,
     labels: LabelsSection,
     verdict: Vec<RuleEntry>,
+    paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
     #[serde(default)]
@@ -82,6 +83,12 @@ struct RuleEntry {
     paper: Option<PaperReading>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PaperSection {
+    flagged: String,
+}
+
 /// `place` is what errors call the file.
 pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
@@ -94,7 +101,9 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
-    let rules = check.rules(file.verdict, &labels, file.truncated)?;
+    let paper_flag = file.paper.map(|section| check.paper(section, &file.verdict)).transpose()?;
+    let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
+    rules.paper_flag = paper_flag;
     let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
     rewards.extend(file.extra_rewards.into_iter().map(|(name, extra)| {
         let (weight, reward) = extra.parts();
@@ -225,13 +234,14 @@ impl Check<'_> {
         }
     }
 
+    /// `key` is the whole key, for the error.
     pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
         Regex::new(pattern).map_err(|e| {
             // The last line says what is wrong; those before draw the pattern.
             let why = e.to_string().lines().last().unwrap_or_default().to_string();
             let fix =
                 "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+            self.at(key, format!("`{}` does not compile: {why}", shorten(pattern)), fix)
         })
     }
 
@@ -258,7 +268,20 @@ impl Check<'_> {
             }
         };
         let ordered = entries.into_iter().enumerate().map(|(i, entry)| self.rule(i, entry, labels));
-        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated })
+        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
+    }
+
+    fn paper(&self, section: PaperSection, rules: &[RuleEntry]) -> Result<Regex> {
+        if let Some(i) = rules.iter().position(|rule| rule.paper.is_some()) {
+            let problem = "paper has no effect, because [paper] decides for all rules";
+            return Err(self.at(&format!("verdict[{i}].paper"), problem, "Remove it, or [paper]"));
+        }
+        let regex = self.regex("paper.flagged", &section.flagged)?;
+        if regex.captures_len() < 2 {
+            let problem = "the pattern has no capture group";
+            return Err(self.at("paper.flagged", problem, "Put (...) around the label in it"));
+        }
+        Ok(regex)
     }
 
     fn paper_without_effect(&self, key: &str) -> Error {
@@ -275,7 +298,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = self.regex(&key, &pattern)?;
+        let regex = self.regex(&format!("{key}.regex"), &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {
@@ -343,150 +366,4 @@ impl Check<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"name = "guard"
-truncated = "judge"
-[input]
-messages = "chat"
-[gold]
-path = "label"
-[labels]
-negative = "safe"
-positive = ["S1", "S2"]
-[[verdict]]
-regex = 'unsafe (S\d)'
-label = "$1"
-[[verdict]]
-default = "@malformed"
-[reward]
-malformed = 0
-"#;
-
-    #[test]
-    fn the_base_of_the_bad_files_is_good() {
-        let task = parse(GOOD, "t.toml").unwrap();
-        assert_eq!((task.name(), task.labels().len()), ("guard", 3));
-    }
-
-    #[test]
-    fn every_mistake_names_file_key_and_fix() {
-        for (from, to, want) in [
-            // Not a task file.
-            ("name = \"guard\"", "name = ", "t.toml:1: "),
-            (
-                "name = \"guard\"",
-                "nmae = \"guard\"",
-                "t.toml:1: unknown field `nmae`, expected one of `name`",
-            ),
-            ("truncated = \"judge\"", "truncated = \"cut\"", "t.toml:2: truncated: unknown variant `cut`"),
-            ("messages =", "mesages =", "t.toml:4: unknown field `mesages`, expected"),
-            ("path = \"label\"", "path = 3", "t.toml:6: path: invalid type: integer `3`, expected a string"),
-            ("malformed = 0\n", "malfromed = 0\n", "t.toml:16: unknown field `malfromed`"),
-            ("malformed = 0\n", "malformed = \"0\"\n", "t.toml:16: malformed: invalid type: string"),
-            ("[labels]", "[label]", "unknown field `label`"),
-            ("name = \"guard\"", "name = \" \"", "t.toml: name: the name is empty. Name the task"),
-            // Labels.
-            ("[\"S1\", \"S2\"]", "[]", "t.toml: labels.positive: the list is empty. Give at least one"),
-            (
-                "\"S2\"]",
-                "\"S1\"]",
-                "t.toml: labels.positive[1]: `S1` is a label already. Name each label once",
-            ),
-            ("\"S2\"]", "\"safe\"]", "t.toml: labels.positive[1]: `safe` is a label already"),
-            ("\"S2\"]", "\"s1\"]\nignore_case = true", "labels.positive[1]: `s1` is a label already"),
-            ("\"S2\"]", "\" S2\"]", "t.toml: labels.positive[1]: ` S2` is empty or has blanks"),
-            ("\"safe\"", "\"@none\"", "t.toml: labels.negative: `@none` begins with `@`"),
-            // Rows.
-            (
-                "messages = \"chat\"",
-                "",
-                "t.toml: input: exactly one of messages and template is wanted. Give",
-            ),
-            ("messages = \"chat\"", "messages = \"chat[\"", "t.toml: input.messages: `chat[` is not a path"),
-            ("messages = \"chat\"", "template = \"a {b\"", "t.toml: input.template: a brace is not closed"),
-            ("messages = \"chat\"", "template = \"{label}\"", "input.template: `{label}` is gold.path, so"),
-            ("path = \"label\"", "path = \"\"", "t.toml: gold.path: `` is not a path"),
-            (
-                "[labels]",
-                "map = { x = \"S9\" }\n[labels]",
-                "gold.map.x: `S9` is not a label of this task. Use one of: safe, S1, S2",
-            ),
-            ("[labels]", "[sft]\n[labels]", "t.toml: sft: exactly one of target and target_template"),
-            (
-                "[labels]",
-                "[sft]\ntarget_template = { negative = \"safe\", positive = \"unsafe {label}\" }\n[labels]",
-                "sft.target_template.negative: `safe` is not judged to be `safe`. Make the template and",
-            ),
-            // Rules.
-            (
-                "[[verdict]]\ndefault = \"@malformed\"",
-                "",
-                "t.toml: verdict: the last rule is not a default. End",
-            ),
-            ("\"@malformed\"", "\"S1\"", "t.toml: verdict[1].default: `S1` is not a default. Use"),
-            ("default =", "label = \"S1\"\ndefault =", "verdict[1]: regex, label and take have no effect"),
-            ("\"@malformed\"", "\"@negative\"\npaper = \"flagged\"", "verdict[1].paper: paper has no effect"),
-            ("label = \"$1\"", "", "t.toml: verdict[0]: a rule wants a regex and a label. Give both"),
-            (
-                "label = \"$1\"",
-                "label = \"$2\"",
-                "verdict[0].label: `$2` is not a capture group: the regex has 1",
-            ),
-            ("label = \"$1\"", "label = \"$x\"", "verdict[0].label: `$x` is not a capture group"),
-            ("label = \"$1\"", "label = \"S3\"", "verdict[0].label: `S3` is not a label of this task"),
-            (
-                "label = \"$1\"",
-                "label = \"@safe\"",
-                "verdict[0].label: `@safe` is unknown. Use \"@negative\"",
-            ),
-            (
-                "label = \"$1\"",
-                "label = \"S1\"\npaper = \"flagged\"",
-                "verdict[0].paper: paper has no effect",
-            ),
-            ("label = \"$1\"", "label = \"S1\"\ntake = \"last\"", "verdict[0].take: take has no effect"),
-            (
-                "label = \"$1\"",
-                "label = \"$1\"\n[[verdict]]\ndefault = \"@negative\"",
-                "verdict[1]: a default before",
-            ),
-            (
-                "(S\\d)",
-                "(S\\d",
-                "t.toml: verdict[0].regex: `unsafe (S\\d` does not compile: error: unclosed group",
-            ),
-            // Rewards.
-            ("malformed = 0\n", "malformed = nan\n", "t.toml: reward.malformed: NaN is not a finite number"),
-            (
-                "malformed = 0\n",
-                "malformed = 1\nwrong_label = 1\nfalse_positive = 1\nfalse_negative = 1\n",
-                "t.toml: reward: all six rewards are equal",
-            ),
-        ] {
-            let text = GOOD.replacen(from, to, 1);
-            assert_ne!(text, GOOD, "{from}");
-            let error = parse(&text, "t.toml").expect_err(want);
-            assert!(error.is_input());
-            let line = error.to_string();
-            assert!(
-                line.starts_with("t.toml") && line.contains(want) && !line.contains('\n'),
-                "{want}\n{line}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_missing_section_is_named() {
-        for key in ["input", "gold", "labels", "verdict", "name"] {
-            let mut table = GOOD.parse::<toml::Table>().unwrap();
-            table.remove(key);
-            let line = parse(&table.to_string(), "t.toml").unwrap_err().to_string();
-            assert!(
-                line.contains(&format!("missing field `{key}`")) && line.ends_with("lists every key"),
-                "{line}"
-            );
-        }
-    }
-}
+mod tests;

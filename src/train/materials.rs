@@ -1,6 +1,6 @@
 //! What a run is made of before its first step: task, tokens, rows, weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::place::{self, Opened};
 use crate::config::stages::{Balance, CombineRewards, Estimator};
@@ -9,9 +9,9 @@ use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
+use crate::export::companions::Companions;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
-use crate::model::weights;
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -25,13 +25,6 @@ pub struct Materials {
     pub valid_rows: Vec<EncodedRow>,
     /// Files that travel with the final model: tokenizer, chat template, generation config.
     pub companions: Companions,
-}
-
-/// Where the files that travel with a model lie.
-pub struct Companions {
-    pub tokenizer_dir: PathBuf,
-    pub chat_template: Option<PathBuf>,
-    pub model_dir: PathBuf,
 }
 
 impl Materials {
@@ -76,7 +69,8 @@ impl Materials {
     ) -> Result<Self> {
         if !dir.is_dir() {
             let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
-            let fix = "Name a model folder: config.json, safetensors, tokenizer.json";
+            let fix =
+                "Name a model folder (config.json, safetensors, tokenizer.json) or a hub name, org/name";
             return Err(Error::input(format!("model.path = {}", dir.display()), problem, fix));
         }
         let companions = Companions {
@@ -89,6 +83,7 @@ impl Materials {
             tokenizer_dir: config.model.tokenizer.as_deref(),
             chat_template: config.model.chat_template.as_deref(),
             date: Date::default(),
+            template_args: Some(&config.model.template_args),
         })?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let rows = Rows::load(config, &task, &encoder, sinks)?;
@@ -156,9 +151,7 @@ impl Materials {
 
 /// Weights of a folder in HF layout, brought to `place`.
 pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
-    let config = ModelConfig::load(dir)?;
-    let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
-    Decoder::new(config, tensors, max_positions)
+    Decoder::load(dir, max_positions, place)
 }
 
 struct Rows {

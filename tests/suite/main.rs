@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
+mod ablate;
 mod adamw;
 mod bad_input;
 mod configs;
@@ -13,7 +14,10 @@ mod cuda_ops;
 mod cuda_twin;
 mod doctor;
 mod enumerate;
+mod families;
 mod golden;
+mod hub;
+mod hub_server;
 mod import;
 mod kernels;
 mod kernels_adamw;
@@ -30,5 +34,6 @@ mod policy;
 mod shared_prefix;
 mod shim;
 mod smollm2;
+mod templates;
 mod training;
 mod weights;
