@@ -6,10 +6,11 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
+use super::outcome::ExtraReward;
 use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
-use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
+use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
 use crate::error::{Error, Result};
 use crate::types::FinishReason;
 
@@ -30,6 +31,8 @@ struct TaskFile {
     paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
+    #[serde(default)]
+    extra_rewards: BTreeMap<String, ExtraReward>,
 }
 
 #[derive(Deserialize)]
@@ -97,8 +100,16 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
-    check.reward(&file.reward)?;
-    let task = Task { name: file.name, labels, input, gold, target, answers, rules, reward: file.reward };
+    let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
+    rewards.extend(file.extra_rewards.into_iter().map(|(name, extra)| {
+        let (weight, reward) = extra.parts();
+        NamedReward { name, weight, reward }
+    }));
+    for (i, named) in rewards.iter().enumerate() {
+        let key = if i == 0 { "reward".to_string() } else { format!("extra_rewards.{}", named.name) };
+        check.reward(&key, named)?;
+    }
+    let task = Task { name: file.name, labels, input, gold, target, answers, rules, rewards };
     check.templates_agree_with_rules(&task)?;
     Ok(task)
 }
@@ -302,17 +313,18 @@ impl Check<'_> {
         Ok(Rule { regex, label: rule_label, take, paper })
     }
 
-    fn reward(&self, reward: &Reward) -> Result<()> {
-        let entries = reward.entries();
-        for (key, value) in entries {
+    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
+        let weight = [("weight", named.weight)];
+        let entries = named.reward.entries();
+        for (name, value) in weight.into_iter().chain(entries) {
             if !value.is_finite() {
-                let key = format!("reward.{key}");
+                let key = format!("{key}.{name}");
                 return Err(self.at(&key, format!("{value} is not a finite number"), "Give a finite number"));
             }
         }
         if entries.iter().all(|(_, value)| *value == entries[0].1) {
             let fix = "Give exact_positive and exact_negative more than the others";
-            return Err(self.at("reward", "all six rewards are equal, so nothing can be learned", fix));
+            return Err(self.at(key, "all six rewards are equal, so nothing can be learned", fix));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 pub mod enumerate;
 pub mod grpo;
+pub mod kl_reward;
 pub mod materials;
 pub mod place;
 pub mod policy;
