@@ -9,3 +9,4 @@ pub mod session;
 pub mod sft;
 pub mod state;
 pub mod step;
+pub mod watch;
