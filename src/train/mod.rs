@@ -10,3 +10,4 @@ pub mod session;
 pub mod sft;
 pub mod state;
 pub mod step;
+pub mod watch;

@@ -10,6 +10,7 @@ use super::place::gradients_dtype;
 use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
+use super::watch::Watch;
 use crate::config::optim::OptimConfig;
 use crate::config::stages::{Balance, Estimator, PromptOrder};
 use crate::config::{Config, Stage};
@@ -40,13 +41,22 @@ pub struct Session<'a> {
     cursor: Cursor,
     /// Restored with the cursor; `None` at the start of a stage.
     optimizer: Option<AdamW>,
+    watch: Watch,
 }
 
 impl<'a> Session<'a> {
     /// A new run.
     pub fn start(config: &'a Config, run: &'a RunDirectory, mut sinks: Sinks) -> Result<Self> {
         let materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        Ok(Self { config, run, materials, sinks, cursor: Cursor::default(), optimizer: None })
+        Ok(Self {
+            config,
+            run,
+            materials,
+            sinks,
+            cursor: Cursor::default(),
+            optimizer: None,
+            watch: Watch::default(),
+        })
     }
 
     /// A run from a checkpoint of its own.
@@ -61,7 +71,7 @@ impl<'a> Session<'a> {
         materials.decoder = load_decoder(checkpoint, config.model.max_positions, &place)?;
         let cursor = state::read_cursor(checkpoint)?;
         let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
-        Ok(Self { config, run, materials, sinks, cursor, optimizer })
+        Ok(Self { config, run, materials, sinks, cursor, optimizer, watch: Watch::default() })
     }
 
     /// Runs what is left. Returns the folder of the final model.
@@ -312,6 +322,9 @@ impl<'a> Session<'a> {
                 step + 1,
                 config.max_logprob_difference
             ));
+        }
+        for text in self.watch.observe(&self.materials.task, &scored.samples) {
+            self.sinks.warn(format!("grpo step {}: {text}", step + 1));
         }
         self.sinks.emit(&Event::Samples {
             kind: SampleKind::Rollouts,
