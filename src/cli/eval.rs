@@ -1,4 +1,4 @@
-//! `rlvr eval`: a model on labelled rows, under the strict and the paper's rule.
+//! `rlvr eval`: a model on labelled rows, or recorded answers, under the strict and the paper's rule.
 
 use std::path::{Path, PathBuf};
 
@@ -9,21 +9,31 @@ use super::text::TextArgs;
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
+use crate::data::predictions::{Predictions, field_of_rows};
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
-use crate::eval::{At, Evaluator};
-use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
+use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text};
+use crate::observe::{JsonlSink, Sinks};
+use crate::run::replace_file;
 use crate::task::Task;
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
-/// Judge a model's completions of labelled rows.
+/// Judge a model's completions of labelled rows, or answers that were recorded.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder in HF layout, for instance runs/NAME/model.
-    model: PathBuf,
+    #[arg(required_unless_present = "predictions")]
+    model: Option<PathBuf>,
     /// JSONL rows with their labels.
-    data: PathBuf,
+    #[arg(required_unless_present = "predictions")]
+    data: Option<PathBuf>,
+    /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
+    predictions: Option<PathBuf>,
+    /// Score the values of this field of the rows apart, for instance metadata.server_path.
+    #[arg(long, value_name = "FIELD")]
+    group_by: Option<String>,
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
@@ -40,8 +50,9 @@ pub struct Args {
     /// 0 is greedy; the paper's table is at 0.7.
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
-    #[arg(long, default_value_t = 1)]
-    samples_per_prompt: usize,
+    /// Answers to each prompt; wants a temperature above 0.
+    #[arg(long, value_name = "K", default_value_t = 1, alias = "samples-per-prompt")]
+    samples: usize,
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// auto takes a CUDA device when the build and the machine have one.
@@ -53,38 +64,92 @@ pub struct Args {
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Print the whole report (per label, confusion matrix, intervals) as JSON instead of the table.
+    /// Print the whole report as JSON instead of the tables.
     #[arg(long)]
     json: bool,
+    /// Write the whole report to this JSON file as well.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Write metrics and the report to this file as well.
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let task = Task::load(&args.task)?;
+    let summary = match (&args.predictions, &args.model, &args.data) {
+        (Some(file), ..) => recorded(args, &task, file)?,
+        (None, Some(model), Some(data)) => of_model(args, &task, model, data)?,
+        // clap asks for them.
+        (None, ..) => {
+            return Err(Error::input("rlvr eval", "has nothing to judge", "Give MODEL and DATA").into());
+        }
+    };
+    let json = || serde_json::to_string_pretty(&summary).map_err(|e| Error::Compute(e.into()));
+    if let Some(path) = &args.out {
+        replace_file(path, json()?.as_bytes())?;
+    }
+    if args.json {
+        println!("{}", json()?);
+        return Ok(());
+    }
+    print!("{}", summary_text(&summary));
+    Ok(())
+}
+
+/// Answers from a file.
+fn recorded(args: &Args, task: &Task, file: &Path) -> Result<Summary> {
+    let found = Predictions::load(task, file, args.group_by.as_deref())?;
+    for (line, why) in found.skipped.iter().take(SHOWN) {
+        eprintln!("warning: {}:{line}: not counted: the conversation {why}", file.display());
+    }
+    if found.skipped.len() > SHOWN {
+        eprintln!("warning: {} more conversations are not counted", found.skipped.len() - SHOWN);
+    }
+    let passed_over = found.rows.iter().filter(|row| row.passed_over).count();
+    if passed_over > 0 {
+        eprintln!(
+            "{passed_over} conversations went on after a risky log: missed, whatever their last answer says"
+        );
+    }
+    let rows: Vec<_> =
+        found.rows.into_iter().take(if args.max_rows == 0 { usize::MAX } else { args.max_rows }).collect();
+    Ok(Summary::new(task, &judge_recorded(task, &rows)))
+}
+
+const SHOWN: usize = 20;
+
+fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summary> {
     let config = EvalConfig {
         every_steps: 0,
-        samples_per_prompt: args.samples_per_prompt,
+        samples_per_prompt: args.samples,
         max_completion_tokens: args.max_completion_tokens,
         sampling: SamplingConfig { temperature: args.temperature, ..SamplingConfig::default() },
     };
+    if args.samples > 1 && args.temperature == 0.0 {
+        let problem = "greedy answers to one prompt are all equal";
+        return Err(Error::input("--samples", problem, "Add --temperature 0.7, or ask for one").into());
+    }
     config.validate()?;
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
-    let task = Task::load(&args.task)?;
-    let encoder = args.text.encoder(&args.model)?;
+    let encoder = args.text.encoder(model)?;
     let limits = Limits {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: usize::MAX,
         max_rows: args.max_rows,
         targets: Targets::Ignored,
     };
-    let dataset = Source { task: &task, encoder: &encoder, limits }.load(&args.data)?;
+    let dataset = Source { task, encoder: &encoder, limits }.load(data)?;
     for (reason, count) in &dataset.dropped {
         eprintln!("warning: dropped {count} rows: {reason}");
     }
+    let groups = match &args.group_by {
+        Some(field) => field_of_rows(data, field, &dataset.rows)?,
+        None => Vec::new(),
+    };
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let decoder = load_decoder(&args.model, longest, &opened.place)?;
+    let decoder = load_decoder(model, longest, &opened.place)?;
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }
@@ -93,32 +158,16 @@ pub fn run(args: &Args) -> Result<()> {
         sinks.add(JsonlSink::create(path)?);
     }
     let evaluator = Evaluator {
-        task: &task,
+        task,
         encoder: &encoder,
         rows: &dataset.rows,
         config: &config,
         pack: &PackConfig::default(),
         seed: args.seed,
     };
-    let report = evaluator.evaluate(&decoder, At { stage: "eval", step: 0 }, &mut sinks)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
-        return Ok(());
+    let mut judgements = evaluator.judgements(&decoder, At { stage: "eval", step: 0 }, &mut sinks)?;
+    for judgement in &mut judgements {
+        judgement.group = groups.get(judgement.prompt).cloned();
     }
-    let name = args.model.file_name().unwrap_or(Path::new("model").as_os_str());
-    let metrics = report.metrics().into_iter().collect();
-    let row = TableRow { name: name.to_string_lossy().into_owned(), metrics };
-    print!("{}", results_table(&[row]));
-    let percent = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.3}"));
-    println!();
-    println!("{} completions, {} of them of risky logs", report.count, percent(report.base_rate));
-    if let Some(interval) = &report.strict.accuracy_interval {
-        println!("strict accuracy, 95% interval {:.3} to {:.3}", interval.low, interval.high);
-    }
-    println!(
-        "always flag: {}, never flag: {}",
-        percent(report.always_flag_accuracy),
-        percent(report.never_flag_accuracy)
-    );
-    Ok(())
+    Ok(Summary::new(task, &judgements))
 }

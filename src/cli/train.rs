@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::observe::{JsonlSink, Progress, Sinks};
+use crate::observe::{JsonlSink, Progress, Sinks, TensorBoard};
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
 use crate::run::SampleFiles;
@@ -50,6 +50,9 @@ pub fn run(args: &Args) -> Result<()> {
     run.write_config(&text)?;
     let mut sinks = sinks(&run);
     sinks.add(JsonlSink::create(run.metrics())?);
+    if config.run.tensorboard {
+        sinks.add(TensorBoard::create(run.path())?);
+    }
     let session = Session::start(&config, &run, sinks).inspect_err(|_| {
         // The folder was empty and nothing was trained: the name is free again for the next try.
         let _ = std::fs::remove_dir_all(run.path());
@@ -78,6 +81,10 @@ fn resume(path: &Path) -> Result<()> {
         sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
     }
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
+    if config.run.tensorboard {
+        let metrics = std::fs::read(run.metrics()).map_err(Error::io(run.metrics(), "read"))?;
+        sinks.add(TensorBoard::resume(run.path(), metrics.iter().filter(|byte| **byte == b'\n').count())?);
+    }
     Session::resume(&config, &run, sinks, &latest.checkpoint.path)?.run()?;
     Ok(())
 }

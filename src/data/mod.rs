@@ -3,6 +3,8 @@
 pub mod check;
 pub mod jsonl;
 pub mod order;
+pub mod predictions;
+mod recorded;
 pub mod synthetic;
 
 pub use jsonl::{Dataset, EncodedRow, Limits, Source, Targets};

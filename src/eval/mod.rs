@@ -1,5 +1,11 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
+mod summary;
+mod table;
+
+pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
+pub use table::summary_text;
+
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;
@@ -8,7 +14,7 @@ use crate::model::decoder::Decoder;
 use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks};
 use crate::rng::Purpose;
 use crate::rollout::engine::{Engine, Request, TapePolicy};
-use crate::task::{Confusion, EvalReport, LabelId, Outcome, Task, Verdict};
+use crate::task::{EvalReport, LabelId, Outcome, Task, Verdict};
 use crate::text::PromptEncoder;
 use crate::types::Rollout;
 
@@ -37,6 +43,12 @@ pub struct At<'a> {
 impl Evaluator<'_> {
     /// Samples, judges, and emits an `Evaluation` and its `Samples`.
     pub fn evaluate(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<EvalReport> {
+        let judgements = self.judgements(decoder, at, sinks)?;
+        Ok(Summary::new(self.task, &judgements).report)
+    }
+
+    /// [`Self::evaluate`], answer by answer; prompts are numbered as the rows are.
+    pub fn judgements(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<Vec<Judgement>> {
         let engine = Engine {
             decoder,
             stop_tokens: self.encoder.stop_tokens(),
@@ -49,7 +61,7 @@ impl Evaluator<'_> {
             purpose: Purpose::Evaluation,
             step: at.step as u32,
         };
-        let mut confusion = Confusion::new(self.task);
+        let mut judgements = Vec::new();
         let mut samples = Vec::new();
         for (chunk, rows) in self.rows.chunks(PROMPTS_PER_CALL).enumerate() {
             let done = chunk * PROMPTS_PER_CALL;
@@ -60,21 +72,22 @@ impl Evaluator<'_> {
                 .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (done + i) as u32 })
                 .collect();
             let groups = engine.generate(&requests)?.groups;
-            for (row, group) in rows.iter().zip(groups) {
-                for rollout in &group.rollouts {
+            for ((i, row), group) in rows.iter().enumerate().zip(groups) {
+                for (sample, rollout) in group.rollouts.iter().enumerate() {
                     let judged = judge(self.task, self.encoder, row.gold, rollout)?;
-                    confusion.add(row.gold, judged.verdict);
+                    let (prompt, gold, verdict) = (done + i, row.gold, judged.verdict);
+                    judgements.push(Judgement { prompt, sample, gold, verdict, group: None });
                     samples.push(judged.record(self.task, row));
                 }
             }
         }
-        let report = confusion.report();
+        let report = Summary::new(self.task, &judgements).report;
         let stage = at.stage.to_string();
         let metrics: Metrics = report.metrics().into_iter().collect();
         let json = serde_json::to_value(&report).unwrap_or_default();
         sinks.emit(&Event::Evaluation { stage: stage.clone(), step: at.step, metrics, report: json });
         sinks.emit(&Event::Samples { kind: SampleKind::Evaluation, stage, step: at.step, samples });
-        Ok(report)
+        Ok(judgements)
     }
 }
 

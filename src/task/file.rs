@@ -24,6 +24,7 @@ struct TaskFile {
     sft: Option<SftSection>,
     labels: LabelsSection,
     verdict: Vec<RuleEntry>,
+    paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
 }
@@ -77,6 +78,12 @@ struct RuleEntry {
     paper: Option<PaperReading>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PaperSection {
+    flagged: String,
+}
+
 /// `place` is what errors call the file.
 pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
@@ -88,7 +95,9 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let gold = check.gold(file.gold, &labels)?;
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
-    let rules = check.rules(file.verdict, &labels, file.truncated)?;
+    let paper_flag = file.paper.map(|section| check.paper(section, &file.verdict)).transpose()?;
+    let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
+    rules.paper_flag = paper_flag;
     check.reward(&file.reward)?;
     let task = Task { name: file.name, labels, input, gold, target, rules, reward: file.reward };
     check.templates_agree_with_rules(&task)?;
@@ -234,7 +243,30 @@ impl Check<'_> {
             }
         };
         let ordered = entries.into_iter().enumerate().map(|(i, entry)| self.rule(i, entry, labels));
-        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated })
+        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
+    }
+
+    fn paper(&self, section: PaperSection, rules: &[RuleEntry]) -> Result<Regex> {
+        if let Some(i) = rules.iter().position(|rule| rule.paper.is_some()) {
+            let problem = "paper has no effect, because [paper] decides for all rules";
+            return Err(self.at(&format!("verdict[{i}].paper"), problem, "Remove it, or [paper]"));
+        }
+        let regex = self.regex("paper.flagged", &section.flagged)?;
+        if regex.captures_len() < 2 {
+            let problem = "the pattern has no capture group";
+            return Err(self.at("paper.flagged", problem, "Put (...) around the label in it"));
+        }
+        Ok(regex)
+    }
+
+    fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
+        Regex::new(pattern).map_err(|e| {
+            // The last line says what is wrong; those before draw the pattern.
+            let why = e.to_string().lines().last().unwrap_or_default().to_string();
+            let fix =
+                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
+            self.at(key, format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+        })
     }
 
     fn paper_without_effect(&self, key: &str) -> Error {
@@ -251,13 +283,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = Regex::new(&pattern).map_err(|e| {
-            // The last line says what is wrong; those before draw the pattern.
-            let why = e.to_string().lines().last().unwrap_or_default().to_string();
-            let fix =
-                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(&pattern)), fix)
-        })?;
+        let regex = self.regex(&format!("{key}.regex"), &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {

@@ -1,7 +1,9 @@
 //! A task: how a row becomes a conversation with a gold label, how an answer becomes a verdict, and what each
 //! outcome earns. All of it comes from a TOML file (docs/tasks.md), so a new label set needs no Rust.
 
+mod confusion;
 mod file;
+mod gold;
 mod metrics;
 mod outcome;
 mod row;
@@ -12,7 +14,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-pub use metrics::{Binary, Confusion, EvalReport, Interval, LabelScores};
+pub use confusion::Confusion;
+pub use gold::GoldLabels;
+pub use metrics::{Binary, EvalReport, Interval, LabelScores};
 pub use outcome::{Outcome, Reward};
 pub use verdict::{LabelId, PaperReading, Verdict};
 
@@ -200,8 +204,12 @@ impl Place<'_> {
     }
 
     fn gold(&self, row: &Value) -> Result<LabelId> {
+        let path = &self.task.gold.path;
+        self.label(path.get(row).ok_or_else(|| self.absent(path, "gold.path"))?)
+    }
+
+    fn label(&self, value: &Value) -> Result<LabelId> {
         let Gold { path, map } = &self.task.gold;
-        let value = path.get(row).ok_or_else(|| self.absent(path, "gold.path"))?;
         let raw = match value {
             Value::String(text) => text.clone(),
             Value::Bool(_) | Value::Number(_) => value.to_string(),

@@ -49,6 +49,13 @@ impl RowPath {
         })?;
         (!found.is_null()).then_some(found)
     }
+
+    /// The list that a path ending with `[-1]` takes the last element of.
+    pub fn list<'a>(&self, row: &'a Value) -> Option<&'a [Value]> {
+        let (last, steps) = self.steps.split_last()?;
+        let list = Self { text: String::new(), steps: steps.to_vec() };
+        if *last == Step::Index(-1) { list.get(row)?.as_array().map(Vec::as_slice) } else { None }
+    }
 }
 
 impl std::fmt::Display for RowPath {
