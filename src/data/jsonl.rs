@@ -25,6 +25,8 @@ pub struct EncodedRow {
     pub gold: LabelId,
     /// The answer SFT imitates and its end token. Absent with [`Targets::Ignored`].
     pub target: Option<Vec<u32>>,
+    /// As in [`Sample`].
+    pub attack_succeeded: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +154,10 @@ impl Source<'_> {
         })?;
         Ok(match TooLong::of(&self.limits, &prompt, target.as_deref()) {
             Some(reason) => Err(reason),
-            None => Ok(EncodedRow { line: sample.line, prompt, gold, target }),
+            None => {
+                let attack_succeeded = sample.attack_succeeded;
+                Ok(EncodedRow { line: sample.line, prompt, gold, target, attack_succeeded })
+            }
         })
     }
 }

@@ -44,4 +44,9 @@ impl Task {
         let passed_over = earlier.iter().copied().find(|label| !label.is_negative());
         Ok(GoldLabels { last: *last, count: Some(labels.len()), passed_over })
     }
+
+    /// Whether the attack of a row of recorded answers succeeded. Errors begin with `file:line`.
+    pub fn attack_succeeded(&self, row: &Value, file: &Path, line: usize) -> Result<Option<bool>> {
+        Place { task: self, file, line }.attack_succeeded(row)
+    }
 }
