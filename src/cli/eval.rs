@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
 use super::text::TextArgs;
 use crate::config::PackConfig;
@@ -13,6 +14,7 @@ use crate::data::predictions::{Predictions, field_of_rows};
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
 use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text};
+use crate::hub::Parts;
 use crate::observe::{JsonlSink, Sinks};
 use crate::run::replace_file;
 use crate::task::Task;
@@ -22,7 +24,7 @@ use crate::train::place;
 /// Judge a model's completions of labelled rows, or answers that were recorded.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model.
+    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
     #[arg(required_unless_present = "predictions")]
     model: Option<PathBuf>,
     /// JSONL rows with their labels.
@@ -133,7 +135,8 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
     config.validate()?;
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
-    let encoder = args.text.encoder(model)?;
+    let model = folder(model, Parts::Model)?;
+    let encoder = args.text.encoder(&model.dir)?;
     let limits = Limits {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: usize::MAX,
@@ -149,7 +152,7 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
         None => Vec::new(),
     };
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let decoder = load_decoder(model, longest, &opened.place)?;
+    let decoder = load_decoder(&model.dir, longest, &opened.place)?;
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use toml::{Table, Value};
 
-use crate::error::{Error, Result};
+use super::hub::folder;
+use crate::error::Error;
+use crate::hub::Parts;
 use crate::text::{Date, EncoderFiles, PromptEncoder};
 
 /// The keys of `[model]` in a config.
@@ -25,13 +28,16 @@ impl TextArgs {
     /// # Errors
     /// As [`PromptEncoder::load`]; a `--template-arg` without `=`.
     pub fn encoder(&self, model: &Path) -> Result<PromptEncoder> {
+        let model = folder(model, Parts::Text)?.dir;
+        let tokenizer = self.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
         PromptEncoder::load(&EncoderFiles {
-            model_dir: model,
-            tokenizer_dir: self.tokenizer.as_deref(),
+            model_dir: &model,
+            tokenizer_dir: tokenizer.as_ref().map(|found| found.dir.as_path()),
             chat_template: self.chat_template.as_deref(),
             date: Date::default(),
             template_args: Some(&self.table()?),
         })
+        .map_err(Into::into)
     }
 
     /// As `--set` reads values: TOML, or else a bare text.
@@ -39,7 +45,7 @@ impl TextArgs {
         let read = |text: &String| {
             let Some((name, value)) = text.split_once('=') else {
                 let place = format!("--template-arg {text}");
-                return Err(Error::input(place, "has no `=`", "Write --template-arg name=value"));
+                return Err(Error::input(place, "has no `=`", "Write --template-arg name=value").into());
             };
             let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
             Ok((name.trim().to_string(), parsed.unwrap_or_else(|| Value::String(value.into()))))

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Folder in HF layout: config.json, safetensors, tokenizer.json. Absent: `random` makes a model.
+    /// Folder in HF layout (config.json, safetensors, tokenizer.json), or a hub name: `org/name`,
+    /// `org/name@revision`. Absent: `random` makes a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// A small model from the seed, with a byte-level tokenizer built from the synthetic logs.
@@ -25,7 +26,8 @@ pub struct ModelConfig {
     pub template_args: toml::Table,
     /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
     pub max_positions: usize,
-    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, which has no other.
+    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, where
+    /// bf16 is slower.
     pub dtype: DtypeKind,
 }
 

@@ -1,5 +1,7 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
+pub mod enumerate;
+pub mod paired;
 mod summary;
 mod table;
 

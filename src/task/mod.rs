@@ -1,6 +1,7 @@
 //! A task: how a row becomes a conversation with a gold label, how an answer becomes a verdict, and what each
 //! outcome earns. All of it comes from a TOML file (docs/tasks.md), so a new label set needs no Rust.
 
+mod answers;
 mod confusion;
 mod file;
 mod gold;
@@ -14,6 +15,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub use answers::Answer;
 pub use confusion::Confusion;
 pub use gold::GoldLabels;
 pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
@@ -46,6 +48,7 @@ pub struct Task {
     input: Input,
     gold: Gold,
     target: Option<Target>,
+    answers: Option<answers::Answers>,
     rules: Rules,
     reward: Reward,
     retries: u32,
@@ -230,54 +233,6 @@ impl Place<'_> {
                 Err(self.error(format!("the last message of `{path}` is empty"), "Give it a content"))
             }
             Some(_) => Ok(messages),
-        }
-    }
-
-    fn gold(&self, row: &Value) -> Result<LabelId> {
-        let path = &self.task.gold.path;
-        self.label(path.get(row).ok_or_else(|| self.absent(path, "gold.path"))?)
-    }
-
-    fn label(&self, value: &Value) -> Result<LabelId> {
-        let Gold { path, map } = &self.task.gold;
-        let raw = match value {
-            Value::String(text) => text.clone(),
-            Value::Bool(_) | Value::Number(_) => value.to_string(),
-            Value::Array(list) if self.task.labels.multi => {
-                let each = list.iter().map(|one| Ok(self.task.label_text(self.label(one)?)));
-                return match each.collect::<Result<Vec<_>>>()?.join(",") {
-                    none if none.is_empty() => Ok(LabelId::NEGATIVE),
-                    several => self.task.label_id(&several).ok_or_else(|| {
-                        let fix = "Give positive labels only; an empty list is the negative label";
-                        self.error(format!("`{path}` holds the negative label beside others"), fix)
-                    }),
-                };
-            }
-            other => {
-                let fix = "Give the label as a text, or correct gold.path";
-                return Err(self.error(format!("`{path}` is {}, not a label", describe(other)), fix));
-            }
-        };
-        map.get(&raw).copied().or_else(|| self.task.label_id(&raw)).ok_or_else(|| {
-            let problem =
-                format!("`{path}` is `{}`, which is no label of task `{}`", shorten(&raw), self.task.name);
-            self.error(
-                problem,
-                format!("Use one of: {}; or map it in [gold.map]", self.task.labels().join(", ")),
-            )
-        })
-    }
-
-    /// None where the task or the row does not say.
-    fn attack_succeeded(&self, row: &Value) -> Result<Option<bool>> {
-        let Some(path) = &self.task.attack_succeeded else { return Ok(None) };
-        match path.get(row) {
-            None => Ok(None),
-            Some(Value::Bool(succeeded)) => Ok(Some(*succeeded)),
-            Some(other) => {
-                let fix = "Write true or false, or leave it out where there is no attack";
-                Err(self.error(format!("`{path}` is {}, not true or false", describe(other)), fix))
-            }
         }
     }
 

@@ -12,5 +12,6 @@ pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Date};
 pub use encoder::{EncoderFiles, PromptEncoder};
+pub use pretrained::{SpecialTokens, chat_template_text};
 pub use stop::{EndOfTurn, EndOfTurnSource, StopTokens};
 pub use tokenizer::Tokenizer;

@@ -3,37 +3,32 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::enumerate::EnumerateUpdate;
 use super::grpo::GrpoStage;
-use super::materials::{Companions, Materials, load_decoder};
+use super::materials::{Materials, load_decoder};
 use super::place::gradients_dtype;
 use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
 use crate::config::optim::OptimConfig;
-use crate::config::stages::Balance;
+use crate::config::stages::{Balance, Estimator};
 use crate::config::{Config, Stage};
 use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
 use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::export::aside::named_when_done;
+use crate::export::folder;
+use crate::export::probe::Probe;
+use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
+use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::optim::schedule::learning_rate;
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
-use crate::types::{PackedBatch, Target};
-
-/// Files of a model folder besides weights and config.json.
-const COMPANION_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
 
 /// A run that is under way.
 pub struct Session<'a> {
@@ -218,6 +213,9 @@ impl<'a> Session<'a> {
         optimizer: &mut AdamW,
     ) -> Result<Metrics> {
         let config = &self.config.grpo;
+        if config.estimator == Estimator::Enumerate {
+            return self.enumerate_step(order, step, reference, gradients, optimizer);
+        }
         let stage = GrpoStage {
             task: &self.materials.task,
             encoder: &self.materials.encoder,
@@ -264,6 +262,32 @@ impl<'a> Session<'a> {
             step: step + 1,
             samples: scored.samples,
         });
+        Ok(metrics)
+    }
+
+    fn enumerate_step(
+        &self,
+        order: &Order,
+        step: u64,
+        reference: Option<&Decoder>,
+        gradients: &mut Gradients,
+        optimizer: &mut AdamW,
+    ) -> Result<Metrics> {
+        let config = &self.config.grpo;
+        let all = &self.materials.grpo_rows;
+        let indices = order.indices(step, config.prompts_per_step);
+        let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
+        let update = EnumerateUpdate {
+            task: &self.materials.task,
+            config,
+            max_tokens_per_pack: self.config.pack.max_tokens_per_pack,
+            reference,
+        };
+        let start = Instant::now();
+        let mut metrics = update.accumulate(self.trainee(gradients), &rows)?;
+        self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        metrics.insert("epoch", ((step + 1) * config.prompts_per_step as u64) as f64 / all.len() as f64);
         Ok(metrics)
     }
 
@@ -315,51 +339,23 @@ impl<'a> Session<'a> {
 
 /// Writes the model folder aside, loads it back, compares log-probs on a probe, and only then gives it its name.
 fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
-    let (aside, target) = (run.path().join("model.partial"), run.model());
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(Error::io(&aside, "remove a leftover"))?;
-    }
-    std::fs::create_dir_all(&aside).map_err(Error::io(&aside, "create the model folder"))?;
-    state::save_weights(&aside, &materials.decoder)?;
-    copy_companions(&materials.companions, &aside)?;
-    if let Some(text) = materials.encoder.template().text_with_arguments() {
-        let template = aside.join("chat_template.jinja");
-        std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
-    }
-    let again = load_decoder(&aside, materials.decoder.max_positions(), &materials.decoder.place())?;
-    let probe = probe(&materials.decoder, materials)?;
-    if probe != self::probe(&again, materials)? {
-        return Err(Error::Compute("the saved model gives other log-probs than the one in memory".into()));
-    }
-    if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(Error::io(&target, "replace the model folder"))?;
-    }
-    std::fs::rename(&aside, &target).map_err(Error::io(&target, "name the model folder"))?;
-    Ok(target)
-}
-
-/// Log-probs of the last tokens of a held-out prompt.
-fn probe(decoder: &Decoder, materials: &Materials) -> Result<Vec<f32>> {
-    let Some(row) = materials.valid_rows.first() else { return Ok(Vec::new()) };
-    let ids = &row.prompt.token_ids[..row.prompt.token_ids.len().min(256)];
-    let mut batch = PackedBatch::default();
-    batch.push_sequence(&ids[..1], &ids[1..]);
-    let hidden = decoder.forward(&batch, Keep::Nothing)?.hidden;
-    let targets: Vec<Target> = batch.targets.iter().rev().take(16).copied().collect();
-    Ok(decoder.logprobs(&hidden, Head { targets: &targets, temperature: 1.0 })?.logprobs)
-}
-
-fn copy_companions(from: &Companions, to: &Path) -> Result<()> {
-    for name in COMPANION_FILES {
-        let dir = if name == "generation_config.json" { &from.model_dir } else { &from.tokenizer_dir };
-        let (source, target) = (dir.join(name), to.join(name));
-        if source.is_file() {
-            std::fs::copy(&source, &target).map_err(Error::io(&target, "copy a tokenizer file"))?;
+    let target = run.model();
+    named_when_done(&target, |aside| {
+        let decoder = &materials.decoder;
+        folder::write(aside, decoder, &materials.companions, SaveOptions::new(decoder.dtype()))?;
+        if let Some(text) = materials.encoder.template().text_with_arguments() {
+            let template = aside.join("chat_template.jinja");
+            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
         }
-    }
-    if let Some(template) = &from.chat_template {
-        let target = to.join("chat_template.jinja");
-        std::fs::copy(template, &target).map_err(Error::io(&target, "copy the chat template"))?;
-    }
-    Ok(())
+        let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
+        let ids = materials.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
+        let probe =
+            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
+        if probe.logprobs(decoder)? != probe.logprobs(&again)? {
+            let problem = "its log-probs differ".into();
+            return Err(Error::Unfaithful { path: target.clone(), problem });
+        }
+        Ok(())
+    })?;
+    Ok(target)
 }

@@ -12,6 +12,7 @@ use candle_core::DType;
 use self::work::Work;
 use super::shapes;
 use crate::algo::advantage::advantages;
+use crate::algo::loss::KlPenalty;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::config::ActivationMemory;
 use crate::config::loss::LossConfig;
@@ -259,7 +260,7 @@ fn update(
         .collect();
     let update = PolicyUpdate {
         loss: &LossConfig::default(),
-        kl_coef: 0.0,
+        penalty: KlPenalty::NONE,
         temperature: 1.0,
         max_completion_tokens: args.new_tokens,
         max_tokens_per_pack: args.max_tokens_per_pack,
