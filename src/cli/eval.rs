@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
     /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "samples"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
     predictions: Option<PathBuf>,
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
     #[arg(long, value_name = "FIELD")]
