@@ -3,6 +3,7 @@
 mod ablate;
 pub mod bench;
 pub mod data;
+mod data_audit;
 mod data_preview;
 mod data_synth;
 pub mod doctor;
@@ -13,6 +14,7 @@ mod hub;
 pub mod import;
 mod machine;
 pub mod plan;
+pub mod predict;
 pub mod report;
 mod text;
 pub mod train;
@@ -43,6 +45,7 @@ enum Command {
     Bench(bench::Args),
     Doctor(doctor::Args),
     Report(report::Args),
+    Predict(predict::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Predict(args) => predict::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {

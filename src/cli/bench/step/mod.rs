@@ -256,8 +256,11 @@ fn update(
         loss: &LossConfig::default(),
         penalty: KlPenalty::NONE,
         temperature: 1.0,
+        cut: None,
         max_completion_tokens: args.new_tokens,
         max_tokens_per_pack: args.max_tokens_per_pack,
+        entropy_coef: 0.0,
+        importance_cap: None,
         reference: None,
     };
     let metrics: Metrics = update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
