@@ -8,7 +8,7 @@ use super::hub::folder;
 use crate::config::Config;
 use crate::error::Error;
 use crate::hub::Parts;
-use crate::observe::{JsonlSink, Progress, Sinks};
+use crate::observe::{JsonlSink, Progress, Sinks, TensorBoard};
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
 use crate::run::SampleFiles;
@@ -33,15 +33,18 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.resume {
-        return resume(path);
+        let run = RunDirectory::open_for_resume(path)?;
+        let fetched = fetch(Config::load(&run.config().to_string_lossy(), &[])?)?;
+        super::use_threads(fetched.config.threads)?;
+        return resume(&fetched, &run);
     }
     let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
     if args.dry_run {
         print!("{}", config.to_toml()?);
         return Ok(());
     }
-    let Fetched { config, recorded } = fetch(config)?;
-    let text = recorded.to_toml()?;
+    let fetched = fetch(config)?;
+    let config = &fetched.config;
     super::use_threads(config.threads)?;
     let run = match &config.run.name {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
@@ -50,10 +53,18 @@ pub fn run(args: &Args) -> Result<()> {
             RunDirectory::create_numbered(&config.run.root, &stem.to_string_lossy())?
         }
     };
-    run.write_config(&text)?;
-    let mut sinks = sinks(&run);
+    start(&fetched, &run)
+}
+
+/// Trains a new run to its end.
+pub(super) fn start(Fetched { config, recorded }: &Fetched, run: &RunDirectory) -> Result<()> {
+    run.write_config(&recorded.to_toml()?)?;
+    let mut sinks = sinks(run);
     sinks.add(JsonlSink::create(run.metrics())?);
-    let session = Session::start(&config, &run, sinks).inspect_err(|_| {
+    if config.run.tensorboard {
+        sinks.add(TensorBoard::create(run.path())?);
+    }
+    let session = Session::start(config, run, sinks).inspect_err(|_| {
         // The folder was empty and nothing was trained: the name is free again for the next try.
         let _ = std::fs::remove_dir_all(run.path());
     })?;
@@ -62,13 +73,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// A config whose hub names have become folders.
-struct Fetched {
-    config: Config,
+pub(super) struct Fetched {
+    pub config: Config,
     /// Names the same models by hub name and commit, for ever and everywhere.
-    recorded: Config,
+    pub recorded: Config,
 }
 
-fn fetch(mut config: Config) -> Result<Fetched> {
+pub(super) fn fetch(mut config: Config) -> Result<Fetched> {
     let mut recorded = config.clone();
     let model = &mut config.model;
     for (path, record, parts) in [
@@ -93,19 +104,21 @@ fn sinks(run: &RunDirectory) -> Sinks {
     sinks
 }
 
-fn resume(path: &Path) -> Result<()> {
-    let run = RunDirectory::open_for_resume(path)?;
-    let Fetched { config, .. } = fetch(Config::load(&run.config().to_string_lossy(), &[])?)?;
-    super::use_threads(config.threads)?;
-    let Some(latest) = Checkpoint::latest(path)? else {
+/// Trains the rest of a run after its last checkpoint.
+pub(super) fn resume(Fetched { config, .. }: &Fetched, run: &RunDirectory) -> Result<()> {
+    let Some(latest) = Checkpoint::latest(run.path())? else {
         let fix = "Start it again with the config in config.resolved.toml and another run.name";
-        return Err(Error::input(path.display(), "has no checkpoint yet", fix).into());
+        return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
     };
-    let mut sinks = sinks(&run);
+    let mut sinks = sinks(run);
     for damaged in &latest.damaged {
         sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
     }
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
-    Session::resume(&config, &run, sinks, &latest.checkpoint.path)?.run()?;
+    if config.run.tensorboard {
+        let metrics = std::fs::read(run.metrics()).map_err(Error::io(run.metrics(), "read"))?;
+        sinks.add(TensorBoard::resume(run.path(), metrics.iter().filter(|byte| **byte == b'\n').count())?);
+    }
+    Session::resume(config, run, sinks, &latest.checkpoint.path)?.run()?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use regex::Regex;
 use sha2::{Digest, Sha256};
 
-use super::jsonl::{Limits, Line, Lines, TooLong};
+use super::jsonl::{Limits, Line, Lines, Targets, TooLong};
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Outcome, Task};
 use crate::text::PromptEncoder;
@@ -21,7 +21,7 @@ pub struct Check<'a> {
     pub task: &'a Task,
     /// Without one nothing is said about tokens.
     pub encoder: Option<&'a PromptEncoder>,
-    /// `max_rows` is not heeded: every row is checked.
+    /// `max_rows` is not heeded: every row is checked. `targets` says whether a row without one is a problem.
     pub limits: Limits,
     /// Problems to keep; all are counted.
     pub max_problems: usize,
@@ -43,7 +43,9 @@ pub struct Report {
     /// The first of them, in the order of the file.
     pub problems: Vec<Problem>,
     pub problem_count: usize,
-    /// Good rows of each label, in the task's order.
+    /// Lines without a problem.
+    pub good: usize,
+    /// Good rows of each label, in the task's order; a row of several labels counts for each.
     pub labels: Vec<(String, usize)>,
     /// Good rows by their number of messages.
     pub turns: BTreeMap<usize, usize>,
@@ -147,6 +149,9 @@ impl Check<'_> {
                 return error(problem, "Correct the target or the label, or the rules of the task");
             }
         }
+        if sample.target.is_none() && self.limits.targets == Targets::Required {
+            return Err(super::jsonl::no_target(path, number));
+        }
         let mut facts = Facts {
             gold,
             fingerprint: fingerprint(&sample.messages),
@@ -160,7 +165,8 @@ impl Check<'_> {
         if let Some(encoder) = self.encoder {
             let at = |e| super::jsonl::at_line(path, number, e);
             let prompt = encoder.encode_prompt(&facts.sample.messages).map_err(at)?;
-            let target = facts.sample.target.as_deref().map(|answer| encoder.encode_target(answer));
+            let messages = &facts.sample.messages;
+            let target = facts.sample.target.as_deref().map(|answer| encoder.encode_target(messages, answer));
             let target = target.transpose().map_err(at)?;
             facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
             facts.prompt_tokens = Some(prompt.token_ids.len());
@@ -226,8 +232,8 @@ impl<'a> Tally<'a> {
     fn add_good(&mut self, line: usize, facts: &Facts) {
         let first = *self.first_seen.entry(facts.fingerprint).or_insert((line, facts.gold));
         if first.1 != facts.gold {
-            let labels = self.check.task.labels();
-            let (ours, theirs) = (&labels[facts.gold.index()], &labels[first.1.index()]);
+            let task = self.check.task;
+            let (ours, theirs) = (task.label_text(facts.gold), task.label_text(first.1));
             let problem =
                 format!("the prompt of line {} again, labelled `{ours}` here and `{theirs}` there", first.0);
             let place = format!("{}:{line}", self.path.display());
@@ -236,7 +242,8 @@ impl<'a> Tally<'a> {
         }
         let report = &mut self.report;
         report.duplicates += usize::from(first.0 != line);
-        report.labels[facts.gold.index()].1 += 1;
+        facts.gold.members().for_each(|label| report.labels[label].1 += 1);
+        report.good += 1;
         *report.turns.entry(facts.sample.messages.len()).or_default() += 1;
         report.rows_with_target += usize::from(facts.sample.target.is_some());
         self.prompt_tokens.extend(facts.prompt_tokens);
@@ -267,7 +274,6 @@ impl<'a> Tally<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Targets;
     use crate::text::{EncoderFiles, byte_tokenizer};
 
     const LIMITS: Limits =

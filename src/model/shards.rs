@@ -176,6 +176,16 @@ fn map(file: &File, part: &MmapOptions) -> std::io::Result<Mmap> {
 pub struct TensorFile(Shard);
 
 impl TensorFile {
+    /// The types that its tensors are stored in; `None` for one that is no type of weights.
+    pub fn dtypes(&self) -> impl Iterator<Item = Option<DType>> {
+        self.0.tensors.values().map(|stored| match stored.dtype {
+            Dtype::BF16 => Some(DType::BF16),
+            Dtype::F16 => Some(DType::F16),
+            Dtype::F32 => Some(DType::F32),
+            _ => None,
+        })
+    }
+
     /// # Errors
     /// When the file cannot be read or is cut short.
     pub fn open(path: &Path) -> Result<Self> {

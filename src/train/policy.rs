@@ -1,10 +1,13 @@
 //! The policy gradient of scored groups, pack by pack: GRPO training and `rlvr bench step` share it.
 
 use std::ops::Range;
+use std::rc::Rc;
 
-use super::step::{Trainee, mean};
-use crate::algo::loss::{LossSums, Sequence, StepTotals, policy_loss};
+use super::step::{Distribution, LossSlopes, Trainee, mean};
+use crate::algo::importance::truncated_importance;
+use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
+use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::tape::{Tape, TapedGroup};
@@ -16,21 +19,26 @@ use crate::types::{Group, PackedBatch, ScoredGroup};
 #[derive(Clone, Copy)]
 pub struct PolicyUpdate<'a> {
     pub loss: &'a LossConfig,
-    pub kl_coef: f64,
+    pub penalty: KlPenalty,
     pub temperature: f32,
+    /// The sampler's cuts, where log-probs are those of what they leave (`replay_truncation`).
+    pub cut: Option<SamplingConfig>,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
+    /// Weight of the mean entropy over the step's tokens in the objective.
+    pub entropy_coef: f64,
+    /// Bound of the importance weights, where they are wanted.
+    pub importance_cap: Option<f64>,
     /// Frozen weights of the KL penalty.
     pub reference: Option<&'a Decoder>,
 }
 
-/// Groups of one packed batch and, when the rollout kept their activations, where they are.
+/// Groups of one packed batch and the tape that has their activations, if the rollout kept them. The last pack
+/// of a tape frees it.
 struct Pack<'a> {
     /// Indices into the step's groups.
     groups: &'a [usize],
-    tape: Option<usize>,
-    /// No later pack reads this tape.
-    last_of_tape: bool,
+    tape: Option<Rc<(Range<usize>, Tape)>>,
 }
 
 impl PolicyUpdate<'_> {
@@ -38,8 +46,8 @@ impl PolicyUpdate<'_> {
     /// weights that sampled it: empty on the first update of a rollout, which fills it. `tapes` are the rollout's
     /// and serve that first update only: later ones have other weights.
     ///
-    /// A group without advantages adds no gradient, so without a KL penalty it is not computed at all; it still
-    /// counts in the averages.
+    /// A group without advantages adds no gradient, so without a KL penalty or an entropy bonus it is not computed at
+    /// all; it still counts in the averages. A completion without tokens counts as a completion only.
     pub fn accumulate(
         &self,
         trainee: Trainee,
@@ -52,15 +60,18 @@ impl PolicyUpdate<'_> {
             active_tokens: groups.iter().map(|g| completion_tokens(&g.group)).sum(),
             max_completion_tokens: self.max_completion_tokens,
         };
-        let is_live = |g: &ScoredGroup| self.reference.is_some() || g.advantages.iter().any(|a| *a != 0.0);
+        let always = self.reference.is_some() || self.entropy_coef != 0.0;
+        let is_live = |g: &ScoredGroup| {
+            completion_tokens(&g.group) > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
+        };
         let live: Vec<usize> = (0..groups.len()).filter(|i| is_live(&groups[*i])).collect();
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
         let mut sums = LossSums::default();
         let (mut loss, mut tokens, mut reused_tokens) = (0.0, 0, 0);
         let (mut entropies, mut differences) = (Vec::new(), Vec::new());
-        let mut tapes: Vec<Option<(Range<usize>, Tape)>> = tapes.into_iter().map(Some).collect();
-        for pack in self.packs(groups, &live, &tapes) {
+        let mut importance_weights = Vec::new();
+        for pack in self.packs(groups, &live, tapes) {
             let mut batch = PackedBatch::default();
             let rollouts = || pack.groups.iter().flat_map(|g| &groups[*g].group.rollouts);
             for g in pack.groups {
@@ -71,8 +82,9 @@ impl PolicyUpdate<'_> {
             tokens += batch.tokens.len();
             let reference =
                 self.reference.map(|model| reference_logps(model, &batch, self.temperature)).transpose()?;
-            let forward = match pack.tape.and_then(|index| tapes[index].as_ref()) {
-                Some((range, tape)) => {
+            let forward = match &pack.tape {
+                Some(taped) => {
+                    let (range, tape) = &**taped;
                     reused_tokens += batch.tokens.len();
                     let rows = pack.groups.iter().map(|g| completion_rows(&groups[*g].group));
                     let rows: Vec<Vec<usize>> = rows.collect();
@@ -86,12 +98,11 @@ impl PolicyUpdate<'_> {
                 }
                 None => trainee.forward(&batch)?,
             };
-            if pack.last_of_tape {
-                // From here the pass holds the rows alone and frees them block by block.
-                tapes[..=pack.tape.unwrap_or(0)].fill_with(|| None);
-            }
+            // From here the pass holds the rows alone and frees them block by block.
+            drop(pack.tape);
             let advantages = pack.groups.iter().flat_map(|g| &groups[*g].advantages);
-            trainee.learn(&batch, forward, self.temperature, |now| {
+            let under = Distribution { temperature: self.temperature, cut: self.cut };
+            trainee.learn(&batch, forward, under, |now| {
                 let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
                 if first_update {
                     let sampled = rollouts().flat_map(|r| &r.logprobs);
@@ -104,29 +115,46 @@ impl PolicyUpdate<'_> {
                     }
                 }
                 let old: Vec<f64> = pack.groups.iter().flat_map(|g| &old_logps[*g]).copied().collect();
+                let importance = self.importance_cap.map(|cap| {
+                    let sampled: Vec<f32> = rollouts().flat_map(|r| &r.logprobs).copied().collect();
+                    truncated_importance(&old, &sampled, cap)
+                });
+                importance_weights.extend(importance.iter().flatten().map(|w| *w as f32));
                 let sequences: Vec<Sequence> = batch
                     .target_ranges()
                     .zip(advantages)
                     .map(|(range, advantage)| Sequence {
                         logps: &logps[range.clone()],
                         old_logps: &old[range.clone()],
-                        ref_logps: reference.as_deref().map(|r| &r[range]),
+                        ref_logps: reference.as_deref().map(|r| &r[range.clone()]),
+                        importance: importance.as_deref().map(|w| &w[range]),
                         advantage: f64::from(*advantage),
                     })
                     .collect();
-                let out = policy_loss(self.loss, self.kl_coef, &sequences, &totals)?;
+                let out = policy_loss(self.loss, self.penalty, &sequences, &totals)?;
                 loss += out.loss;
                 sums += out.sums;
                 entropies.extend_from_slice(&now.entropies);
-                Ok(out.dloss_dlogp.iter().map(|d| *d as f32).collect())
+                let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
+                let mut dentropies = Vec::new();
+                if self.entropy_coef != 0.0 {
+                    let each = self.entropy_coef / totals.active_tokens as f64;
+                    loss -= each * now.entropies.iter().map(|h| f64::from(*h)).sum::<f64>();
+                    dentropies = vec![-each as f32; dlogprobs.len()];
+                }
+                Ok(LossSlopes { dlogprobs, dentropies })
             })?;
         }
         let mut metrics = Metrics::default();
         metrics.insert("loss", loss);
-        metrics.extend(sums.metrics());
+        metrics.extend(sums.metrics(self.loss));
         // A step of dead groups only has computed nothing to take a mean of.
         if !entropies.is_empty() {
             metrics.insert("entropy", mean(&entropies));
+        }
+        if !importance_weights.is_empty() {
+            // TRL's name for the same.
+            metrics.insert("sampling/importance_sampling_ratio/mean", mean(&importance_weights));
         }
         if !differences.is_empty() {
             let worst = differences.iter().copied().fold(0f32, f32::max);
@@ -138,33 +166,29 @@ impl PolicyUpdate<'_> {
         Ok(metrics)
     }
 
-    /// Live groups in order, cut so that a pack stays within its bound and within one tape.
+    /// Live groups in order, cut so that a pack stays within its bound and within one tape. A tape whose groups
+    /// are all dead is freed here.
     fn packs<'g>(
         &self,
         groups: &[ScoredGroup],
         live: &'g [usize],
-        tapes: &[Option<(Range<usize>, Tape)>],
+        tapes: Vec<(Range<usize>, Tape)>,
     ) -> Vec<Pack<'g>> {
-        let tape_of = |g: &usize| {
-            tapes.iter().position(|tape| tape.as_ref().is_some_and(|(range, _)| range.contains(g)))
-        };
+        let tapes: Vec<Rc<(Range<usize>, Tape)>> = tapes.into_iter().map(Rc::new).collect();
+        let tape_of = |g: &usize| tapes.iter().position(|tape| tape.0.contains(g));
+        let size = |g: &usize| groups[*g].group.prompt.token_ids.len() + completion_tokens(&groups[*g].group);
         let mut packs = Vec::new();
         for part in live.chunk_by(|a, b| tape_of(a) == tape_of(b)) {
-            let size =
-                |g: &usize| groups[*g].group.prompt.token_ids.len() + completion_tokens(&groups[*g].group);
+            let tape = tape_of(&part[0]).map(|index| &tapes[index]);
             let cuts = runs(part.iter().map(size), self.max_tokens_per_pack);
-            packs.extend(cuts.into_iter().map(|run| Pack {
-                tape: tape_of(&part[run.start]),
-                last_of_tape: run.end == part.len() && tape_of(&part[run.start]).is_some(),
-                groups: &part[run],
-            }));
+            packs.extend(cuts.into_iter().map(|run| Pack { groups: &part[run], tape: tape.cloned() }));
         }
         packs
     }
 }
 
 /// Log-probs of the batch's targets under the frozen weights.
-fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
+pub(super) fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
     let hidden = model.forward(batch, Keep::Nothing)?.hidden;
     let logps = model.logprobs(&hidden, Head { targets: &batch.targets, temperature })?.logprobs;
     Ok(logps.into_iter().map(f64::from).collect())

@@ -3,37 +3,34 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::enumerate::EnumerateUpdate;
 use super::grpo::GrpoStage;
-use super::materials::{Companions, Materials, load_decoder};
+use super::materials::{Materials, load_decoder};
 use super::place::gradients_dtype;
 use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
+use super::watch::Watch;
 use crate::config::optim::OptimConfig;
-use crate::config::stages::Balance;
+use crate::config::stages::{Balance, Estimator, PromptOrder};
 use crate::config::{Config, Stage};
+use crate::data::difficulty::Difficulty;
 use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
 use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::export::aside::named_when_done;
+use crate::export::folder;
+use crate::export::probe::Probe;
+use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
+use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::optim::schedule::learning_rate;
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
-use crate::types::{PackedBatch, Target};
-
-/// Files of a model folder besides weights and config.json.
-const COMPANION_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
 
 /// A run that is under way.
 pub struct Session<'a> {
@@ -44,13 +41,22 @@ pub struct Session<'a> {
     cursor: Cursor,
     /// Restored with the cursor; `None` at the start of a stage.
     optimizer: Option<AdamW>,
+    watch: Watch,
 }
 
 impl<'a> Session<'a> {
     /// A new run.
     pub fn start(config: &'a Config, run: &'a RunDirectory, mut sinks: Sinks) -> Result<Self> {
         let materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        Ok(Self { config, run, materials, sinks, cursor: Cursor::default(), optimizer: None })
+        Ok(Self {
+            config,
+            run,
+            materials,
+            sinks,
+            cursor: Cursor::default(),
+            optimizer: None,
+            watch: Watch::default(),
+        })
     }
 
     /// A run from a checkpoint of its own.
@@ -65,7 +71,7 @@ impl<'a> Session<'a> {
         materials.decoder = load_decoder(checkpoint, config.model.max_positions, &place)?;
         let cursor = state::read_cursor(checkpoint)?;
         let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
-        Ok(Self { config, run, materials, sinks, cursor, optimizer })
+        Ok(Self { config, run, materials, sinks, cursor, optimizer, watch: Watch::default() })
     }
 
     /// Runs what is left. Returns the folder of the final model.
@@ -88,7 +94,13 @@ impl<'a> Session<'a> {
         let steps = self.steps_of(stage);
         let done = self.cursor.step;
         self.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
-        let reference = self.reference(stage)?;
+        let mut reference = self.reference(stage)?;
+        if stage == Stage::Grpo
+            && config.grpo.order == PromptOrder::Difficulty
+            && self.cursor.difficulty.is_none()
+        {
+            self.cursor.difficulty = Some(Difficulty::new(self.materials.grpo_rows.len()));
+        }
         let optim = match stage {
             Stage::Sft => &config.sft.optim,
             Stage::Grpo => &config.grpo.optim,
@@ -123,6 +135,11 @@ impl<'a> Session<'a> {
             }
             if let Some(bytes) = memory::device_peak(self.materials.decoder.device())? {
                 metrics.insert("memory/device_peak_gib", bytes as f64 / (1u64 << 30) as f64);
+            }
+            if stage == Stage::Grpo
+                && config.grpo.reference_sync_steps.is_some_and(|n| (step + 1) % n as u64 == 0)
+            {
+                reference = Some(self.keep_reference(step + 1)?);
             }
             self.cursor.step = step + 1;
             self.cursor.total_steps += 1;
@@ -171,20 +188,50 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The weights the KL penalty holds on to: those at the start of the stage, kept in the run's directory so
-    /// that a resumed run has the same.
+    /// The weights the KL penalty holds on to: those at the start of the stage, or of the last step that the
+    /// reference was synced after, kept in the run's directory so that a resumed run has the same.
     fn reference(&self, stage: Stage) -> Result<Option<Decoder>> {
-        if stage != Stage::Grpo || self.config.grpo.kl_coef == 0.0 {
+        let config = &self.config.grpo;
+        if stage != Stage::Grpo || config.kl_coef == 0.0 {
             return Ok(None);
         }
-        let dir = self.run.path().join("reference");
-        if self.cursor.step > 0 {
-            let place = self.materials.decoder.place();
-            return load_decoder(&dir, self.config.model.max_positions, &place).map(Some);
+        let step = self.cursor.step;
+        if step == 0 {
+            return self.keep_reference(0).map(Some);
         }
+        let of = config.reference_sync_steps.map_or(0, |n| step - step % n as u64);
+        let place = self.materials.decoder.place();
+        load_decoder(&self.reference_dir(of), self.config.model.max_positions, &place).map(Some)
+    }
+
+    /// Weights of the reference that counts from `step` on.
+    fn reference_dir(&self, step: u64) -> PathBuf {
+        match step {
+            0 => self.run.path().join("reference"),
+            step => self.run.path().join("reference").join(format!("step-{step}")),
+        }
+    }
+
+    fn keep_reference(&self, step: u64) -> Result<Decoder> {
+        let dir = self.reference_dir(step);
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
         state::save_weights(&dir, &self.materials.decoder)?;
-        self.materials.decoder.deep_copy().map(Some)
+        self.materials.decoder.deep_copy()
+    }
+
+    /// References that no checkpoint needs any more, of a run whose oldest checkpoint within the stage is `oldest`.
+    fn drop_references(&self, oldest: u64) -> Result<()> {
+        let Some(every) = self.config.grpo.reference_sync_steps.map(|n| n as u64) else { return Ok(()) };
+        let mut step = oldest - oldest % every;
+        while step > every {
+            step -= every;
+            let dir = self.reference_dir(step);
+            if !dir.exists() {
+                break;
+            }
+            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir, "remove an old reference"))?;
+        }
+        Ok(())
     }
 
     fn trainee<'t>(&'t self, gradients: &'t Gradients) -> Trainee<'t> {
@@ -218,6 +265,9 @@ impl<'a> Session<'a> {
         optimizer: &mut AdamW,
     ) -> Result<Metrics> {
         let config = &self.config.grpo;
+        if config.estimator == Estimator::Enumerate {
+            return self.enumerate_step(order, step, reference, gradients, optimizer);
+        }
         let stage = GrpoStage {
             task: &self.materials.task,
             encoder: &self.materials.encoder,
@@ -227,10 +277,25 @@ impl<'a> Session<'a> {
             reference,
         };
         let all = &self.materials.grpo_rows;
-        let indices = order.indices(step, config.prompts_per_step);
-        let rows: Vec<(&EncodedRow, u32)> =
-            indices.into_iter().enumerate().map(|(i, row)| (&all[row], i as u32)).collect();
-        let scored = stage.roll_out(&self.materials.decoder, &rows, step)?;
+        let by_difficulty = self.cursor.difficulty.as_ref().map(|d| d.order(step, self.config.seed));
+        let mut taken = 0;
+        let mut prompts = |round: u32, wanted: usize| -> Vec<usize> {
+            taken += wanted;
+            match &by_difficulty {
+                // As many as a step wants may be more than there are rows.
+                Some(rows) => (taken - wanted..taken).map(|i| rows[i % rows.len()]).collect(),
+                None if round == 0 => order.indices(step, wanted),
+                None => {
+                    let mut rows = order.redrawn(step, config.prompts_per_step, round);
+                    rows.truncate(wanted);
+                    rows
+                }
+            }
+        };
+        let scored = stage.roll_out(&self.materials.decoder, all, &mut prompts, step)?;
+        if let Some(difficulty) = &mut self.cursor.difficulty {
+            scored.tried.iter().for_each(|(row, result)| difficulty.add(*row, *result));
+        }
         let mut metrics = scored.metrics;
         let start = Instant::now();
         let mut old_logps = Vec::new();
@@ -258,12 +323,41 @@ impl<'a> Session<'a> {
                 config.max_logprob_difference
             ));
         }
+        for text in self.watch.observe(&self.materials.task, &scored.samples) {
+            self.sinks.warn(format!("grpo step {}: {text}", step + 1));
+        }
         self.sinks.emit(&Event::Samples {
             kind: SampleKind::Rollouts,
             stage: "grpo".into(),
             step: step + 1,
             samples: scored.samples,
         });
+        Ok(metrics)
+    }
+
+    fn enumerate_step(
+        &self,
+        order: &Order,
+        step: u64,
+        reference: Option<&Decoder>,
+        gradients: &mut Gradients,
+        optimizer: &mut AdamW,
+    ) -> Result<Metrics> {
+        let config = &self.config.grpo;
+        let all = &self.materials.grpo_rows;
+        let indices = order.indices(step, config.prompts_per_step);
+        let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
+        let update = EnumerateUpdate {
+            task: &self.materials.task,
+            config,
+            max_tokens_per_pack: self.config.pack.max_tokens_per_pack,
+            reference,
+        };
+        let start = Instant::now();
+        let mut metrics = update.accumulate(self.trainee(gradients), &rows)?;
+        self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        metrics.insert("epoch", ((step + 1) * config.prompts_per_step as u64) as f64 / all.len() as f64);
         Ok(metrics)
     }
 
@@ -308,6 +402,9 @@ impl<'a> Session<'a> {
         let write = |dir: &Path| state::write(dir, &self.cursor, &self.materials.decoder, optimizer);
         let checkpoint = Checkpoint::write(self.run, step, write)?;
         checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
+        let kept =
+            (self.config.checkpoint.keep_last.max(1) as u64 - 1) * self.config.checkpoint.every_steps as u64;
+        self.drop_references(self.cursor.step.saturating_sub(kept))?;
         self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
         Ok(())
     }
@@ -315,47 +412,23 @@ impl<'a> Session<'a> {
 
 /// Writes the model folder aside, loads it back, compares log-probs on a probe, and only then gives it its name.
 fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
-    let (aside, target) = (run.path().join("model.partial"), run.model());
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(Error::io(&aside, "remove a leftover"))?;
-    }
-    std::fs::create_dir_all(&aside).map_err(Error::io(&aside, "create the model folder"))?;
-    state::save_weights(&aside, &materials.decoder)?;
-    copy_companions(&materials.companions, &aside)?;
-    let again = load_decoder(&aside, materials.decoder.max_positions(), &materials.decoder.place())?;
-    let probe = probe(&materials.decoder, materials)?;
-    if probe != self::probe(&again, materials)? {
-        return Err(Error::Compute("the saved model gives other log-probs than the one in memory".into()));
-    }
-    if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(Error::io(&target, "replace the model folder"))?;
-    }
-    std::fs::rename(&aside, &target).map_err(Error::io(&target, "name the model folder"))?;
-    Ok(target)
-}
-
-/// Log-probs of the last tokens of a held-out prompt.
-fn probe(decoder: &Decoder, materials: &Materials) -> Result<Vec<f32>> {
-    let Some(row) = materials.valid_rows.first() else { return Ok(Vec::new()) };
-    let ids = &row.prompt.token_ids[..row.prompt.token_ids.len().min(256)];
-    let mut batch = PackedBatch::default();
-    batch.push_sequence(&ids[..1], &ids[1..]);
-    let hidden = decoder.forward(&batch, Keep::Nothing)?.hidden;
-    let targets: Vec<Target> = batch.targets.iter().rev().take(16).copied().collect();
-    Ok(decoder.logprobs(&hidden, Head { targets: &targets, temperature: 1.0 })?.logprobs)
-}
-
-fn copy_companions(from: &Companions, to: &Path) -> Result<()> {
-    for name in COMPANION_FILES {
-        let dir = if name == "generation_config.json" { &from.model_dir } else { &from.tokenizer_dir };
-        let (source, target) = (dir.join(name), to.join(name));
-        if source.is_file() {
-            std::fs::copy(&source, &target).map_err(Error::io(&target, "copy a tokenizer file"))?;
+    let target = run.model();
+    named_when_done(&target, |aside| {
+        let decoder = &materials.decoder;
+        folder::write(aside, decoder, &materials.companions, SaveOptions::new(decoder.dtype()))?;
+        if let Some(text) = materials.encoder.template().text_with_arguments() {
+            let template = aside.join("chat_template.jinja");
+            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
         }
-    }
-    if let Some(template) = &from.chat_template {
-        let target = to.join("chat_template.jinja");
-        std::fs::copy(template, &target).map_err(Error::io(&target, "copy the chat template"))?;
-    }
-    Ok(())
+        let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
+        let ids = materials.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
+        let probe =
+            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
+        if probe.logprobs(decoder)? != probe.logprobs(&again)? {
+            let problem = "its log-probs differ".into();
+            return Err(Error::Unfaithful { path: target.clone(), problem });
+        }
+        Ok(())
+    })?;
+    Ok(target)
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::weights::{self, SaveOptions};
@@ -27,6 +28,9 @@ pub struct Cursor {
     pub num_tokens: u64,
     /// Updates in the optimiser's moments; `None` between stages, where there is no optimiser.
     pub optimizer_updates: Option<u64>,
+    /// Running success rates, of a stage that orders its prompts by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difficulty: Option<Difficulty>,
     /// Evaluations for the final table.
     pub results: Vec<Evaluated>,
 }

@@ -10,11 +10,12 @@ const FLOORS: [&[&str]; 6] = [
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["rollout", "algo", "optim", "run", "plan"],
-    &["train", "eval", "report", "check"],
+    &["train", "eval", "export", "report", "check"],
     &["main", "cli"],
 ];
 /// Rooms of one floor keep apart, except these (from, to) and those of the lowest and highest floor.
-const SIDEWAYS: &[(&str, &str)] = &[("data", "text"), ("data", "task"), ("train", "eval")];
+const SIDEWAYS: &[(&str, &str)] =
+    &[("data", "text"), ("data", "task"), ("train", "eval"), ("train", "export")];
 const MAX_LINES: usize = 500;
 const UNSAFE_FILES: [&str; 5] =
     ["ops/cuda/launch.rs", "ops/cuda/gemm.rs", "ops/gemm.rs", "model/shards.rs", "main.rs"];

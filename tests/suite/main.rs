@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
+mod ablate;
 mod adamw;
 mod bad_input;
 mod configs;
@@ -12,6 +13,9 @@ mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
+mod enumerate;
+mod export;
+mod families;
 mod golden;
 mod hub;
 mod hub_server;
@@ -27,8 +31,10 @@ mod losses;
 mod model_parity;
 mod ops;
 mod parity_fixture;
+mod policy;
 mod shared_prefix;
 mod shim;
 mod smollm2;
+mod templates;
 mod training;
 mod weights;

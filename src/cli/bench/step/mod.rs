@@ -12,6 +12,7 @@ use candle_core::DType;
 use self::work::Work;
 use super::shapes;
 use crate::algo::advantage::advantages;
+use crate::algo::loss::KlPenalty;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::config::ActivationMemory;
 use crate::config::loss::LossConfig;
@@ -117,14 +118,8 @@ struct Setup {
 impl Setup {
     fn new(args: &Args) -> Result<Self> {
         let device = args.device.open()?;
-        let dtype = match (args.dtype, device.is_cuda()) {
-            (Some(dtype), true) => dtype.candle(),
-            (None, true) => DType::BF16,
-            (Some(Dtype::Bf16), false) => {
-                return Err(Error::config("--dtype", "bf16", "f32 on the CPU", "its ops are f32").into());
-            }
-            (_, false) => DType::F32,
-        };
+        let usual = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+        let dtype = args.dtype.map_or(usual, Dtype::candle);
         let optim = OptimConfig {
             moments: value("--moments", &args.moments)?,
             bf16_weights: value("--bf16-weights", &args.bf16_weights)?,
@@ -259,10 +254,13 @@ fn update(
         .collect();
     let update = PolicyUpdate {
         loss: &LossConfig::default(),
-        kl_coef: 0.0,
+        penalty: KlPenalty::NONE,
         temperature: 1.0,
+        cut: None,
         max_completion_tokens: args.new_tokens,
         max_tokens_per_pack: args.max_tokens_per_pack,
+        entropy_coef: 0.0,
+        importance_cap: None,
         reference: None,
     };
     let metrics: Metrics = update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
