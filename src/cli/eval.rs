@@ -11,6 +11,7 @@ use crate::config::stages::EvalConfig;
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
 use crate::eval::{At, Evaluator};
+use crate::model::peft;
 use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder};
@@ -24,6 +25,9 @@ pub struct Args {
     model: PathBuf,
     /// JSONL rows with their labels.
     data: PathBuf,
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
@@ -93,7 +97,10 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("warning: dropped {count} rows: {reason}");
     }
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let decoder = load_decoder(&args.model, longest, &opened.place)?;
+    let mut decoder = load_decoder(&args.model, longest, &opened.place)?;
+    if let Some(dir) = &args.adapter {
+        peft::attach(dir, &mut decoder)?;
+    }
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }

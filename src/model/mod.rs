@@ -1,5 +1,6 @@
 //! The decoder and its files: configuration, weights, GGUF, forward and backward, key/value cache.
 
+pub mod adapter;
 pub mod block;
 pub mod config;
 mod config_json;
@@ -9,6 +10,7 @@ mod gguf_header;
 mod gguf_tokenizer;
 pub mod gradients;
 pub mod kv_cache;
+pub mod peft;
 pub mod projection;
 pub mod tape;
 pub mod weights;

@@ -9,8 +9,17 @@ use crate::error::{Error, Result};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    let [y] = forward_all(x_nh, [w_oh])?;
-    Ok(y)
+    if cuda::on(x_nh) {
+        return cuda::linear::forward(x_nh, w_oh);
+    }
+    let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
+    let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
+    if n <= few_rows::MAX_ROWS {
+        let [y] = few_rows::products(&x, [n, h], [&w]);
+        return tensor(y, (n, o));
+    }
+    let y = product(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), Threads::Pool);
+    tensor(y, (n, o))
 }
 
 /// [`forward`] for layers that read the same input.
@@ -19,17 +28,19 @@ pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<
         return cuda::linear::forward_all(x_nh, w_oh);
     }
     let (n, h) = x_nh.dims2()?;
-    let x = View::new(x_nh)?;
-    let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
-    let w: [&[f32]; N] = std::array::from_fn(|i| &*views[i]);
-    let all = if n <= few_rows::MAX_ROWS {
-        few_rows::products(&x, [n, h], w)
+    let mut all = Vec::with_capacity(N);
+    if n <= few_rows::MAX_ROWS {
+        let x = View::new(x_nh)?;
+        let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
+        let y = few_rows::products::<N>(&x, [n, h], std::array::from_fn(|i| &*views[i]));
+        for (y, w) in y.into_iter().zip(w_oh) {
+            all.push(tensor(y, (n, w.dim(0)?))?);
+        }
     } else {
-        let x = Mat::row_major(&x, n, h);
-        w.map(|w| product(x, Mat::row_major(w, w.len() / h, h).t(), Threads::Pool))
-    };
-    let all = all.into_iter().zip(w_oh).map(|(y, w)| tensor(y, (n, w.dim(0)?)));
-    let all = all.collect::<Result<Vec<_>>>()?;
+        for w in w_oh {
+            all.push(forward(x_nh, w)?);
+        }
+    }
     all.try_into().map_err(|_| Error::Compute("forward_all: one result a weight".into()))
 }
 

@@ -124,6 +124,24 @@ pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
     Ok(sum.inplace_op2(term, &AddAssign)?)
 }
 
+/// Multiplies every element by `factor`, in place; f32.
+pub fn scale(values: &Tensor, factor: f32) -> Result<()> {
+    if cuda::on(values) {
+        return cuda::elementwise::scale(values, factor);
+    }
+    struct Scale(f32);
+    impl candle_core::InplaceOp1 for Scale {
+        fn name(&self) -> &'static str {
+            "scale"
+        }
+        fn cpu_fwd(&self, values: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            slice_mut(values, layout)?.iter_mut().for_each(|x| *x *= self.0);
+            Ok(())
+        }
+    }
+    Ok(values.inplace_op1(&Scale(factor))?)
+}
+
 /// Sets every element to zero, in place.
 pub fn zero(values: &Tensor) -> Result<()> {
     if cuda::on(values) {
@@ -155,7 +173,12 @@ pub fn sum_squares(tensors: &[&Tensor]) -> Result<f64> {
         let view = View::new(values)?;
         let partial: Vec<f64> = view
             .par_chunks(1 << 14)
-            .map(|chunk| f64::from(simd::vectorize!(simd::dot(chunk, chunk))))
+            .map(|chunk| {
+                f64::from(simd::vectorize(
+                    #[inline(always)]
+                    || simd::dot(chunk, chunk),
+                ))
+            })
             .collect();
         sum += partial.iter().sum::<f64>();
     }

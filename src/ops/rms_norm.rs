@@ -24,46 +24,63 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
     let (x, w) = (View::new(x_nh)?, View::new(w_h)?);
     let mut y = vec![0f32; n * h];
     y.par_chunks_mut(h * CHUNK_ROWS).zip(x.par_chunks(h * CHUNK_ROWS)).for_each(|(y, x)| {
-        vectorize!({
-            for (y, x) in y.chunks_exact_mut(h).zip(x.chunks_exact(h)) {
-                let r = inverse_rms(x, eps);
-                for ((y, x), w) in y.iter_mut().zip(x).zip(&*w) {
-                    *y = x * r * w;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (y, x) in y.chunks_exact_mut(h).zip(x.chunks_exact(h)) {
+                    let r = inverse_rms(x, eps);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(&*w) {
+                        *y = x * r * w;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     tensor(y, (n, h))
 }
 
 /// With `g = dy * w` and `r = 1/rms`: `dx = r g - x r^3 mean(g x)`, `dw += sum over rows of dy x r`.
 ///
-/// Adds `dx` to `dx_nh` (the gradient that reaches `x` through the residual) and `dw` to `dw_h`, both in place.
-pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tensor) -> Result<()> {
+/// Adds `dx` to `dx_nh` (the gradient that reaches `x` through the residual) and `dw` to `dw_h`, both in place; a
+/// frozen weight has no `dw_h`.
+pub fn backward<'a>(
+    norm: Input,
+    dy_nh: &Tensor,
+    dx_nh: &Tensor,
+    dw_h: impl Into<Option<&'a Tensor>>,
+) -> Result<()> {
+    let dw_h = dw_h.into();
     if cuda::on(dx_nh) {
         return cuda::rms_norm::backward(norm, dy_nh, dx_nh, dw_h);
     }
     let (n, h) = dy_nh.dims2()?;
-    let dw = {
+    {
         let (x, w) = (View::new(norm.x_nh)?, View::new(norm.w_h)?);
-        let op = AddInputGradient { x: &x, w: &w, eps: norm.eps };
-        dx_nh.inplace_op2(dy_nh, &op)?;
+        dx_nh.inplace_op2(dy_nh, &AddInputGradient { x: &x, w: &w, eps: norm.eps })?;
+    }
+    debug_assert_eq!(n, dx_nh.dim(0)?);
+    let Some(dw_h) = dw_h else { return Ok(()) };
+    let dw = {
+        let x = View::new(norm.x_nh)?;
         let dy = View::new(dy_nh)?;
         let chunk = h * CHUNK_ROWS;
         let partial: Vec<Vec<f32>> = x
             .par_chunks(chunk)
             .zip(dy.par_chunks(chunk))
             .map(|(x, dy)| {
-                vectorize!({
-                    let mut dw = vec![0f32; h];
-                    for (x, dy) in x.chunks_exact(h).zip(dy.chunks_exact(h)) {
-                        let r = inverse_rms(x, norm.eps);
-                        for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                            *dw += dy * x * r;
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let mut dw = vec![0f32; h];
+                        for (x, dy) in x.chunks_exact(h).zip(dy.chunks_exact(h)) {
+                            let r = inverse_rms(x, norm.eps);
+                            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                                *dw += dy * x * r;
+                            }
                         }
-                    }
-                    dw
-                })
+                        dw
+                    },
+                )
             })
             .collect();
         let mut dw = vec![0f32; h];
@@ -72,7 +89,6 @@ pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tensor) -> R
         }
         dw
     };
-    debug_assert_eq!(n, dx_nh.dim(0)?);
     super::add_assign(dw_h, &tensor(dw, h)?)
 }
 
@@ -107,20 +123,24 @@ impl InplaceOp2 for AddInputGradient<'_> {
         let chunk = h * CHUNK_ROWS;
         dx.par_chunks_mut(chunk).zip(dy.par_chunks(chunk)).zip(self.x.par_chunks(chunk)).for_each(
             |((dx, dy), x)| {
-                vectorize!({
-                    for ((dx, dy), x) in dx.chunks_exact_mut(h).zip(dy.chunks_exact(h)).zip(x.chunks_exact(h))
-                    {
-                        let r = inverse_rms(x, self.eps);
-                        let mut gx = 0f32;
-                        for j in 0..h {
-                            gx += dy[j] * self.w[j] * x[j];
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((dx, dy), x) in
+                            dx.chunks_exact_mut(h).zip(dy.chunks_exact(h)).zip(x.chunks_exact(h))
+                        {
+                            let r = inverse_rms(x, self.eps);
+                            let mut gx = 0f32;
+                            for j in 0..h {
+                                gx += dy[j] * self.w[j] * x[j];
+                            }
+                            let c = gx * r * r * r / h as f32;
+                            for j in 0..h {
+                                dx[j] += dy[j] * self.w[j] * r - x[j] * c;
+                            }
                         }
-                        let c = gx * r * r * r / h as f32;
-                        for j in 0..h {
-                            dx[j] += dy[j] * self.w[j] * r - x[j] * c;
-                        }
-                    }
-                });
+                    },
+                );
             },
         );
         Ok(())

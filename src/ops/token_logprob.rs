@@ -54,13 +54,16 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
             .par_chunks_exact(v)
             .zip(targets)
             .map(|(row, &target)| {
-                vectorize!({
-                    let shift = max(row) * scale;
-                    let (sum, weighted) = exp_sums(row, scale, shift);
-                    let log_sum = sum.ln();
-                    // H = log Z - E[z], both relative to the shift.
-                    (row[target as usize] * scale - shift - log_sum, log_sum - weighted / sum)
-                })
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let shift = max(row) * scale;
+                        let (sum, weighted) = exp_sums(row, scale, shift);
+                        let log_sum = sum.ln();
+                        // H = log Z - E[z], both relative to the shift.
+                        (row[target as usize] * scale - shift - log_sum, log_sum - weighted / sum)
+                    },
+                )
             })
             .collect();
         for (logprob, entropy) in chunk {
@@ -71,10 +74,16 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
     Ok(result)
 }
 
-/// Given `dlogprobs = dL / dlogprob` `[R]`: returns `dL / dhidden` `[R, H]` and adds `dL / dhead` to `dhead_vh`.
+/// Given `dlogprobs = dL / dlogprob` `[R]`: returns `dL / dhidden` `[R, H]` and adds `dL / dhead` to `dhead_vh`,
+/// which a frozen head has not.
 ///
 /// `dlogits = (onehot(target) - softmax) * dlogprob / temperature`, written over the chunk's logits.
-pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: &Tensor) -> Result<Tensor> {
+pub fn backward<'a>(
+    inputs: Inputs,
+    dlogprobs: &[f32],
+    dhead_vh: impl Into<Option<&'a Tensor>>,
+) -> Result<Tensor> {
+    let dhead_vh = dhead_vh.into();
     if cuda::on(inputs.hidden_rh) {
         return cuda::token_logprob::backward(inputs, dlogprobs, dhead_vh);
     }
@@ -92,18 +101,23 @@ pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: &Tensor) -> Result<
             product(Mat::row_major(&hidden, n, h), Mat::row_major(&head, v, h).t(), Threads::Pool)
         };
         logits.par_chunks_exact_mut(v).zip(targets).zip(dlogprobs).for_each(|((row, &target), &d)| {
-            vectorize!({
-                let shift = max(row) * scale;
-                let (sum, _) = exp_sums(row, scale, shift);
-                let factor = d * scale / sum;
-                for x in row.iter_mut() {
-                    *x = -exp(*x * scale - shift) * factor;
-                }
-                row[target as usize] += d * scale;
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    let shift = max(row) * scale;
+                    let (sum, _) = exp_sums(row, scale, shift);
+                    let factor = d * scale / sum;
+                    for x in row.iter_mut() {
+                        *x = -exp(*x * scale - shift) * factor;
+                    }
+                    row[target as usize] += d * scale;
+                },
+            );
         });
         dhidden.extend(product(Mat::row_major(&logits, n, v), Mat::row_major(&head, v, h), Threads::Pool));
-        linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
+        if let Some(dhead_vh) = dhead_vh {
+            linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
+        }
     }
     tensor(dhidden, (r, h))
 }

@@ -1,6 +1,7 @@
 //! The stages of a run: SFT, GRPO, and what holds them together.
 
 pub mod grpo;
+pub mod lora;
 pub mod materials;
 pub mod place;
 pub mod policy;

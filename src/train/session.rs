@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use candle_core::DType;
+
 use super::grpo::GrpoStage;
+use super::lora::{Adapters, base_digest, check_base};
 use super::materials::{Companions, Materials, load_decoder};
 use super::place::gradients_dtype;
 use super::sft;
@@ -18,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::gradients::Gradients;
+use crate::model::peft;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
@@ -44,13 +48,20 @@ pub struct Session<'a> {
     cursor: Cursor,
     /// Restored with the cursor; `None` at the start of a stage.
     optimizer: Option<AdamW>,
+    /// `None`: all weights are trained.
+    adapters: Option<Adapters<'a>>,
 }
 
 impl<'a> Session<'a> {
     /// A new run.
     pub fn start(config: &'a Config, run: &'a RunDirectory, mut sinks: Sinks) -> Result<Self> {
-        let materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        Ok(Self { config, run, materials, sinks, cursor: Cursor::default(), optimizer: None })
+        let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
+        let mut cursor = Cursor::default();
+        if config.lora.is_some() {
+            cursor.base = Some(base_digest(&materials.decoder)?);
+        }
+        let adapters = Adapters::start(config, &mut materials.decoder)?;
+        Ok(Self { config, run, materials, sinks, cursor, optimizer: None, adapters })
     }
 
     /// A run from a checkpoint of its own.
@@ -61,11 +72,17 @@ impl<'a> Session<'a> {
         checkpoint: &Path,
     ) -> Result<Self> {
         let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        let place = materials.decoder.place();
-        materials.decoder = load_decoder(checkpoint, config.model.max_positions, &place)?;
         let cursor = state::read_cursor(checkpoint)?;
-        let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
-        Ok(Self { config, run, materials, sinks, cursor, optimizer })
+        let decoder = &mut materials.decoder;
+        let adapters = if config.lora.is_some() {
+            check_base(config, decoder, cursor.base.as_deref())?;
+            Adapters::resume(config, decoder, checkpoint)?
+        } else {
+            *decoder = load_decoder(checkpoint, config.model.max_positions, &decoder.place())?;
+            None
+        };
+        let optimizer = state::read_optimizer(checkpoint, &cursor, decoder)?;
+        Ok(Self { config, run, materials, sinks, cursor, optimizer, adapters })
     }
 
     /// Runs what is left. Returns the folder of the final model.
@@ -78,6 +95,9 @@ impl<'a> Session<'a> {
             self.run_stage(stage)?;
         }
         let model = save_model(&self.materials, self.run)?;
+        if let Some(adapters) = &self.adapters {
+            save_adapter(self.config, adapters, &self.materials, self.run)?;
+        }
         let rows = self.cursor.results.iter().map(Evaluated::row).collect();
         self.sinks.emit(&Event::Finished { rows, run: self.run.path().into() });
         Ok(model)
@@ -87,6 +107,9 @@ impl<'a> Session<'a> {
         let config = self.config;
         let steps = self.steps_of(stage);
         let done = self.cursor.step;
+        if let (Some(adapters), 0) = (&mut self.adapters, done) {
+            adapters.enter(&mut self.materials.decoder, self.cursor.stage)?;
+        }
         self.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
         let reference = self.reference(stage)?;
         let optim = match stage {
@@ -178,6 +201,10 @@ impl<'a> Session<'a> {
             return Ok(None);
         }
         let dir = self.run.path().join("reference");
+        if let Some(adapters) = &self.adapters {
+            let Cursor { stage, step, .. } = self.cursor;
+            return adapters.reference(&self.materials.decoder, stage, step, &dir).map(Some);
+        }
         if self.cursor.step > 0 {
             let place = self.materials.decoder.place();
             return load_decoder(&dir, self.config.model.max_positions, &place).map(Some);
@@ -305,7 +332,14 @@ impl<'a> Session<'a> {
 
     fn checkpoint(&mut self, optimizer: Option<&AdamW>) -> Result<()> {
         let step = self.cursor.total_steps;
-        let write = |dir: &Path| state::write(dir, &self.cursor, &self.materials.decoder, optimizer);
+        let decoder = &self.materials.decoder;
+        let write = |dir: &Path| {
+            match &self.adapters {
+                Some(adapters) => adapters.write(dir, decoder)?,
+                None => state::save_weights(dir, decoder)?,
+            }
+            state::write(dir, &self.cursor, decoder, optimizer)
+        };
         let checkpoint = Checkpoint::write(self.run, step, write)?;
         checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
         self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
@@ -315,23 +349,79 @@ impl<'a> Session<'a> {
 
 /// Writes the model folder aside, loads it back, compares log-probs on a probe, and only then gives it its name.
 fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
-    let (aside, target) = (run.path().join("model.partial"), run.model());
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).map_err(Error::io(&aside, "remove a leftover"))?;
-    }
-    std::fs::create_dir_all(&aside).map_err(Error::io(&aside, "create the model folder"))?;
+    let target = run.model();
+    let aside = empty_folder(&target.with_extension("partial"))?;
     state::save_weights(&aside, &materials.decoder)?;
     copy_companions(&materials.companions, &aside)?;
     let again = load_decoder(&aside, materials.decoder.max_positions(), &materials.decoder.place())?;
-    let probe = probe(&materials.decoder, materials)?;
-    if probe != self::probe(&again, materials)? {
-        return Err(Error::Compute("the saved model gives other log-probs than the one in memory".into()));
-    }
-    if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(Error::io(&target, "replace the model folder"))?;
-    }
-    std::fs::rename(&aside, &target).map_err(Error::io(&target, "name the model folder"))?;
+    // An adapter is merged into the folder's weights, which rounds other sums.
+    let bound = if materials.decoder.adapter().is_some() { merged_bound(&again) } else { 0.0 };
+    compare(&materials.decoder, &again, materials, bound)?;
+    give_name(&aside, &target)?;
     Ok(target)
+}
+
+/// Writes the adapter in PEFT layout, with the same care; and the weights it stands beside, where they were made
+/// from the seed and lie in no folder yet.
+fn save_adapter(
+    config: &Config,
+    adapters: &Adapters,
+    materials: &Materials,
+    run: &RunDirectory,
+) -> Result<()> {
+    let decoder = &materials.decoder;
+    let mut base = adapters.base(config, decoder)?;
+    let of = match &config.model.path {
+        Some(dir) => dir.clone(),
+        None => {
+            let target = run.path().join("base");
+            let aside = empty_folder(&target.with_extension("partial"))?;
+            state::save_weights(&aside, &base)?;
+            copy_companions(&materials.companions, &aside)?;
+            give_name(&aside, &target)?;
+            target
+        }
+    };
+    let target = run.path().join("adapter");
+    let aside = empty_folder(&target.with_extension("partial"))?;
+    peft::save(&aside, &adapters.whole(decoder)?, &of.display().to_string())?;
+    peft::attach(&aside, &mut base)?;
+    compare(decoder, &base, materials, merged_bound(&base))?;
+    give_name(&aside, &target)
+}
+
+/// How far log-probs may lie apart between weights with an adapter beside them and with it merged in, nats.
+fn merged_bound(decoder: &Decoder) -> f32 {
+    if decoder.dtype() == DType::F32 { 1e-3 } else { 0.1 }
+}
+
+/// An empty folder in the place of whatever a killed run has left there.
+fn empty_folder(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        std::fs::remove_dir_all(path).map_err(Error::io(path, "remove a leftover"))?;
+    }
+    std::fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))?;
+    Ok(path.to_path_buf())
+}
+
+fn give_name(aside: &Path, target: &Path) -> Result<()> {
+    if target.exists() {
+        std::fs::remove_dir_all(target).map_err(Error::io(target, "replace the folder"))?;
+    }
+    std::fs::rename(aside, target).map_err(Error::io(target, "name the folder"))
+}
+
+/// Holds a saved model's log-probs against those in memory; `bound` in nats.
+fn compare(decoder: &Decoder, saved: &Decoder, materials: &Materials, bound: f32) -> Result<()> {
+    let (want, got) = (probe(decoder, materials)?, probe(saved, materials)?);
+    let differences = || want.iter().zip(&got).map(|(a, b)| (a - b).abs());
+    // Not by the worst alone: a NaN is below any maximum.
+    if differences().all(|difference| difference <= bound) {
+        return Ok(());
+    }
+    let worst = differences().fold(0f32, f32::max);
+    let problem = format!("the saved model's log-probs differ from those in memory by {worst:e}");
+    Err(Error::Compute(problem.into()))
 }
 
 /// Log-probs of the last tokens of a held-out prompt.

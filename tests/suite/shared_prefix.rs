@@ -11,6 +11,7 @@ use rlvr::rollout::engine::{Engine, Request, TapePolicy};
 use rlvr::text::StopTokens;
 use rlvr::types::{FinishReason, PackedBatch, Prompt};
 
+use crate::lora::with_adapter;
 use crate::model_parity::{floats, relative_error};
 
 pub fn small_decoder(seed: u64) -> Decoder {
@@ -40,7 +41,7 @@ fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients
 
 fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
     let mut worst = 0f32;
-    for (((name, _), a), b) in decoder.parameters().zip(a.tensors()).zip(b.tensors()) {
+    for (((name, _), a), b) in decoder.trainable().zip(a.tensors()).zip(b.tensors()) {
         let (a, b) = (a.unwrap(), floats(b.unwrap()));
         assert!(b.iter().any(|x| *x != 0.0), "{name} gets no gradient");
         worst = worst.max(relative_error(&floats(a), &b));
@@ -48,9 +49,17 @@ fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
     worst
 }
 
+/// With all weights trained, and with an adapter.
+fn both(seed: u64) -> [Decoder; 2] {
+    [small_decoder(seed), with_adapter(small_decoder(seed), seed)]
+}
+
 #[test]
 fn a_packed_group_equals_separate_copies_in_loss_and_every_gradient() {
-    let decoder = small_decoder(1);
+    both(1).into_iter().for_each(packed_equals_copies);
+}
+
+fn packed_equals_copies(decoder: Decoder) {
     let prompt = tokens(1, 150);
     let completions: Vec<Vec<u32>> = [5, 1, 9, 120].iter().map(|n| tokens(*n as u32, *n)).collect();
     let weight = |g: usize| [0.5f32, -1.0, 0.25, 2.0][g];
@@ -77,7 +86,10 @@ fn a_packed_group_equals_separate_copies_in_loss_and_every_gradient() {
 
 #[test]
 fn one_pack_equals_many_packs() {
-    let decoder = small_decoder(2);
+    both(2).into_iter().for_each(cuts_change_nothing);
+}
+
+fn cuts_change_nothing(decoder: Decoder) {
     let rows: Vec<(Vec<u32>, Vec<u32>)> =
         (0..5).map(|i| (tokens(i, 20 + 31 * i as usize), tokens(50 + i, 3 + i as usize))).collect();
     let whole = decoder.zero_gradients();
@@ -115,7 +127,10 @@ fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a StopTokens) -> Engine<'a> {
 
 #[test]
 fn sampled_logprobs_are_the_trainers() {
-    let decoder = small_decoder(3);
+    both(3).into_iter().for_each(sampler_agrees_with_trainer);
+}
+
+fn sampler_agrees_with_trainer(decoder: Decoder) {
     let stop = StopTokens::new(vec![7, 9, 11, 30, 31]);
     let prompts: Vec<Prompt> =
         (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
@@ -148,7 +163,10 @@ fn sampled_logprobs_are_the_trainers() {
 
 #[test]
 fn a_tape_gives_the_gradients_of_a_forward_pass_anew() {
-    let decoder = small_decoder(6);
+    both(6).into_iter().for_each(a_tape_is_a_forward_pass);
+}
+
+fn a_tape_is_a_forward_pass(decoder: Decoder) {
     // Stops early often: sequences leave the batch, and some completions have a single token.
     let stop = StopTokens::new((0..20).collect());
     let prompts: Vec<Prompt> =
