@@ -18,6 +18,9 @@ pub enum Error {
     /// Training produced a number that is not finite, or a weight without a gradient.
     #[error("step {step}: {problem}. {fix}")]
     Diverged { step: u64, problem: String, fix: String },
+    /// A file that was written does not hold what was to be written.
+    #[error("{}: what was read back is not what is in memory: {problem}. Nothing was kept", path.display())]
+    Unfaithful { path: PathBuf, problem: String },
     /// A tensor operation failed: out of memory, a device fault, or a fault of ours.
     #[error("tensor operation failed: {0}")]
     Compute(Box<dyn std::error::Error + Send + Sync>),
@@ -54,6 +57,14 @@ impl Error {
 
     /// Whether the user's input is at fault (exit code 2) rather than the machine or the program (1).
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Config { .. } | Self::Input { .. })
+        match self {
+            Self::Config { .. } | Self::Input { .. } => true,
+            // Something that was to be read and is not there was named wrongly.
+            Self::Io { action, source, .. } => {
+                source.kind() == std::io::ErrorKind::NotFound
+                    && (action.starts_with("read") || action.starts_with("open"))
+            }
+            Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
+        }
     }
 }

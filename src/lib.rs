@@ -10,6 +10,8 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod export;
+pub mod hub;
 pub mod model;
 pub mod observe;
 pub mod ops;

@@ -1,5 +1,6 @@
 //! From rewards to the gradient of the log-probabilities: numbers only, no tensors.
 
 pub mod advantage;
+pub mod enumerate;
 pub mod kl;
 pub mod loss;

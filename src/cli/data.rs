@@ -1,19 +1,18 @@
 //! `rlvr data`: look at data before training on it.
 
-use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
 
+use super::data_preview;
+use super::text::TextArgs;
 use crate::config::data::DataConfig;
 use crate::data::check::{Check, Quantiles, Report};
-use crate::data::jsonl::row_at;
 use crate::data::{Limits, Targets};
 use crate::error::Error;
-use crate::task::{Outcome, Task};
-use crate::text::{Date, EncoderFiles, EndOfTurnSource, PromptEncoder};
-use crate::types::FinishReason;
+use crate::task::Task;
 
 /// Check, show and make data files.
 #[derive(Debug, clap::Args)]
@@ -25,7 +24,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Data {
     Check(CheckArgs),
-    Preview(PreviewArgs),
+    Preview(data_preview::Args),
     Synth(super::data_synth::Args),
 }
 
@@ -34,32 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.command {
         Data::Check(args) => check(args, &mut out),
         Data::Synth(args) => super::data_synth::run(args, &mut out),
-        Data::Preview(args) => {
-            let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            preview(args, if colour { Mark::COLOUR } else { Mark::BRACKETS }, &mut out)
-        }
-    }
-}
-
-/// Which model's tokenizer and chat template; the keys of `[model]` in a config.
-#[derive(Debug, clap::Args)]
-struct TextArgs {
-    /// Folder with the tokenizer, when it is not the model's own.
-    #[arg(long, value_name = "DIR", requires = "model")]
-    tokenizer: Option<PathBuf>,
-    /// Jinja file in place of the tokenizer's chat template.
-    #[arg(long, value_name = "FILE", requires = "model")]
-    chat_template: Option<PathBuf>,
-}
-
-impl TextArgs {
-    fn encoder(&self, model: &Path) -> Result<PromptEncoder> {
-        Ok(PromptEncoder::load(&EncoderFiles {
-            model_dir: model,
-            tokenizer_dir: self.tokenizer.as_deref(),
-            chat_template: self.chat_template.as_deref(),
-            date: Date::default(),
-        })?)
+        Data::Preview(args) => data_preview::run(args, &mut out),
     }
 }
 
@@ -76,6 +50,9 @@ struct CheckArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     text: TextArgs,
+    /// The file is for SFT: a row without a target is a problem.
+    #[arg(long)]
+    sft: bool,
     /// Problems to show; all are counted.
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_problems: usize,
@@ -94,7 +71,7 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: args.max_target_tokens,
         max_rows: 0,
-        targets: Targets::Ignored,
+        targets: if args.sft { Targets::Required } else { Targets::Ignored },
     };
     let check = Check { task: &task, encoder: encoder.as_ref(), limits, max_problems: args.max_problems };
     let report = check.run(&args.file)?;
@@ -155,94 +132,10 @@ fn describe(q: &Quantiles) -> String {
     )
 }
 
-/// Show one row as the model sees it, with the part that SFT trains on marked.
-#[derive(Debug, clap::Args)]
-struct PreviewArgs {
-    /// JSONL, one row a line.
-    file: PathBuf,
-    /// A built-in task (riskcue, demo) or a task file.
-    #[arg(long, default_value = "riskcue")]
-    task: String,
-    /// Model folder, for its tokenizer and chat template.
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
-    #[command(flatten)]
-    text: TextArgs,
-    /// The row's line in the file, counted from 1.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    row: usize,
-}
-
-/// What stands around the trained part.
-#[derive(Clone, Copy)]
-struct Mark {
-    open: &'static str,
-    close: &'static str,
-}
-
-impl Mark {
-    const COLOUR: Self = Self { open: "\x1b[1;32m", close: "\x1b[0m" };
-    const BRACKETS: Self = Self { open: "[[", close: "]]" };
-}
-
-fn preview(args: &PreviewArgs, mark: Mark, out: &mut impl Write) -> Result<()> {
-    let task = Task::load(&args.task)?;
-    let encoder = args.text.encoder(&args.model)?;
-    let row = row_at(&args.file, args.row)?;
-    let sample = task.sample(&row, &args.file, args.row)?;
-    let prompt = encoder.encode_prompt(&sample.messages)?;
-    let tokenizer = encoder.tokenizer();
-    let shown = |ids: &[u32]| tokenizer.decode_whole(ids).map(|text| visible(&text));
-    let end = encoder.end_of_turn();
-
-    write!(out, "{}", shown(&prompt.token_ids)?)?;
-    let Some(answer) = &sample.target else {
-        writeln!(
-            out,
-            "\n\nprompt   {} tokens\ntrained  nothing: the row has no target",
-            prompt.token_ids.len()
-        )?;
-        return Ok(());
-    };
-    let target = encoder.encode_target(answer)?;
-    writeln!(out, "{}{}{}\n", mark.open, shown(&target)?, mark.close)?;
-    let (whole, ending) = (target.len(), end.token_ids.len());
-    writeln!(out, "prompt   {} tokens", prompt.token_ids.len())?;
-    writeln!(
-        out,
-        "trained  {whole} tokens, marked {}so{}: {} of the answer, {ending} of the end of the turn",
-        mark.open,
-        mark.close,
-        whole - ending
-    )?;
-    if end.source == EndOfTurnSource::EosToken {
-        writeln!(out, "         the chat template shows no end of an answer, so the eos token is used")?;
-    }
-    let stops = encoder.stop_tokens().ids().iter();
-    let stops = stops.map(|id| format!("{} ({id})", tokenizer.token(*id).unwrap_or_else(|| "?".into())));
-    writeln!(out, "stop     {}", stops.collect::<Vec<_>>().join(", "))?;
-    let verdict = task.judge(answer, FinishReason::Stop);
-    let exact = task.label_id(&sample.gold).is_some_and(|gold| Outcome::of(gold, verdict).is_exact());
-    let agreement = if exact { "the answer says so too" } else { "but the answer is not judged so" };
-    writeln!(out, "label    {}, {agreement}", sample.gold)?;
-    Ok(())
-}
-
-/// Control characters are written out: a log may hold sequences that a terminal would obey.
-fn visible(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && !matches!(c, '\n' | '\t') {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::text::byte_tokenizer;
 
@@ -263,7 +156,7 @@ mod tests {
         args: Args,
     }
 
-    fn data(dir: &Path, words: &[&str], mark: Mark) -> (String, Result<()>) {
+    fn data(dir: &Path, words: &[&str]) -> (String, Result<()>) {
         let file = dir.join("rows.jsonl");
         let words = words
             .iter()
@@ -273,40 +166,16 @@ mod tests {
         let mut out = Vec::new();
         let result = match &cli.args.command {
             Data::Check(args) => check(args, &mut out),
-            Data::Preview(args) => preview(args, mark, &mut out),
+            Data::Preview(args) => data_preview::run(args, &mut out),
             Data::Synth(args) => super::super::data_synth::run(args, &mut out),
         };
         (String::from_utf8(out).unwrap(), result)
     }
 
     #[test]
-    fn preview_marks_the_trained_part_and_disarms_control_characters() {
-        let dir = folder(ROW);
-        let words = ["preview", "FILE", "--model", "DIR"];
-        let (text, result) = data(dir.path(), &words, Mark::BRACKETS);
-        result.unwrap();
-        let shown = "<|im_start|>user\na\\u{1b}[2J<|im_end|>\n<|im_start|>assistant\n[[ok<|im_end|>]]\n";
-        assert!(text.starts_with(shown), "{text}");
-        // 3 special tokens, `user`, `assistant`, 3 line ends and 5 bytes of content; 2 bytes and the end token.
-        assert!(text.contains("prompt   24 tokens\ntrained  3 tokens"), "{text}");
-        assert!(
-            text.contains(
-                "stop     <|endoftext|> (0), <|im_end|> (2)\nlabel    Safe, the answer says so too"
-            ),
-            "{text}"
-        );
-        let (coloured, _) = data(dir.path(), &words, Mark::COLOUR);
-        assert!(coloured.contains("\x1b[1;32mok<|im_end|>\x1b[0m"), "{coloured}");
-        let (_, absent) =
-            data(dir.path(), &["preview", "FILE", "--model", "DIR", "--row", "2"], Mark::BRACKETS);
-        assert!(absent.unwrap_err().to_string().contains("rows.jsonl:2: there is no such line"));
-    }
-
-    #[test]
     fn check_prints_problems_and_counts_and_fails_as_bad_input() {
         let dir = folder(&format!("{ROW}\nbad\n{{}}\n"));
-        let (text, result) =
-            data(dir.path(), &["check", "FILE", "--model", "DIR", "--max-problems", "1"], Mark::BRACKETS);
+        let (text, result) = data(dir.path(), &["check", "FILE", "--model", "DIR", "--max-problems", "1"]);
         let error = result.unwrap_err();
         assert!(error.to_string().contains("rows.jsonl: 2 problems in 3 rows"), "{error}");
         assert!(error.downcast_ref::<Error>().is_some_and(Error::is_input));
@@ -316,7 +185,13 @@ mod tests {
         assert!(text.contains("label            1  100.0%  Safe"), "{text}");
         assert!(text.contains("prompt      tokens: min 24,"), "{text}");
 
-        let (text, result) = data(folder(ROW).path(), &["check", "FILE"], Mark::BRACKETS);
+        let bare = folder(&format!("{ROW}\n{}\n", ROW.replace("chosen", "other").replace("\"a", "\"b")));
+        let (text, result) = data(bare.path(), &["check", "FILE", "--sft"]);
+        result.unwrap_err();
+        assert!(text.contains("rows.jsonl:2: the row has no target, so SFT has nothing to learn"), "{text}");
+        data(bare.path(), &["check", "FILE"]).1.unwrap();
+
+        let (text, result) = data(folder(ROW).path(), &["check", "FILE"]);
         result.unwrap();
         assert!(!text.contains("tokens"), "{text}");
     }

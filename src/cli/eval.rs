@@ -4,24 +4,26 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
+use super::text::TextArgs;
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
 use crate::eval::{At, Evaluator};
+use crate::hub::Parts;
 use crate::model::peft;
 use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
 use crate::task::Task;
-use crate::text::{Date, EncoderFiles, PromptEncoder};
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
 /// Judge a model's completions of labelled rows.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model.
+    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
     model: PathBuf,
     /// JSONL rows with their labels.
     data: PathBuf,
@@ -31,12 +33,8 @@ pub struct Args {
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Folder with the tokenizer, when it is not the model's own.
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-    /// Jinja file in place of the tokenizer's chat template.
-    #[arg(long, value_name = "FILE")]
-    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
     /// The first N rows only; 0 takes all.
     #[arg(long, default_value_t = 0)]
     max_rows: usize,
@@ -80,12 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let opened = place::open(args.device.into(), args.dtype.into())?;
     let task = Task::load(&args.task)?;
-    let encoder = PromptEncoder::load(&EncoderFiles {
-        model_dir: &args.model,
-        tokenizer_dir: args.tokenizer.as_deref(),
-        chat_template: args.chat_template.as_deref(),
-        date: Date::default(),
-    })?;
+    let model = folder(&args.model, Parts::Model)?;
+    let encoder = args.text.encoder(&model.dir)?;
     let limits = Limits {
         max_prompt_tokens: args.max_prompt_tokens,
         max_target_tokens: usize::MAX,
@@ -97,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("warning: dropped {count} rows: {reason}");
     }
     let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let mut decoder = load_decoder(&args.model, longest, &opened.place)?;
+    let mut decoder = load_decoder(&model.dir, longest, &opened.place)?;
     if let Some(dir) = &args.adapter {
         peft::attach(dir, &mut decoder)?;
     }

@@ -1,17 +1,21 @@
 //! `rlvr import`: a GGUF file becomes a model directory in Hugging Face layout.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::DType;
 
 use crate::model::gguf::import;
+use crate::text::tiktoken;
 
-/// Convert a GGUF file into a model directory that the other commands load.
+/// Convert a GGUF file into a model directory that the other commands load, or Llama 3's tokenizer.model into a
+/// directory for model.tokenizer.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The file to read; Llama architecture.
-    #[arg(value_name = "FILE.gguf")]
+    /// The file to read: GGUF of Llama architecture, or tokenizer.model of Llama 3.
+    #[arg(value_name = "FILE")]
     pub gguf: PathBuf,
     /// The directory to write; absent or empty.
     pub out_dir: PathBuf,
@@ -27,6 +31,15 @@ pub enum StoredAs {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if tiktoken::is_rank_file(&beginning(&args.gguf)) {
+        let ids = tiktoken::import(&args.gguf, &args.out_dir)?;
+        println!("read     {} (tiktoken ranks)", args.gguf.display());
+        println!(
+            "wrote    {} (tokenizer.json, {ids} ids; a chat template of ours in Llama 3.1's form)",
+            args.out_dir.display()
+        );
+        return Ok(());
+    }
     let dtype = match args.dtype {
         StoredAs::Bf16 => DType::BF16,
         StoredAs::F32 => DType::F32,
@@ -54,4 +67,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("note     {note}");
     }
     Ok(())
+}
+
+/// The first bytes of a file; none where it cannot be read, which the import says better.
+fn beginning(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = File::open(path) {
+        // A read that fails leaves what came before it.
+        let _ = file.take(64).read_to_end(&mut bytes);
+    }
+    bytes
 }

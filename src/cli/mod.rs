@@ -1,12 +1,18 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input.
 
+mod ablate;
 pub mod bench;
 pub mod data;
+mod data_preview;
 mod data_synth;
 pub mod doctor;
 pub mod eval;
+pub mod export;
+pub mod fetch;
+mod hub;
 pub mod import;
 mod machine;
+mod text;
 pub mod train;
 
 use std::process::ExitCode;
@@ -25,9 +31,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Ablate(ablate::Args),
     Eval(eval::Args),
     Data(data::Args),
     Import(import::Args),
+    Export(export::Args),
+    Fetch(fetch::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
 }
@@ -36,9 +45,12 @@ pub fn main() -> ExitCode {
     // clap exits with 2 on a bad command line by itself.
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(&args),
+        Command::Ablate(args) => ablate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Fetch(args) => fetch::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
     };

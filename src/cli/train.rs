@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::hub::folder;
 use crate::config::Config;
 use crate::error::Error;
+use crate::hub::Parts;
 use crate::observe::{JsonlSink, Progress, Sinks};
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
@@ -31,14 +33,18 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.resume {
-        return resume(path);
+        let run = RunDirectory::open_for_resume(path)?;
+        let fetched = fetch(Config::load(&run.config().to_string_lossy(), &[])?)?;
+        super::use_threads(fetched.config.threads)?;
+        return resume(&fetched, &run);
     }
     let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
-    let text = config.to_toml()?;
     if args.dry_run {
-        print!("{text}");
+        print!("{}", config.to_toml()?);
         return Ok(());
     }
+    let fetched = fetch(config)?;
+    let config = &fetched.config;
     super::use_threads(config.threads)?;
     let run = match &config.run.name {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
@@ -47,15 +53,45 @@ pub fn run(args: &Args) -> Result<()> {
             RunDirectory::create_numbered(&config.run.root, &stem.to_string_lossy())?
         }
     };
-    run.write_config(&text)?;
-    let mut sinks = sinks(&run);
+    start(&fetched, &run)
+}
+
+/// Trains a new run to its end.
+pub(super) fn start(Fetched { config, recorded }: &Fetched, run: &RunDirectory) -> Result<()> {
+    run.write_config(&recorded.to_toml()?)?;
+    let mut sinks = sinks(run);
     sinks.add(JsonlSink::create(run.metrics())?);
-    let session = Session::start(&config, &run, sinks).inspect_err(|_| {
+    let session = Session::start(config, run, sinks).inspect_err(|_| {
         // The folder was empty and nothing was trained: the name is free again for the next try.
         let _ = std::fs::remove_dir_all(run.path());
     })?;
     session.run()?;
     Ok(())
+}
+
+/// A config whose hub names have become folders.
+pub(super) struct Fetched {
+    pub config: Config,
+    /// Names the same models by hub name and commit, for ever and everywhere.
+    pub recorded: Config,
+}
+
+pub(super) fn fetch(mut config: Config) -> Result<Fetched> {
+    let mut recorded = config.clone();
+    let model = &mut config.model;
+    for (path, record, parts) in [
+        (&mut model.path, &mut recorded.model.path, Parts::Model),
+        (&mut model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
+    ] {
+        let Some(named) = path else { continue };
+        let found = folder(named, parts)?;
+        if let Some(pinned) = found.pinned {
+            eprintln!("model: {pinned}");
+            *record = Some(pinned.into());
+            *path = Some(found.dir);
+        }
+    }
+    Ok(Fetched { config, recorded })
 }
 
 fn sinks(run: &RunDirectory) -> Sinks {
@@ -65,19 +101,17 @@ fn sinks(run: &RunDirectory) -> Sinks {
     sinks
 }
 
-fn resume(path: &Path) -> Result<()> {
-    let run = RunDirectory::open_for_resume(path)?;
-    let config = Config::load(&run.config().to_string_lossy(), &[])?;
-    super::use_threads(config.threads)?;
-    let Some(latest) = Checkpoint::latest(path)? else {
+/// Trains the rest of a run after its last checkpoint.
+pub(super) fn resume(Fetched { config, .. }: &Fetched, run: &RunDirectory) -> Result<()> {
+    let Some(latest) = Checkpoint::latest(run.path())? else {
         let fix = "Start it again with the config in config.resolved.toml and another run.name";
-        return Err(Error::input(path.display(), "has no checkpoint yet", fix).into());
+        return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
     };
-    let mut sinks = sinks(&run);
+    let mut sinks = sinks(run);
     for damaged in &latest.damaged {
         sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
     }
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
-    Session::resume(&config, &run, sinks, &latest.checkpoint.path)?.run()?;
+    Session::resume(config, run, sinks, &latest.checkpoint.path)?.run()?;
     Ok(())
 }

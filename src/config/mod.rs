@@ -1,5 +1,6 @@
 //! One typed tree: defaults < preset < TOML file < `--set a.b=v`. Unknown keys are errors.
 
+pub mod ablate;
 pub mod data;
 pub mod lora;
 pub mod loss;

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Folder in HF layout: config.json, safetensors, tokenizer.json. Absent: `random` makes a model.
+    /// Folder in HF layout (config.json, safetensors, tokenizer.json), or a hub name: `org/name`,
+    /// `org/name@revision`. Absent: `random` makes a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// A small model from the seed, with a byte-level tokenizer built from the synthetic logs.
@@ -20,9 +21,13 @@ pub struct ModelConfig {
     /// Jinja file that replaces the tokenizer's chat template.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<PathBuf>,
+    /// Variables for the chat template, for instance `{ enable_thinking = false }` for Qwen3's.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    pub template_args: toml::Table,
     /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
     pub max_positions: usize,
-    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, which has no other.
+    /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, where
+    /// bf16 is slower.
     pub dtype: DtypeKind,
 }
 
@@ -55,6 +60,7 @@ impl Default for ModelConfig {
             random: None,
             tokenizer: None,
             chat_template: None,
+            template_args: toml::Table::new(),
             max_positions: 4096,
             dtype: DtypeKind::Auto,
         }
@@ -80,6 +86,11 @@ impl ModelConfig {
                     let want = "unset with [model.random]";
                     let why = "its tokenizer is built from the synthetic logs";
                     return Err(Error::config(&format!("model.{name}"), path.display(), want, why));
+                }
+                if let Some((name, value)) = self.template_args.iter().next() {
+                    let key = format!("model.template_args.{name}");
+                    let why = "the chat template of a random model asks for no variables";
+                    return Err(Error::config(&key, value, "unset with [model.random]", why));
                 }
                 random.validate()
             }

@@ -31,6 +31,17 @@ pub enum ScaleRewards {
     None,
 }
 
+/// Where the policy gradient comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Estimator {
+    /// Groups of sampled completions.
+    Sampled,
+    /// The exact expectation over every answer of a closed task ([answers] of the task file): no sampling. The
+    /// keys of sampling that may stay, so that one config serves both: `group_size`, `max_completion_tokens`.
+    Enumerate,
+}
+
 /// Which prompts a GRPO step sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,6 +57,7 @@ pub enum Balance {
 #[serde(default, deny_unknown_fields)]
 pub struct GrpoConfig {
     pub steps: usize,
+    pub estimator: Estimator,
     /// Prompts per optimiser step. Rollouts per step = `prompts_per_step * group_size`.
     pub prompts_per_step: usize,
     /// Completions sampled per prompt (G in the paper). At least 2: one has no group to compare with.
@@ -89,6 +101,7 @@ impl Default for GrpoConfig {
     fn default() -> Self {
         Self {
             steps: 100,
+            estimator: Estimator::Sampled,
             prompts_per_step: 8,
             group_size: 8,
             max_completion_tokens: 64,
@@ -162,7 +175,35 @@ impl GrpoConfig {
             return Err(Error::config("grpo.max_logprob_difference", got, "0 or more", why));
         }
         self.loss.validate("grpo.loss", self.updates_per_rollout)?;
+        if self.estimator == Estimator::Enumerate {
+            self.validate_enumerate()?;
+        }
         self.optim.validate("grpo.optim")
+    }
+}
+
+impl GrpoConfig {
+    /// What has no effect without samples.
+    fn validate_enumerate(&self) -> Result<()> {
+        let sampling = SamplingConfig { temperature: self.sampling.temperature, ..SamplingConfig::default() };
+        let without_effect = [
+            ("loss", self.loss != LossConfig::default()),
+            ("updates_per_rollout", self.updates_per_rollout != 1),
+            ("sampling", self.sampling != sampling),
+            ("scale_rewards", self.scale_rewards == ScaleRewards::Batch),
+        ];
+        match without_effect.into_iter().find(|(_, set)| *set) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::input(
+                format!("grpo.{key}"),
+                "has no effect with grpo.estimator = \"enumerate\", which samples nothing",
+                match key {
+                    "scale_rewards" => "Use \"group\" or \"none\"",
+                    "sampling" => "Remove all of its keys but the temperature",
+                    _ => "Remove the key",
+                },
+            )),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use regex::Regex;
 use sha2::{Digest, Sha256};
 
-use super::jsonl::{Limits, Line, Lines, TooLong};
+use super::jsonl::{Limits, Line, Lines, Targets, TooLong};
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Outcome, Task};
 use crate::text::PromptEncoder;
@@ -21,7 +21,7 @@ pub struct Check<'a> {
     pub task: &'a Task,
     /// Without one nothing is said about tokens.
     pub encoder: Option<&'a PromptEncoder>,
-    /// `max_rows` is not heeded: every row is checked.
+    /// `max_rows` is not heeded: every row is checked. `targets` says whether a row without one is a problem.
     pub limits: Limits,
     /// Problems to keep; all are counted.
     pub max_problems: usize,
@@ -147,6 +147,9 @@ impl Check<'_> {
                 return error(problem, "Correct the target or the label, or the rules of the task");
             }
         }
+        if sample.target.is_none() && self.limits.targets == Targets::Required {
+            return Err(super::jsonl::no_target(path, number));
+        }
         let mut facts = Facts {
             gold,
             fingerprint: fingerprint(&sample.messages),
@@ -160,7 +163,8 @@ impl Check<'_> {
         if let Some(encoder) = self.encoder {
             let at = |e| super::jsonl::at_line(path, number, e);
             let prompt = encoder.encode_prompt(&facts.sample.messages).map_err(at)?;
-            let target = facts.sample.target.as_deref().map(|answer| encoder.encode_target(answer));
+            let messages = &facts.sample.messages;
+            let target = facts.sample.target.as_deref().map(|answer| encoder.encode_target(messages, answer));
             let target = target.transpose().map_err(at)?;
             facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
             facts.prompt_tokens = Some(prompt.token_ids.len());
@@ -267,7 +271,6 @@ impl<'a> Tally<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Targets;
     use crate::text::{EncoderFiles, byte_tokenizer};
 
     const LIMITS: Limits =

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::task::{LabelId, Task};
+use crate::task::{Answer, LabelId, Task};
 use crate::text::PromptEncoder;
 use crate::types::{Prompt, Sample};
 
@@ -25,6 +25,15 @@ pub struct EncodedRow {
     pub gold: LabelId,
     /// The answer SFT imitates and its end token. Absent with [`Targets::Ignored`].
     pub target: Option<Vec<u32>>,
+    /// The exact answers of the task's labels, with [`Targets::Answers`]; else none.
+    pub answers: Vec<EncodedAnswer>,
+}
+
+/// One label's answer and its end token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodedAnswer {
+    pub label: LabelId,
+    pub token_ids: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +42,8 @@ pub enum Targets {
     Required,
     /// GRPO and evaluation.
     Ignored,
+    /// What is summed over every answer of the set: a row whose answers cannot be written is an error.
+    Answers,
 }
 
 /// What is kept of a file.
@@ -111,7 +122,11 @@ impl Source<'_> {
             }
             let encode = |line: &L| {
                 let (line, row) = parse(line)?;
-                self.encode_row(path, &self.task.sample(&row, path, line)?)
+                let answers = match self.limits.targets {
+                    Targets::Answers => self.task.answers(&row, path, line)?,
+                    Targets::Required | Targets::Ignored => Vec::new(),
+                };
+                self.encode_row(path, &self.task.sample(&row, path, line)?, &answers)
             };
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
             let encoded: Vec<_> = lines.par_iter().map(encode).collect();
@@ -132,17 +147,19 @@ impl Source<'_> {
         if dataset.rows.is_empty() { Err(empty(path, &dataset)) } else { Ok(dataset) }
     }
 
-    fn encode_row(&self, path: &Path, sample: &Sample) -> Result<std::result::Result<EncodedRow, TooLong>> {
+    fn encode_row(
+        &self,
+        path: &Path,
+        sample: &Sample,
+        answers: &[Answer],
+    ) -> Result<std::result::Result<EncodedRow, TooLong>> {
         let at = |e| at_line(path, sample.line, e);
         let target = match (self.limits.targets, &sample.target) {
-            (Targets::Ignored, _) => None,
-            (Targets::Required, Some(answer)) => Some(self.encoder.encode_target(answer).map_err(at)?),
-            (Targets::Required, None) => {
-                let fix =
-                    "Add the answer to imitate, or [sft] to the task file, or use the file for GRPO only";
-                let place = format!("{}:{}", path.display(), sample.line);
-                return Err(Error::input(place, "the row has no target, so SFT has nothing to learn", fix));
+            (Targets::Ignored | Targets::Answers, _) => None,
+            (Targets::Required, Some(answer)) => {
+                Some(self.encoder.encode_target(&sample.messages, answer).map_err(at)?)
             }
+            (Targets::Required, None) => return Err(no_target(path, sample.line)),
         };
         let prompt = self.encoder.encode_prompt(&sample.messages).map_err(at)?;
         let gold = self.task.label_id(&sample.gold).ok_or_else(|| {
@@ -153,15 +170,27 @@ impl Source<'_> {
                 "Add it to the task file",
             )
         })?;
-        Ok(match TooLong::of(&self.limits, &prompt, target.as_deref()) {
+        let encode = |answer: &Answer| {
+            let token_ids = self.encoder.encode_target(&sample.messages, &answer.text).map_err(at)?;
+            Ok(EncodedAnswer { label: answer.label, token_ids })
+        };
+        let answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let longest = answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
+        Ok(match TooLong::of(&self.limits, &prompt, target.as_deref().or(longest)) {
             Some(reason) => Err(reason),
-            None => Ok(EncodedRow { line: sample.line, prompt, gold, target }),
+            None => Ok(EncodedRow { line: sample.line, prompt, gold, target, answers }),
         })
     }
 }
 
+pub(super) fn no_target(path: &Path, line: usize) -> Error {
+    let fix = "Add the answer to imitate, or [sft] to the task file, or use the file for GRPO only";
+    let place = format!("{}:{line}", path.display());
+    Error::input(place, "the row has no target, so SFT has nothing to learn", fix)
+}
+
 /// The same error, with the row's place before its own.
-pub(super) fn at_line(path: &Path, line: usize, error: Error) -> Error {
+pub fn at_line(path: &Path, line: usize, error: Error) -> Error {
     match error {
         Error::Input { place, problem, fix } => {
             Error::input(format!("{}:{line}", path.display()), format!("{place} {problem}"), fix)

@@ -1,5 +1,8 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
+pub mod enumerate;
+pub mod paired;
+
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;

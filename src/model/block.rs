@@ -1,7 +1,7 @@
 //! One decoder block, forward and backward by hand: two norms, grouped-query attention, SwiGLU, two residuals.
 //!
 //! The oracle of the backward pass is candle's autograd over plain candle operations, in
-//! `tests/suite/gradients.rs`.
+//! `tests/suite/families.rs`.
 
 use candle_core::Tensor;
 
@@ -20,6 +20,7 @@ pub struct BlockParameters {
     pub q: Projection,
     pub k: Projection,
     pub v: Projection,
+    pub qk_norm: Option<QkNorm>,
     pub o: Projection,
     pub post_norm: usize,
     pub gate: Projection,
@@ -38,6 +39,13 @@ impl BlockParameters {
     }
 }
 
+/// The RMSNorms over each head's queries and keys, `[head_dim]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNorm {
+    pub q: usize,
+    pub k: usize,
+}
+
 /// What every block of one pass shares.
 #[derive(Clone, Copy)]
 pub struct Pass<'a> {
@@ -53,8 +61,10 @@ pub struct Pass<'a> {
 pub struct Activations {
     /// Block input `[T, H]`
     pub x: Tensor,
+    /// Rotated queries; in a block with [`QkNorm`] the queries before norm and rotation, which are computed again.
+    /// `[T, query width]`
     pub q: Tensor,
-    /// Rotated keys `[T, key/value width]`
+    /// Keys, as `q`. `[T, key/value width]`
     pub k: Tensor,
     pub v: Tensor,
     pub attended: Tensor,
@@ -84,11 +94,30 @@ pub struct Block<'a> {
     pub at: BlockParameters,
 }
 
-/// Queries, rotated keys, and values of one attention layer.
+/// Rotated queries and keys, and values, of one attention layer.
 pub struct Projected {
     pub q: Tensor,
     pub k: Tensor,
     pub v: Tensor,
+    /// Queries and keys before their norm, in a block that has it.
+    raw: Option<[Tensor; 2]>,
+}
+
+impl Projected {
+    /// `q`, `k` and `v` of [`Activations`].
+    pub fn into_kept(self) -> [Tensor; 3] {
+        let [q, k] = self.raw.unwrap_or([self.q, self.k]);
+        [q, k, self.v]
+    }
+}
+
+/// What a block's forward pass gives.
+pub struct Passed {
+    /// `[T, H]`
+    pub y: Tensor,
+    /// Rotated keys `[T, key/value width]`
+    pub k: Tensor,
+    pub activations: Activations,
 }
 
 impl Block<'_> {
@@ -105,9 +134,48 @@ impl Block<'_> {
         let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
         let at = self.at;
         let [q, k, v] = self.projections().forward_all(&normed, [at.q, at.k, at.v])?;
+        let raw = at.qk_norm.map(|_| [q.clone(), k.clone()]);
+        let [q, k] = self.rotated([q, k], positions, rope, eps)?;
+        Ok(Projected { q, k, v, raw })
+    }
+
+    /// Queries and keys as attention reads them, from those that were projected: in place where there is no norm.
+    fn rotated(
+        &self,
+        [q, k]: [Tensor; 2],
+        positions: &Indices,
+        rope: &RopeTable,
+        eps: f32,
+    ) -> Result<[Tensor; 2]> {
+        let [q, k] = match self.at.qk_norm {
+            None => [q, k],
+            Some(norm) => [self.norm_heads(&q, norm.q, eps)?, self.norm_heads(&k, norm.k, eps)?],
+        };
         rope.rotate(&q, positions, Direction::Forward)?;
         rope.rotate(&k, positions, Direction::Forward)?;
-        Ok(Projected { q, k, v })
+        Ok([q, k])
+    }
+
+    /// The RMSNorm of each head of `x_nd: [N, heads * head_dim]`.
+    fn norm_heads(&self, x_nd: &Tensor, weight: usize, eps: f32) -> Result<Tensor> {
+        let w = self.w(weight);
+        Ok(rms_norm::forward(&by_head(x_nd, w)?, w, eps)?.reshape(x_nd.shape())?)
+    }
+
+    /// The gradient by `x_nd` of [`Self::norm_heads`]; that of the weight is added to `gradients`.
+    fn norm_heads_backward(
+        &self,
+        x_nd: &Tensor,
+        weight: usize,
+        eps: f32,
+        dy_nd: &Tensor,
+        gradients: &Gradients,
+    ) -> Result<Tensor> {
+        let w = self.w(weight);
+        let dx = x_nd.zeros_like()?;
+        let norm = rms_norm::Input { x_nh: &by_head(x_nd, w)?, w_h: w, eps };
+        rms_norm::backward(norm, &by_head(dy_nd, w)?, &by_head(&dx, w)?, gradients.at(weight)?)?;
+        Ok(dx)
     }
 
     /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, gate and up.
@@ -119,13 +187,16 @@ impl Block<'_> {
         Ok((y, [x_mid, gate, up]))
     }
 
-    /// `x: [T, H]` -> `[T, H]` and the activations.
-    pub fn forward(&self, pass: Pass, x: Tensor) -> Result<(Tensor, Activations)> {
-        let Projected { q, k, v } = self.project(&x, pass.positions, pass.rope, pass.eps)?;
-        let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &q, k: &k, v: &v };
-        let (attended, lse) = attention::forward(inputs)?;
+    /// `x: [T, H]`
+    pub fn forward(&self, pass: Pass, x: Tensor) -> Result<Passed> {
+        let projected = self.project(&x, pass.positions, pass.rope, pass.eps)?;
+        let Projected { q, k, v, .. } = &projected;
+        let (attended, lse) = attention::forward(Inputs { layout: pass.layout, heads: pass.heads, q, k, v })?;
+        let rotated_k = k.clone();
+        let [q, k, v] = projected.into_kept();
         let (y, [x_mid, gate, up]) = self.finish(&x, &attended, pass.eps)?;
-        Ok((y, Activations { x, q, k, v, attended, lse, x_mid, gate, up }))
+        let activations = Activations { x, q, k, v, attended, lse, x_mid, gate, up };
+        Ok(Passed { y, k: rotated_k, activations })
     }
 
     /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
@@ -149,11 +220,22 @@ impl Block<'_> {
         // Attention half: x_mid = x + o(attention(rope(q(n1)), rope(k(n1)), v(n1))). dy now is dx_mid.
         let dout = layers.backward_input([(&dy, at.o)])?;
         layers.add_gradients(at.o, &dy, &a.attended, gradients)?;
-        let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &a.q, k: &a.k, v: &a.v };
-        let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
-        let d = attention::backward(inputs, upstream)?;
-        pass.rope.rotate(&d.dq, pass.positions, Direction::Inverse)?;
-        pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
+        let d = {
+            let [q, k] = match at.qk_norm {
+                None => [a.q.clone(), a.k.clone()],
+                Some(_) => self.rotated([a.q.clone(), a.k.clone()], pass.positions, pass.rope, eps)?,
+            };
+            let inputs = Inputs { layout: pass.layout, heads: pass.heads, q: &q, k: &k, v: &a.v };
+            let upstream = Upstream { out: &a.attended, lse: &a.lse, dout: &dout };
+            let mut d = attention::backward(inputs, upstream)?;
+            pass.rope.rotate(&d.dq, pass.positions, Direction::Inverse)?;
+            pass.rope.rotate(&d.dk, pass.positions, Direction::Inverse)?;
+            if let Some(norm) = at.qk_norm {
+                d.dq = self.norm_heads_backward(&a.q, norm.q, eps, &d.dq, gradients)?;
+                d.dk = self.norm_heads_backward(&a.k, norm.k, eps, &d.dk, gradients)?;
+            }
+            d
+        };
         let n1 = rms_norm::forward(&a.x, self.w(at.input_norm), eps)?;
         let upstream = [(&d.dq, at.q), (&d.dk, at.k), (&d.dv, at.v)];
         for (dy, projection) in upstream {
@@ -164,4 +246,10 @@ impl Block<'_> {
         rms_norm::backward(norm, &dn1, &dy, gradients.at(at.input_norm)?)?;
         Ok(dy)
     }
+}
+
+/// `[N, heads * head_dim]` -> `[N * heads, head_dim]`, the same memory. `w_h: [head_dim]`
+fn by_head(x_nd: &Tensor, w_h: &Tensor) -> Result<Tensor> {
+    let dim = w_h.elem_count();
+    Ok(x_nd.reshape((x_nd.elem_count() / dim.max(1), dim))?)
 }

@@ -1,17 +1,21 @@
-//! The numbers of one Llama model, and what follows from them: parameter names, shapes, counts, rotary angles.
+//! The numbers of one model, and what follows from them: parameter names, shapes, counts, rotary angles.
 
 use candle_core::DType;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::model::rope_scaling::RopeScaling;
 
 /// Larger sizes are a damaged file, not a model; the bound also keeps every product of two sizes in a `usize`.
 const MAX_SIZE: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 4096;
 
-/// The numbers of one Llama model. Built by [`ModelConfig::load`], or by hand and then [`ModelConfig::validate`].
+/// The numbers of one decoder. Built by [`ModelConfig::load`], or by hand and then [`ModelConfig::validate`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    pub family: Family,
+    /// A bias on queries, keys and values, and but for Qwen2, which always has it, on the output projection.
+    pub attention_bias: bool,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
@@ -24,7 +28,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
-    pub rope_scaling: Option<Llama3Scaling>,
+    pub rope_scaling: Option<RopeScaling>,
     pub tie_word_embeddings: bool,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
@@ -33,14 +37,42 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
 }
 
-/// `rope_scaling` of kind `llama3`: long wavelengths are stretched by `factor`, short ones kept.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Llama3Scaling {
-    pub factor: f64,
-    pub low_freq_factor: f64,
-    pub high_freq_factor: f64,
-    /// Context length before the scaling, in tokens.
-    pub original_max_position_embeddings: usize,
+/// Which published architecture the numbers belong to: its name in `config.json`, and what follows from the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Llama 2 and 3, Llama-Guard, SmolLM and SmolLM2.
+    Llama,
+    /// Qwen2 and Qwen2.5: a bias on queries, keys and values.
+    Qwen2,
+    /// Qwen3 dense: an RMSNorm over each head's queries and keys.
+    Qwen3,
+}
+
+impl Family {
+    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    /// `model_type` in `config.json`; `general.architecture` in GGUF.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The entry of `architectures` in `config.json`.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+
+    /// Whether queries and keys are normed head by head before they are rotated.
+    pub fn has_qk_norm(self) -> bool {
+        self == Self::Qwen3
+    }
 }
 
 impl ModelConfig {
@@ -97,23 +129,14 @@ impl ModelConfig {
 
     /// A complete `config.json` for weights stored as `dtype`; transformers and rlvr read it.
     pub fn to_json(&self, dtype: DType) -> Value {
-        let rope_scaling = self.rope_scaling.as_ref().map(|s| {
-            json!({
-                "rope_type": "llama3",
-                "factor": s.factor,
-                "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_max_position_embeddings,
-            })
-        });
         let eos = match self.eos_token_id[..] {
             [] => Value::Null,
             [one] => one.into(),
             _ => json!(self.eos_token_id),
         };
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "attention_bias": false,
+        let mut config = json!({
+            "architectures": [self.family.architecture()],
+            "attention_bias": self.attention_bias,
             "attention_dropout": 0.0,
             "bos_token_id": self.bos_token_id,
             "eos_token_id": eos,
@@ -123,14 +146,12 @@ impl ModelConfig {
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
-            "mlp_bias": false,
-            "model_type": "llama",
+            "model_type": self.family.model_type(),
             "num_attention_heads": self.num_attention_heads,
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
-            "pretraining_tp": 1,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_scaling": rope_scaling,
+            "rope_scaling": self.rope_scaling.as_ref().map(RopeScaling::to_json),
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": match dtype {
@@ -140,21 +161,41 @@ impl ModelConfig {
             },
             "use_cache": true,
             "vocab_size": self.vocab_size,
-        })
+        });
+        match self.family {
+            Family::Llama => {
+                config["mlp_bias"] = false.into();
+                config["pretraining_tp"] = 1.into();
+            }
+            Family::Qwen2 | Family::Qwen3 => {
+                config["use_sliding_window"] = false.into();
+                config["sliding_window"] = Value::Null;
+            }
+        }
+        config
     }
 
     /// Angle per position of each rotated pair of channels, in radians. `[head_dim / 2]`
     ///
-    /// `theta^(-2i / head_dim)`; with llama3 scaling, frequencies whose wavelength is past
-    /// `original / low_freq_factor` tokens are divided by `factor`, those below `original / high_freq_factor`
-    /// kept, and the ones between interpolated.
+    /// `theta^(-2i / head_dim)`, changed as `rope_scaling` says.
     pub fn rope_inverse_frequencies(&self) -> Vec<f64> {
-        let plain =
-            (0..self.head_dim / 2).map(|i| self.rope_theta.powf(-((2 * i) as f64) / self.head_dim as f64));
+        let plain: Vec<f64> = (0..self.head_dim / 2)
+            .map(|i| self.rope_theta.powf(-((2 * i) as f64) / self.head_dim as f64))
+            .collect();
         match &self.rope_scaling {
-            None => plain.collect(),
-            Some(scaling) => plain.map(|frequency| scaling.apply(frequency)).collect(),
+            None => plain,
+            Some(scaling) => scaling.scale(&plain, self.rope_theta),
         }
+    }
+
+    /// What the sines and cosines of those angles are multiplied by: 1 but for `yarn`.
+    pub fn rope_attention_factor(&self) -> f64 {
+        self.rope_scaling.as_ref().map_or(1.0, RopeScaling::attention_factor)
+    }
+
+    /// Whether the output projection of attention has a bias.
+    pub fn has_output_bias(&self) -> bool {
+        self.attention_bias && self.family != Family::Qwen2
     }
 
     /// Every parameter's Hugging Face name and shape, in the order of the forward pass. A tied head is not
@@ -165,18 +206,28 @@ impl ModelConfig {
         let kv_rows = self.num_key_value_heads * self.head_dim;
         let mut names = vec![("model.embed_tokens.weight".to_string(), vec![self.vocab_size, hidden])];
         for layer in 0..self.num_hidden_layers {
-            let parts = [
-                ("input_layernorm", vec![hidden]),
-                ("self_attn.q_proj", vec![q_rows, hidden]),
-                ("self_attn.k_proj", vec![kv_rows, hidden]),
-                ("self_attn.v_proj", vec![kv_rows, hidden]),
-                ("self_attn.o_proj", vec![hidden, q_rows]),
-                ("post_attention_layernorm", vec![hidden]),
-                ("mlp.gate_proj", vec![inner, hidden]),
-                ("mlp.up_proj", vec![inner, hidden]),
-                ("mlp.down_proj", vec![hidden, inner]),
-            ];
-            names.extend(parts.map(|(part, shape)| (format!("model.layers.{layer}.{part}.weight"), shape)));
+            let mut part = |name: &str, shape: Vec<usize>| {
+                names.push((format!("model.layers.{layer}.{name}"), shape));
+            };
+            part("input_layernorm.weight", vec![hidden]);
+            for (name, rows) in [("q_proj", q_rows), ("k_proj", kv_rows), ("v_proj", kv_rows)] {
+                part(&format!("self_attn.{name}.weight"), vec![rows, hidden]);
+                if self.attention_bias {
+                    part(&format!("self_attn.{name}.bias"), vec![rows]);
+                }
+            }
+            if self.family.has_qk_norm() {
+                part("self_attn.q_norm.weight", vec![self.head_dim]);
+                part("self_attn.k_norm.weight", vec![self.head_dim]);
+            }
+            part("self_attn.o_proj.weight", vec![hidden, q_rows]);
+            if self.has_output_bias() {
+                part("self_attn.o_proj.bias", vec![hidden]);
+            }
+            part("post_attention_layernorm.weight", vec![hidden]);
+            part("mlp.gate_proj.weight", vec![inner, hidden]);
+            part("mlp.up_proj.weight", vec![inner, hidden]);
+            part("mlp.down_proj.weight", vec![hidden, inner]);
         }
         names.push(("model.norm.weight".into(), vec![hidden]));
         if !self.tie_word_embeddings {
@@ -187,13 +238,11 @@ impl ModelConfig {
 
     /// Stored parameters; a tied head counts once.
     pub fn parameter_count(&self) -> u64 {
-        let head = if self.tie_word_embeddings { 1 } else { 2 };
-        let embeddings = head * self.vocab_size as u64 * self.hidden_size as u64;
-        let norms = (2 * self.num_hidden_layers as u64 + 1) * self.hidden_size as u64;
-        embeddings + norms + self.block_matmul_parameter_count()
+        let count = |(_, shape): (String, Vec<usize>)| shape.iter().map(|&n| n as u64).product::<u64>();
+        self.parameter_names().into_iter().map(count).sum()
     }
 
-    /// Parameters a token is multiplied by: the linear layers and the head, tied or not; neither norms nor the
+    /// Parameters a token is multiplied by: the linear layers and the head, tied or not; neither norms, biases nor the
     /// embedding look-up. A forward pass costs twice as many FLOPs a token, attention scores not counted.
     pub fn matmul_parameter_count(&self) -> u64 {
         self.vocab_size as u64 * self.hidden_size as u64 + self.block_matmul_parameter_count()
@@ -203,22 +252,6 @@ impl ModelConfig {
         let heads = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim;
         let per_hidden = heads as u64 + 3 * self.intermediate_size as u64;
         self.num_hidden_layers as u64 * self.hidden_size as u64 * per_hidden
-    }
-}
-
-impl Llama3Scaling {
-    /// One frequency in radians a token, scaled.
-    pub fn apply(&self, frequency: f64) -> f64 {
-        let wavelength_tokens = 2.0 * std::f64::consts::PI / frequency;
-        let turns = self.original_max_position_embeddings as f64 / wavelength_tokens;
-        if turns > self.high_freq_factor {
-            frequency
-        } else if turns < self.low_freq_factor {
-            frequency / self.factor
-        } else {
-            let kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor);
-            frequency * (kept + (1.0 - kept) / self.factor)
-        }
     }
 }
 
@@ -241,21 +274,6 @@ mod tests {
                 config.parameter_names().iter().map(|(_, s)| s.iter().product::<usize>()).sum::<usize>();
             assert_eq!(listed as u64, config.parameter_count());
         }
-    }
-
-    #[test]
-    fn llama3_scaling_keeps_divides_and_interpolates() {
-        // Wavelengths of 1, 1/4, 1/16 radians a token: 6.28, 25.13 and 100.5 tokens; 32 tokens hold 5.09, 1.273 and
-        // 0.318 turns. Past 4 turns kept, under 1 divided by 8, else kept by (1.27324 - 1) / 3 = 0.0910799.
-        let scaling = Llama3Scaling {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 32,
-        };
-        assert_eq!(scaling.apply(1.0), 1.0);
-        assert!((scaling.apply(0.25) - 0.25 * (0.0910799 + 0.9089201 / 8.0)).abs() < 1e-7);
-        assert_eq!(scaling.apply(0.0625), 0.0078125);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::config::{Llama3Scaling, ModelConfig};
+use crate::model::config::{Family, ModelConfig};
+use crate::model::rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
 
 impl ModelConfig {
     /// Reads `dir/config.json`.
@@ -29,11 +30,14 @@ impl ModelConfig {
             return Err(Error::input(place, "not a JSON object", "Give a model's config.json"));
         };
         let fields = Fields { place: place.into(), map };
-        fields.refuse_other_models()?;
+        let family = fields.family()?;
+        fields.refuse_unknown_computations()?;
         let hidden_size = fields.size("hidden_size", None)?;
         let num_attention_heads = fields.size("num_attention_heads", None)?;
         let head_dim = match fields.get("head_dim") {
             Some(_) => fields.size("head_dim", None)?,
+            // transformers' own default for this one.
+            None if family == Family::Qwen3 => 128,
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
             None => {
                 return Err(fields.wrong(
@@ -43,11 +47,16 @@ impl ModelConfig {
                 ));
             }
         };
-        let (rope_theta, rope_scaling) = fields.rope()?;
+        let max_position_embeddings = fields.size("max_position_embeddings", Some(2048))?;
+        let (rope_theta, rope_scaling) = fields.rope(max_position_embeddings)?;
+        let num_hidden_layers = fields.size("num_hidden_layers", None)?;
+        fields.refuse_sliding_windows(num_hidden_layers)?;
         let config = Self {
+            family,
+            attention_bias: family == Family::Qwen2 || fields.flag("attention_bias")?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size", None)?,
-            num_hidden_layers: fields.size("num_hidden_layers", None)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: fields.size("num_key_value_heads", Some(num_attention_heads))?,
             head_dim,
@@ -56,7 +65,7 @@ impl ModelConfig {
             rope_theta,
             rope_scaling,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            max_position_embeddings: fields.size("max_position_embeddings", Some(2048))?,
+            max_position_embeddings,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_id: fields.token_ids("eos_token_id")?,
             pad_token_id: fields.token_ids("pad_token_id")?.first().copied(),
@@ -129,31 +138,55 @@ impl Fields<'_> {
             .ok_or_else(|| self.wrong(field, "not a token id or a list of them", "Correct it"))
     }
 
-    fn refuse_other_models(&self) -> Result<()> {
-        let no = |field: &str, problem: String, fix: &str| Err(self.wrong(field, problem, fix));
-        match self.get("model_type").map(Value::as_str) {
-            Some(Some("llama")) => {}
-            Some(Some(other)) => {
-                let note = if other.starts_with("qwen") { ", Qwen is not supported yet" } else { "" };
-                let problem = format!("\"{other}\" is not the Llama architecture{note}");
-                return no("model_type", problem, "Use a model whose model_type is \"llama\"");
-            }
-            _ => return Err(self.missing("model_type")),
-        }
+    fn family(&self) -> Result<Family> {
+        let Some(Value::String(model_type)) = self.get("model_type") else {
+            return Err(self.missing("model_type"));
+        };
+        let Some(family) = Family::ALL.into_iter().find(|family| family.model_type() == model_type) else {
+            let known = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");
+            let problem = format!("\"{model_type}\" is not one of the architectures computed here: {known}");
+            return Err(self.wrong("model_type", problem, "Use a model of one of them"));
+        };
         if let Some(value) = self.get("architectures")
-            && !value.as_array().is_some_and(|a| a.iter().any(|a| a == "LlamaForCausalLM"))
+            && !value.as_array().is_some_and(|a| a.iter().any(|a| a == family.architecture()))
         {
-            let problem = format!("{value} holds no LlamaForCausalLM");
-            return no("architectures", problem, "Use a causal language model");
+            let problem = format!("{value} holds no {}", family.architecture());
+            return Err(self.wrong("architectures", problem, "Use a causal language model"));
         }
-        for field in ["attention_bias", "mlp_bias"] {
-            if self.flag(field)? {
-                return no(
-                    field,
-                    "linear layers with a bias are not supported".into(),
-                    "Use a model without biases",
-                );
-            }
+        if family == Family::Qwen2 && self.get("attention_bias").is_some_and(|bias| bias == false) {
+            let problem = "false, but this architecture always has a bias on queries, keys and values";
+            return Err(self.wrong("attention_bias", problem, "Remove the field, or correct model_type"));
+        }
+        Ok(family)
+    }
+
+    /// Some layers that attend to the last tokens only would change the result.
+    fn refuse_sliding_windows(&self, layers: usize) -> Result<()> {
+        let fix = "Use a model whose layers all attend to the whole context";
+        if let Some(types) = self.get("layer_types") {
+            let other = types.as_array().map(|types| types.iter().find(|kind| *kind != "full_attention"));
+            return match other {
+                Some(None) => Ok(()),
+                Some(Some(kind)) => {
+                    Err(self.wrong("layer_types", format!("{kind} layers are not supported"), fix))
+                }
+                None => Err(self.wrong("layer_types", "not a list", "Correct it")),
+            };
+        }
+        let from = self.size("max_window_layers", Some(28))?;
+        if self.flag("use_sliding_window")? && self.get("sliding_window").is_some() && from < layers {
+            let problem =
+                format!("true: layers from {from} on would see a sliding window, which is not supported");
+            return Err(self.wrong("use_sliding_window", problem, fix));
+        }
+        Ok(())
+    }
+
+    fn refuse_unknown_computations(&self) -> Result<()> {
+        let no = |field: &str, problem: String, fix: &str| Err(self.wrong(field, problem, fix));
+        if self.flag("mlp_bias")? {
+            let problem = "a bias on the MLP's layers is not supported".into();
+            return no("mlp_bias", problem, "Use a model without it");
         }
         if let Some(act) = self.get("hidden_act")
             && act != "silu"
@@ -176,7 +209,7 @@ impl Fields<'_> {
     }
 
     /// Base and scaling, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
-    fn rope(&self) -> Result<(f64, Option<Llama3Scaling>)> {
+    fn rope(&self, max_positions: usize) -> Result<(f64, Option<RopeScaling>)> {
         let field = if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
         let Some(value) = self.get(field) else {
             return Ok((self.positive("rope_theta", Some(10_000.0))?, None));
@@ -190,15 +223,31 @@ impl Fields<'_> {
             None => self.positive("rope_theta", Some(10_000.0))?,
         };
         let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str);
-        match kind {
-            Some("default") => Ok((theta, None)),
-            None if field == "rope_parameters" => Ok((theta, None)),
-            Some("llama3") => Ok((theta, Some(rope.llama3()?))),
-            other => Err(rope.wrong(
-                "rope_type",
-                format!("\"{}\" is not supported", other.unwrap_or("")),
-                "Use a model with plain rotary embeddings or \"llama3\" scaling",
-            )),
+        let kind = if field == "rope_parameters" { kind.or(Some("default")) } else { kind };
+        let (known, scaling): (&[&str], _) = match kind {
+            Some("default") => (&[], None),
+            Some("linear") => {
+                (&["factor"], Some(RopeScaling::Linear { factor: rope.positive("factor", None)? }))
+            }
+            Some("llama3") => (&LLAMA3_FIELDS, Some(RopeScaling::Llama3(rope.llama3()?))),
+            Some("yarn") => (&YARN_FIELDS, Some(RopeScaling::Yarn(rope.yarn(max_positions, theta)?))),
+            other => {
+                let problem = format!("\"{}\" is not supported", other.unwrap_or(""));
+                let fix =
+                    "Use a model with plain rotary embeddings, or \"linear\", \"llama3\" or \"yarn\" scaling";
+                return Err(rope.wrong("rope_type", problem, fix));
+            }
+        };
+        if rope.get("partial_rotary_factor").is_some_and(|x| x.as_f64() != Some(1.0)) {
+            return Err(rope.wrong("partial_rotary_factor", "only 1 is supported", "Use a model without it"));
+        }
+        let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+        let unknown = |name: &&String| !common.contains(&name.as_str()) && !known.contains(&name.as_str());
+        match map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).find(unknown) {
+            // Left behind by other kinds; plain angles read none of them.
+            Some(_) if scaling.is_none() => Ok((theta, None)),
+            Some(name) => Err(rope.wrong(name, "an unknown number of the scaling", "Use a model without it")),
+            None => Ok((theta, scaling)),
         }
     }
 
@@ -218,7 +267,44 @@ impl Fields<'_> {
         }
         Ok(scaling)
     }
+
+    fn yarn(&self, max_positions: usize, theta: f64) -> Result<YarnScaling> {
+        let optional = |field: &str| self.get(field).map(|_| self.positive(field, None)).transpose();
+        let original = self.size("original_max_position_embeddings", Some(max_positions))?;
+        let scaling = YarnScaling {
+            factor: self.positive("factor", Some(max_positions as f64 / original as f64))?,
+            original_max_position_embeddings: original,
+            beta_fast: optional("beta_fast")?,
+            beta_slow: optional("beta_slow")?,
+            truncate: self.get("truncate").map(|_| self.flag("truncate")).transpose()?,
+            attention_factor: optional("attention_factor")?,
+            mscale: optional("mscale")?,
+            mscale_all_dim: optional("mscale_all_dim")?,
+            attn_factor: optional("attn_factor")?,
+        };
+        if scaling.beta_fast.unwrap_or(32.0) < scaling.beta_slow.unwrap_or(1.0) {
+            return Err(self.wrong("beta_fast", "below beta_slow", "Correct one of the two"));
+        }
+        if theta <= 1.0 {
+            return Err(self.wrong("rope_theta", format!("{theta} is not above 1"), "Correct it"));
+        }
+        Ok(scaling)
+    }
 }
+
+const LLAMA3_FIELDS: [&str; 4] =
+    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+const YARN_FIELDS: [&str; 9] = [
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "attn_factor",
+];
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -265,14 +351,16 @@ pub(crate) mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_its_field() {
         let cases = [
-            ("model_type", json!("qwen3")),
+            ("model_type", json!("qwen3_moe")),
             ("architectures", json!(["LlamaForSequenceClassification"])),
-            ("attention_bias", json!(true)),
+            ("attention_bias", json!("yes")),
+            ("layer_types", json!(["full_attention", "sliding_attention"])),
             ("mlp_bias", json!(true)),
             ("hidden_act", json!("gelu")),
             ("quantization_config", json!({"bits": 4})),
             ("partial_rotary_factor", json!(0.5)),
-            ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0})),
+            ("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0})),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0, "mrope_section": [1]})),
             ("num_key_value_heads", json!(3)),
             ("num_attention_heads", json!(3)),
             ("head_dim", json!(3)),

@@ -1,14 +1,16 @@
 //! The decoder: one set of weights for rollout, reference, training and evaluation.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::block::{Activations, Block, BlockParameters, Pass};
+use super::block::{Activations, Block, BlockParameters, Pass, Passed, QkNorm};
 use super::config::ModelConfig;
 use super::gradients::Gradients;
 use super::projection::Projection;
 use super::tape::TapedBlock;
+use super::weights;
 use crate::config::ActivationMemory;
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionLayout, Heads};
@@ -20,7 +22,7 @@ use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
-/// Llama-architecture decoder: f32 on the CPU, f32 or bf16 on a CUDA device.
+/// A decoder of the families of [`super::config::Family`]: f32 on the CPU, f32 or bf16 on a CUDA device.
 pub struct Decoder {
     pub config: ModelConfig,
     /// HF names, in `ModelConfig::parameter_names` order; then those of the adapter's tensors.
@@ -140,11 +142,16 @@ impl Decoder {
                 Ok(Projection { weight: find(format!("{at}.weight"))?, bias, adapter: None })
             };
             let find = |name: &str| find(format!("model.layers.{layer}.{name}.weight"));
+            let qk_norm = match config.family.has_qk_norm() {
+                true => Some(QkNorm { q: find("self_attn.q_norm")?, k: find("self_attn.k_norm")? }),
+                false => None,
+            };
             blocks.push(BlockParameters {
                 input_norm: find("input_layernorm")?,
                 q: projection("self_attn.q_proj")?,
                 k: projection("self_attn.k_proj")?,
                 v: projection("self_attn.v_proj")?,
+                qk_norm,
                 o: projection("self_attn.o_proj")?,
                 post_norm: find("post_attention_layernorm")?,
                 gate: projection("mlp.gate_proj")?,
@@ -156,12 +163,13 @@ impl Decoder {
         let head = if config.tie_word_embeddings { embedding } else { find("lm_head.weight".into())? };
         let final_norm = find("model.norm.weight".into())?;
         let positions = max_positions.min(config.max_position_embeddings);
-        let rope = RopeTable::new(&config.rope_inverse_frequencies(), positions);
+        let rope = RopeTable::new(&config.rope_inverse_frequencies(), positions)
+            .scaled_by(config.rope_attention_factor());
         let base = weights.len();
         Ok(Self { names, weights, base, adapter: None, blocks, embedding, final_norm, head, rope, config })
     }
 
-    /// Fresh weights from a seed: norms 1; matrices normal with deviation `1 / sqrt(inputs)`, those that write
+    /// Fresh weights from a seed: norms 1; biases 0; matrices normal with deviation `1 / sqrt(inputs)`, those that write
     /// to the residual stream divided by `sqrt(2 layers)`.
     pub fn random(config: ModelConfig, seed: u64, max_positions: usize) -> Result<Self> {
         Self::random_on(&Placement::CPU, config, seed, max_positions)
@@ -178,7 +186,8 @@ impl Decoder {
         let mut tensors = Vec::new();
         for (i, (name, shape)) in config.parameter_names().into_iter().enumerate() {
             let tensor = if shape.len() == 1 {
-                memory::filled(&place.device, shape, place.dtype, 1.0)?
+                let value = if name.ends_with(".bias") { 0.0 } else { 1.0 };
+                memory::filled(&place.device, shape, place.dtype, value)?
             } else {
                 let to_residual = name.contains("o_proj") || name.contains("down_proj");
                 let deviation = if to_residual { residual } else { 1.0 } / (shape[1] as f32).sqrt();
@@ -188,6 +197,16 @@ impl Decoder {
             };
             tensors.push((name, tensor));
         }
+        Self::new(config, tensors, max_positions)
+    }
+
+    /// A folder in Hugging Face layout, brought to `place`.
+    ///
+    /// # Errors
+    /// config.json names what is not supported, or the weights do not fit it.
+    pub fn load(dir: &Path, max_positions: usize, place: &Placement) -> Result<Self> {
+        let config = ModelConfig::load(dir)?;
+        let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
         Self::new(config, tensors, max_positions)
     }
 
@@ -273,11 +292,11 @@ impl Decoder {
         })
     }
 
-    /// As [`Self::forward`]; `visit` sees each layer's activations and says what to keep of them.
+    /// As [`Self::forward`]; `visit` sees each layer's rotated keys and activations, and says what to keep of them.
     pub(super) fn forward_with(
         &self,
         batch: &PackedBatch,
-        mut visit: impl FnMut(usize, Activations) -> Option<Kept>,
+        mut visit: impl FnMut(Tensor, Activations) -> Option<Kept>,
     ) -> Result<Forward> {
         let layout = AttentionLayout::new(&batch.segments)?;
         if layout.tokens() != batch.tokens.len() || batch.positions.len() != batch.tokens.len() {
@@ -287,8 +306,9 @@ impl Decoder {
         let positions = Indices::new(batch.positions.as_slice());
         let mut kept = Vec::new();
         for layer in 0..self.blocks.len() {
-            let (y, a) = self.block(layer).forward(self.pass(&layout, &positions), x)?;
-            kept.extend(visit(layer, a));
+            let Passed { y, k, activations } =
+                self.block(layer).forward(self.pass(&layout, &positions), x)?;
+            kept.extend(visit(k, activations));
             x = y;
         }
         Ok(Forward { hidden: x, kept, layout, positions })
@@ -338,10 +358,10 @@ impl Decoder {
             let pass = self.pass(&layout, &positions);
             let block = self.block(layer);
             let activations = match kept {
-                Kept::Input(x) => block.forward(pass, x)?.1,
+                Kept::Input(x) => block.forward(pass, x)?.activations,
                 Kept::Activations(a) => *a,
                 Kept::Taped(taped) => match taped.gather()? {
-                    Kept::Input(x) => block.forward(pass, x)?.1,
+                    Kept::Input(x) => block.forward(pass, x)?.activations,
                     Kept::Activations(a) => *a,
                     Kept::Taped(_) => return Err(Error::Compute("a taped block holds a tape".into())),
                 },

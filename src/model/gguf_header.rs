@@ -256,6 +256,17 @@ impl Kind {
     }
 }
 
+/// ggml's number for `dtype`.
+pub fn type_number(dtype: GgmlDType) -> u32 {
+    // All of candle's types have one; the bound is past the highest.
+    (0..64).find(|&number| Kind::of(number).dtype == Some(dtype)).unwrap_or_default()
+}
+
+/// ggml's name of `dtype`.
+pub fn type_name(dtype: GgmlDType) -> &'static str {
+    Kind::of(type_number(dtype)).name
+}
+
 /// Reads the header front to back. No length is trusted before the file is known to be that long.
 struct Header<'a> {
     path: &'a Path,

@@ -15,6 +15,8 @@ const PRE: &str = "tokenizer.ggml.pre";
 /// ggml's token types.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
+/// Rows of the embedding past the last token.
+const UNUSED: i64 = 5;
 
 /// How text is cut before byte-pair merging, from Meta's published Llama 3 tokenizer.
 const LLAMA3_SPLIT: &str = concat!(
@@ -43,8 +45,14 @@ pub struct TokenizerFiles {
     pub notes: Vec<String>,
 }
 
+/// How text is cut before byte-pair merging, from Qwen2's published tokenizer.
+const QWEN2_SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
 /// Builds the files and checks that the `tokenizers` library reads them with every id where GGUF has it.
-pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
+pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles> {
     const AGAIN: &str = "Convert the model again";
     let mut notes = Vec::new();
     match gguf.text("tokenizer.ggml.model")? {
@@ -56,7 +64,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
         }
     }
     let split = Split::of(gguf, &mut notes)?;
-    let tokens = gguf.texts(TOKENS)?;
+    let mut tokens = gguf.texts(TOKENS)?;
     let mut vocab = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
         if vocab.insert(*token, id as u32).is_some() {
@@ -68,6 +76,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
         let problem = format!("{} entries for {} tokens", types.len(), tokens.len());
         return Err(gguf.wrong(TYPES, problem, AGAIN));
     }
+    tokens.truncate(types.iter().rposition(|&kind| kind != UNUSED).map_or(0, |last| last + 1));
     let mut merges = Vec::new();
     for merge in gguf.texts(MERGES)? {
         let pair = merge.split_once(' ').filter(|(left, right)| {
@@ -104,7 +113,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": null,
+        "normalizer": (split == Split::Qwen2).then(|| json!({"type": "NFC"})),
         "pre_tokenizer": split.pre_tokenizer(),
         "post_processor": bos.map(|(id, token)| post_processor(id, token)),
         "decoder": byte_level(),
@@ -116,7 +125,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
             "end_of_word_suffix": null,
             "fuse_unk": false,
             "byte_fallback": false,
-            "ignore_merges": split == Split::Llama3,
+            "ignore_merges": split.ignores_merges(),
             "vocab": Value::Object(in_order.collect::<Map<_, _>>()),
             "merges": merges,
         },
@@ -124,7 +133,7 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
     check_ids(gguf, &tokenizer, &tokens)?;
 
     let special = special_tokens(&ids, &tokens);
-    let context = gguf.size("llama.context_length")?;
+    let context = gguf.size(&format!("{architecture}.context_length"))?;
     let mut tokenizer_config = Map::new();
     tokenizer_config.insert("add_prefix_space".into(), false.into());
     tokenizer_config.insert("added_tokens_decoder".into(), added_tokens_decoder(&added));
@@ -148,20 +157,69 @@ pub fn tokenizer_files(gguf: &Gguf) -> Result<TokenizerFiles> {
     })
 }
 
+/// GGUF's name for how a `tokenizer.json` cuts text before merging.
+///
+/// # Errors
+/// What the file asks for when there is no name for it.
+pub fn split_name(tokenizer: &Value) -> std::result::Result<&'static str, String> {
+    let given = steps(&tokenizer["pre_tokenizer"]);
+    let same = Split::ALL.iter().find(|split| steps(&split.pre_tokenizer()) == given);
+    let Some(split) = same else {
+        return Err(format!("cuts text by {}", Value::from(given)));
+    };
+    let ignores_merges = tokenizer["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    if ignores_merges != split.ignores_merges() {
+        return Err(format!("has ignore_merges = {ignores_merges} with the cuts of \"{}\"", split.name()));
+    }
+    Ok(split.name())
+}
+
+/// The steps of a pre-tokenizer without what does not change ids.
+fn steps(pre_tokenizer: &Value) -> Vec<Value> {
+    if let Some(steps) = pre_tokenizer["pretokenizers"].as_array() {
+        return steps.iter().flat_map(self::steps).collect();
+    }
+    let mut step = pre_tokenizer.clone();
+    if let Some(fields) = step.as_object_mut() {
+        fields.shift_remove("trim_offsets");
+        fields.sort_keys();
+    }
+    vec![step]
+}
+
 /// How text is cut before merging, by GGUF's name for it.
 #[derive(Clone, Copy, PartialEq)]
 enum Split {
     Gpt2,
     SmolLm,
     Llama3,
+    Qwen2,
 }
 
 impl Split {
+    const ALL: [Self; 4] = [Self::Gpt2, Self::SmolLm, Self::Llama3, Self::Qwen2];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt-2",
+            Self::SmolLm => "smollm",
+            Self::Llama3 => "llama-bpe",
+            Self::Qwen2 => "qwen2",
+        }
+    }
+
+    /// Whether a word that is a token is taken whole.
+    fn ignores_merges(self) -> bool {
+        self == Self::Llama3
+    }
+
     fn of(gguf: &Gguf, notes: &mut Vec<String>) -> Result<Self> {
         match gguf.text(PRE)? {
             Some("gpt-2") => Ok(Self::Gpt2),
             Some("smollm") => Ok(Self::SmolLm),
             Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
+            // The distillations on Qwen keep Qwen's tokenizer.
+            Some("qwen2" | "deepseek-r1-qwen") => Ok(Self::Qwen2),
             None => {
                 notes.push(format!(
                     "{PRE} is missing: text is cut as GPT-2 does; hold token ids against the original."
@@ -170,7 +228,7 @@ impl Split {
             }
             Some(other) => {
                 let problem = format!("\"{other}\" is not supported");
-                let fix = "Import a model with \"gpt-2\", \"smollm\" or \"llama-bpe\", or use its Hugging Face files";
+                let fix = "Import a model with \"gpt-2\", \"smollm\", \"llama-bpe\" or \"qwen2\", or use its Hugging Face files";
                 Err(gguf.wrong(PRE, problem, fix))
             }
         }
@@ -180,9 +238,10 @@ impl Split {
         let steps = match self {
             Self::Gpt2 => return byte_level(),
             Self::SmolLm => [json!({"type": "Digits", "individual_digits": true}), byte_level()],
-            Self::Llama3 => {
+            Self::Llama3 | Self::Qwen2 => {
+                let pattern = if self == Self::Llama3 { LLAMA3_SPLIT } else { QWEN2_SPLIT };
                 let split = json!({
-                    "type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": false,
+                    "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,
                 });
                 let mut bytes = byte_level();
                 bytes["use_regex"] = false.into();

@@ -56,8 +56,8 @@ impl Decoder {
         let own = || Tensor::zeros(shape, self.dtype(), self.device());
         let (mut prefixes, mut kept) = (Vec::new(), Vec::new());
         let hidden = self
-            .forward_with(batch, |_, a| {
-                prefixes.push((a.k.clone(), a.v.clone()));
+            .forward_with(batch, |k, a| {
+                prefixes.push((k, a.v.clone()));
                 match recording.keep {
                     Keep::Nothing => {}
                     Keep::Inputs => kept.push(vec![a.x]),
@@ -86,8 +86,9 @@ impl Decoder {
         let positions = Indices::new(step.positions);
         let mut x = self.embed(step.tokens)?;
         for (index, (block, layer)) in self.layers().zip(&cache.layers).enumerate() {
-            let Projected { q, k, v } = block.project(&x, &positions, self.rope(), eps)?;
-            for (own, new) in [(&layer.own_k, &k), (&layer.own_v, &v)] {
+            let projected = block.project(&x, &positions, self.rope(), eps)?;
+            let Projected { q, k, v, .. } = &projected;
+            for (own, new) in [(&layer.own_k, k), (&layer.own_v, v)] {
                 embedding::scatter(&own.flatten(0, 1)?, &slots, new)?;
             }
             let read = Cache {
@@ -97,9 +98,10 @@ impl Decoder {
                 own_v: &layer.own_v,
             };
             let own_len = step.cached + 1;
-            let (attended, lse) = decode_attention::forward(heads, &q, read, step.readers, own_len)?;
+            let (attended, lse) = decode_attention::forward(heads, q, read, step.readers, own_len)?;
             let (y, [x_mid, gate, up]) = block.finish(&x, &attended, eps)?;
             if let Some(tape) = &cache.tape {
+                let [q, k, v] = projected.into_kept();
                 tape.record(index, &slots, &Activations { x, q, k, v, attended, lse, x_mid, gate, up })?;
             }
             x = y;

@@ -253,6 +253,16 @@ impl TensorFile {
         let view = self.0.get(name).ok()?;
         Some(view.load(&Device::Cpu).map_err(compute))
     }
+
+    /// The types that its tensors are stored in; `None` for one that is no type of weights.
+    pub fn dtypes(&self) -> impl Iterator<Item = Option<DType>> {
+        self.0.tensors().into_iter().map(|(_, view)| match view.dtype() {
+            safetensors::Dtype::BF16 => Some(DType::BF16),
+            safetensors::Dtype::F16 => Some(DType::F16),
+            safetensors::Dtype::F32 => Some(DType::F32),
+            _ => None,
+        })
+    }
 }
 
 /// What is wrong with a set of tensors, all of it, by name.

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::cpu::attention::{Saved, Slices};
 use super::cuda::attention::DeviceLayout;
-use super::{View, cpu, cuda, tensor};
+use super::{View, cpu, cuda, tensor, tensor_as};
 use crate::error::{Error, Result};
 use crate::types::Segment;
 
@@ -163,9 +163,10 @@ pub fn forward(inputs: Inputs) -> Result<(Tensor, Tensor)> {
     }
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
+    let dtype = q.dtype();
     let (q, k, v) = (View::new(q)?, View::new(k)?, View::new(v)?);
     let (out, lse) = cpu::attention::forward(layout, Slices { heads, q: &q, k: &k, v: &v });
-    Ok((tensor(out, (n, heads.query_width()))?, tensor(lse, (n, heads.query))?))
+    Ok((tensor_as(out, (n, heads.query_width()), dtype)?, tensor(lse, (n, heads.query))?))
 }
 
 /// What the forward pass produced, and the gradient of its output.
@@ -197,14 +198,15 @@ pub fn backward(inputs: Inputs, upstream: Upstream) -> Result<Gradients> {
     }
     let Inputs { layout, heads, q, k, v } = inputs;
     let n = layout.tokens;
+    let dtype = q.dtype();
     let (q, k, v) = (View::new(q)?, View::new(k)?, View::new(v)?);
     let (out, lse, dout) = (View::new(upstream.out)?, View::new(upstream.lse)?, View::new(upstream.dout)?);
     let saved = Saved { out: &out, lse: &lse, dout: &dout };
     let [dq, dk, dv] = cpu::attention::backward(layout, Slices { heads, q: &q, k: &k, v: &v }, saved);
     Ok(Gradients {
-        dq: tensor(dq, (n, heads.query_width()))?,
-        dk: tensor(dk, (n, heads.key_value_width()))?,
-        dv: tensor(dv, (n, heads.key_value_width()))?,
+        dq: tensor_as(dq, (n, heads.query_width()), dtype)?,
+        dk: tensor_as(dk, (n, heads.key_value_width()), dtype)?,
+        dv: tensor_as(dv, (n, heads.key_value_width()), dtype)?,
     })
 }
 

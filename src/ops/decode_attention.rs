@@ -11,7 +11,7 @@ use super::cpu::few_rows::{LANES, Lanes, Rows, add_weighted_rows, columns, dot_r
 use super::cuda::decode_attention::DecodeLayout;
 use super::indices::once;
 use super::simd::{dot, exp, vectorize};
-use super::{View, cuda, tensor};
+use super::{View, cuda, tensor, tensor_as};
 use crate::error::Result;
 
 /// Rows of the query batch that share a prompt.
@@ -86,6 +86,7 @@ pub fn forward(
     let own = Own { sequences: &readers.sequences, len: own_len };
     let (n, width) = q.dims2()?;
     let (_, capacity, _) = cache.own_k.dims3()?;
+    let dtype = q.dtype();
     let views = [q, cache.prefix_k, cache.prefix_v, cache.own_k, cache.own_v].map(View::new);
     let [q, prefix_k, prefix_v, own_k, own_v] = views;
     let (q, prefix_k, prefix_v, own_k, own_v) = (q?, prefix_k?, prefix_v?, own_k?, own_v?);
@@ -116,7 +117,7 @@ pub fn forward(
             lse[row * heads.query + head] = part.lse[lane];
         }
     }
-    Ok((tensor(out, (n, width))?, tensor(lse, (n, heads.query))?))
+    Ok((tensor_as(out, (n, width), dtype)?, tensor(lse, (n, heads.query))?))
 }
 
 /// Up to 16 queries that read the same keys and values.

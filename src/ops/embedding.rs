@@ -2,12 +2,12 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Storage, Tensor, WithDType};
+use half::bf16;
 use rayon::prelude::*;
 
-use super::gemm::Write;
 use super::indices::{Indices, once};
-use super::{View, cuda, slice, slice_mut, tensor};
+use super::{cpu_range, cuda, slice};
 use crate::error::{Error, Result};
 
 /// An index outside the table is an error.
@@ -29,13 +29,24 @@ pub fn gather(table_vh: &Tensor, rows: &Indices) -> Result<Tensor> {
     }
     let (v, h) = table_vh.dims2()?;
     check(rows, v)?;
-    let table = View::new(table_vh)?;
+    let (guard, layout) = table_vh.storage_and_layout();
+    let range = cpu_range(layout)?;
+    match &*guard {
+        Storage::Cpu(CpuStorage::F32(table)) => gather_rows(&table[range], h, rows.as_slice()),
+        Storage::Cpu(CpuStorage::BF16(table)) => gather_rows(&table[range], h, rows.as_slice()),
+        _ => Err(Error::Compute(TYPES.into())),
+    }
+}
+
+const TYPES: &str = "rows of an embedding on the CPU are f32 or bf16, those of two tables alike";
+
+fn gather_rows<T: WithDType>(table: &[T], h: usize, rows: &[u32]) -> Result<Tensor> {
     let mut out = Vec::with_capacity(rows.len() * h);
-    for &row in rows.as_slice() {
+    for &row in rows {
         let row = row as usize;
         out.extend_from_slice(&table[row * h..(row + 1) * h]);
     }
-    tensor(out, (rows.len(), h))
+    Ok(Tensor::from_vec(out, (rows.len(), h), &Device::Cpu)?)
 }
 
 /// `len` rows from row `start` of one of two matrices.
@@ -85,19 +96,32 @@ pub fn gather_runs(parts: [&Tensor; 2], runs: &Runs) -> Result<Tensor> {
         return cuda::embedding::gather_runs(parts, runs);
     }
     let width = parts[0].dim(1)?;
-    let views = [View::new(parts[0])?, View::new(parts[1])?];
+    let [(first, l_first), (second, l_second)] = parts.map(Tensor::storage_and_layout);
+    let (a, b) = (cpu_range(l_first)?, cpu_range(l_second)?);
+    match (&*first, &*second) {
+        (Storage::Cpu(CpuStorage::F32(first)), Storage::Cpu(CpuStorage::F32(second))) => {
+            copy_runs([&first[a], &second[b]], width, runs)
+        }
+        (Storage::Cpu(CpuStorage::BF16(first)), Storage::Cpu(CpuStorage::BF16(second))) => {
+            copy_runs([&first[a], &second[b]], width, runs)
+        }
+        _ => Err(Error::Compute(TYPES.into())),
+    }
+}
+
+fn copy_runs<T: WithDType>(parts: [&[T]; 2], width: usize, runs: &Runs) -> Result<Tensor> {
     let rows = runs.rows();
-    let mut out = vec![0f32; rows * width];
+    let mut out = vec![T::zero(); rows * width];
     let mut rest = out.as_mut_slice();
     let mut copies = Vec::new();
     for run in &runs.runs {
-        let from = &views[run.part][run.start * width..(run.start + run.len) * width];
+        let from = &parts[run.part][run.start * width..(run.start + run.len) * width];
         let (to, after) = rest.split_at_mut(from.len());
         rest = after;
         copies.extend(to.chunks_mut(1 << 16).zip(from.chunks(1 << 16)));
     }
     copies.into_par_iter().for_each(|(to, from)| to.copy_from_slice(from));
-    tensor(out, (rows, width))
+    Ok(Tensor::from_vec(out, (rows, width), &Device::Cpu)?)
 }
 
 /// `table_vh[rows[i]] += values_nh[i]`, in place, in the order of `rows`, so that the sum is reproducible.
@@ -105,7 +129,7 @@ pub fn scatter_add(table_vh: &Tensor, rows: &Indices, values_nh: &Tensor) -> Res
     if cuda::on(table_vh) {
         return cuda::embedding::scatter_add(table_vh, rows, values_nh);
     }
-    Ok(table_vh.inplace_op2(values_nh, &Scatter { rows, write: Write::Accumulate })?)
+    Ok(table_vh.inplace_op2(values_nh, &Scatter { rows, write: Write::Sum })?)
 }
 
 /// `table_vh[rows[i]] = values_nh[i]`, in place.
@@ -113,7 +137,12 @@ pub fn scatter(table_vh: &Tensor, rows: &Indices, values_nh: &Tensor) -> Result<
     if cuda::on(table_vh) {
         return cuda::embedding::scatter(table_vh, rows, values_nh);
     }
-    Ok(table_vh.inplace_op2(values_nh, &Scatter { rows, write: Write::Overwrite })?)
+    Ok(table_vh.inplace_op2(values_nh, &Scatter { rows, write: Write::Copy })?)
+}
+
+enum Write {
+    Copy,
+    Sum,
 }
 
 struct Scatter<'a> {
@@ -134,18 +163,54 @@ impl InplaceOp2 for Scatter<'_> {
         l_values: &Layout,
     ) -> candle_core::Result<()> {
         let (v, h) = l_table.shape().dims2()?;
-        let (table, values) = (slice_mut(table, l_table)?, slice(values, l_values)?);
         if let Some(row) = self.rows.outside(v) {
             candle_core::bail!("scatter: row {row} of a table with {v} rows");
         }
-        for (&row, value) in self.rows.as_slice().iter().zip(values.chunks_exact(h)) {
-            let row = row as usize;
-            let to = &mut table[row * h..(row + 1) * h];
-            match self.write {
-                Write::Overwrite => to.copy_from_slice(value),
-                Write::Accumulate => to.iter_mut().zip(value).for_each(|(t, v)| *t += v),
+        let (to, from) = (cpu_range(l_table)?, cpu_range(l_values)?);
+        let rows = self.rows.as_slice();
+        match (&self.write, table, values) {
+            (Write::Copy, CpuStorage::F32(table), CpuStorage::F32(values)) => {
+                copy_rows(&mut table[to], rows, values[from].chunks_exact(h));
             }
+            (Write::Copy, CpuStorage::BF16(table), CpuStorage::BF16(values)) => {
+                copy_rows(&mut table[to], rows, values[from].chunks_exact(h));
+            }
+            (Write::Sum, CpuStorage::F32(table), values) => {
+                let values = slice(values, l_values)?;
+                let table = &mut table[to];
+                for (&row, value) in rows.iter().zip(values.chunks_exact(h)) {
+                    let to = &mut table[row as usize * h..][..h];
+                    to.iter_mut().zip(value).for_each(|(t, v)| *t += v);
+                }
+            }
+            (Write::Sum, CpuStorage::BF16(table), values) => {
+                let values = slice(values, l_values)?;
+                add_rows_rounded(&mut table[to], rows, values.chunks_exact(h));
+            }
+            _ => candle_core::bail!("{TYPES}"),
         }
         Ok(())
+    }
+}
+
+fn copy_rows<'v, T: Copy + 'v>(table: &mut [T], rows: &[u32], values: impl Iterator<Item = &'v [T]>) {
+    for (&row, value) in rows.iter().zip(values) {
+        table[row as usize * value.len()..][..value.len()].copy_from_slice(value);
+    }
+}
+
+/// Each row of the table is rounded once, however many values it gets.
+fn add_rows_rounded<'v>(table: &mut [bf16], rows: &[u32], values: impl Iterator<Item = &'v [f32]>) {
+    let mut sums = std::collections::HashMap::new();
+    for (&row, value) in rows.iter().zip(values) {
+        let h = value.len();
+        let sum = sums.entry(row as usize * h).or_insert_with_key(|&start| -> Vec<f32> {
+            table[start..start + h].iter().map(|x| x.to_f32()).collect()
+        });
+        sum.iter_mut().zip(value).for_each(|(sum, v)| *sum += v);
+    }
+    for (start, sum) in sums {
+        let to = table[start..].iter_mut();
+        to.zip(sum).for_each(|(to, sum)| *to = bf16::from_f32(sum));
     }
 }

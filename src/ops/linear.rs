@@ -4,22 +4,13 @@ use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Tensor};
 
 use super::cpu::few_rows;
 use super::gemm::{Mat, MatMut, Threads, Write, gemm, product};
-use super::{View, cuda, slice, slice_mut, tensor};
+use super::{View, cuda, slice, slice_mut, tensor_as};
 use crate::error::{Error, Result};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    if cuda::on(x_nh) {
-        return cuda::linear::forward(x_nh, w_oh);
-    }
-    let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
-    let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
-    if n <= few_rows::MAX_ROWS {
-        let [y] = few_rows::products(&x, [n, h], [&w]);
-        return tensor(y, (n, o));
-    }
-    let y = product(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), Threads::Pool);
-    tensor(y, (n, o))
+    let [y] = forward_all(x_nh, [w_oh])?;
+    Ok(y)
 }
 
 /// [`forward`] for layers that read the same input.
@@ -27,20 +18,22 @@ pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<
     if cuda::on(x_nh) {
         return cuda::linear::forward_all(x_nh, w_oh);
     }
+    forward_all_as(x_nh, w_oh, x_nh.dtype())
+}
+
+fn forward_all_as<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N], dtype: DType) -> Result<[Tensor; N]> {
     let (n, h) = x_nh.dims2()?;
-    let mut all = Vec::with_capacity(N);
-    if n <= few_rows::MAX_ROWS {
-        let x = View::new(x_nh)?;
-        let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
-        let y = few_rows::products::<N>(&x, [n, h], std::array::from_fn(|i| &*views[i]));
-        for (y, w) in y.into_iter().zip(w_oh) {
-            all.push(tensor(y, (n, w.dim(0)?))?);
-        }
+    let x = View::new(x_nh)?;
+    let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
+    let w: [&[f32]; N] = std::array::from_fn(|i| &*views[i]);
+    let all = if n <= few_rows::MAX_ROWS {
+        few_rows::products(&x, [n, h], w)
     } else {
-        for w in w_oh {
-            all.push(forward(x_nh, w)?);
-        }
-    }
+        let x = Mat::row_major(&x, n, h);
+        w.map(|w| product(x, Mat::row_major(w, w.len() / h, h).t(), Threads::Pool))
+    };
+    let all = all.into_iter().zip(w_oh).map(|(y, w)| tensor_as(y, (n, w.dim(0)?), dtype));
+    let all = all.collect::<Result<Vec<_>>>()?;
     all.try_into().map_err(|_| Error::Compute("forward_all: one result a weight".into()))
 }
 
@@ -54,12 +47,12 @@ pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result
     if n <= few_rows::MAX_ROWS {
         let [mut y] = few_rows::products(&x, [n, h], [&w]);
         y.iter_mut().zip(View::new(residual_no)?.iter()).for_each(|(y, r)| *y += r);
-        return tensor(y, (n, o));
+        return tensor_as(y, (n, o), x_nh.dtype());
     }
     let mut y = View::new(residual_no)?.to_vec();
     let out = MatMut { data: &mut y, row_stride: o };
     gemm(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), out, Write::Accumulate, Threads::Pool);
-    tensor(y, (n, o))
+    tensor_as(y, (n, o), x_nh.dtype())
 }
 
 /// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`
@@ -81,17 +74,12 @@ pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
         let out = MatMut { data: &mut dx, row_stride: h };
         gemm(Mat::row_major(&dy, n, o), Mat::row_major(&w, o, h), out, Write::Accumulate, Threads::Pool);
     }
-    tensor(dx, (n, h))
+    tensor_as(dx, (n, h), first_dy.dtype())
 }
 
 /// `dy^T x`, `[O, H]`: the weight gradient of the first batch, written without a pass of zeros.
 pub fn weight_gradient(dy_no: &Tensor, x_nh: &Tensor) -> Result<Tensor> {
-    if cuda::on(dy_no) {
-        return cuda::linear::weight_gradient_as(dy_no, x_nh, DType::F32);
-    }
-    let ((n, o), (_, h)) = (dy_no.dims2()?, x_nh.dims2()?);
-    let (dy, x) = (View::new(dy_no)?, View::new(x_nh)?);
-    tensor(product(Mat::row_major(&dy, n, o).t(), Mat::row_major(&x, n, h), Threads::Pool), (o, h))
+    weight_gradient_as(dy_no, x_nh, DType::F32)
 }
 
 /// `dw_oh += dy^T x`, in place, accumulating over micro-batches without an extra pass.
@@ -119,23 +107,29 @@ impl InplaceOp3 for AccumulateOuter {
         l_x: &Layout,
     ) -> candle_core::Result<()> {
         let ((n, o), (_, h)) = (l_dy.shape().dims2()?, l_x.shape().dims2()?);
-        let (dy, x) = (slice(dy, l_dy)?, slice(x, l_x)?);
-        let out = MatMut { data: slice_mut(dw, l_dw)?, row_stride: h };
-        gemm(Mat::row_major(dy, n, o).t(), Mat::row_major(x, n, h), out, Write::Accumulate, Threads::Pool);
+        let (dy, x, mut dw) = (slice(dy, l_dy)?, slice(x, l_x)?, slice_mut(dw, l_dw)?);
+        let out = MatMut { data: &mut dw, row_stride: h };
+        gemm(Mat::row_major(&dy, n, o).t(), Mat::row_major(&x, n, h), out, Write::Accumulate, Threads::Pool);
         Ok(())
     }
 }
 
-/// [`weight_gradient`] in `dtype`: f32, or on a CUDA device the type of the operands.
+/// [`weight_gradient`] in `dtype`: f32, or the type of the operands.
 pub fn weight_gradient_as(dy_no: &Tensor, x_nh: &Tensor, dtype: DType) -> Result<Tensor> {
     if cuda::on(dy_no) {
-        cuda::linear::weight_gradient_as(dy_no, x_nh, dtype)
-    } else {
-        weight_gradient(dy_no, x_nh)
+        return cuda::linear::weight_gradient_as(dy_no, x_nh, dtype);
     }
+    let ((n, o), (_, h)) = (dy_no.dims2()?, x_nh.dims2()?);
+    let (dy, x) = (View::new(dy_no)?, View::new(x_nh)?);
+    let dw = product(Mat::row_major(&dy, n, o).t(), Mat::row_major(&x, n, h), Threads::Pool);
+    tensor_as(dw, (o, h), dtype)
 }
 
 /// [`forward`] with the result in f32, whatever the weights are: the sampler's log-probs are to be the trainer's.
 pub fn logits(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    if cuda::on(x_nh) { cuda::linear::forward_as(x_nh, w_oh, DType::F32) } else { forward(x_nh, w_oh) }
+    if cuda::on(x_nh) {
+        return cuda::linear::forward_as(x_nh, w_oh, DType::F32);
+    }
+    let [y] = forward_all_as(x_nh, [w_oh], DType::F32)?;
+    Ok(y)
 }

@@ -8,12 +8,13 @@ use crate::error::{Error, Result};
 
 pub use super::cuda::elementwise::Normal;
 
-/// The tensor as ops take it: contiguous, on the CPU in f32.
+/// The tensor as ops take it: contiguous, f32 or bf16; of another type it becomes f32 on the CPU.
 ///
 /// # Errors
 /// On a CUDA device, for other types than f32 and bf16.
 pub fn operand(tensor: &Tensor) -> Result<Tensor> {
     match (cuda::on(tensor), tensor.dtype()) {
+        (false, DType::BF16) => Ok(tensor.contiguous()?),
         (false, _) => Ok(tensor.to_dtype(DType::F32)?.contiguous()?),
         (true, DType::F32 | DType::BF16) if tensor.is_contiguous() => Ok(tensor.clone()),
         (true, dtype) => {

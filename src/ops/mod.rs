@@ -1,7 +1,9 @@
 //! The operations a decoder is made of: each a forward and a backward function on tensors, one file an op.
 //!
-//! They know segments and rows, no language model. Tensors are f32 on the CPU, f32 or bf16 on a CUDA device, where
-//! each function calls its namesake in [`cuda`]; they must be contiguous (views with an offset are fine). Backward functions are explicit instead of candle's autograd: see `docs/design.md`.
+//! They know segments and rows, no language model. Tensors are f32 or bf16; on a CUDA device each function calls its
+//! namesake in [`cuda`]. In bf16 on the CPU an op widens what it reads, computes in f32 and rounds its result once.
+//! Tensors must be contiguous (views with an offset are fine). Backward functions are explicit instead of candle's
+//! autograd: see `docs/design.md`.
 //!
 //! Shape suffixes: `n` tokens (rows), `h` hidden, `o` output features, `v` vocabulary, `r` target rows.
 
@@ -22,11 +24,12 @@ pub mod sampling;
 pub mod simd;
 pub mod swiglu;
 pub mod token_logprob;
+mod widened;
 
-use std::ops::{Deref, Range};
+use candle_core::{CpuStorage, Layout, Tensor};
 
-use candle_core::{CpuStorage, Device, Layout, Storage, StorageRef, Tensor};
-
+pub use self::widened::View;
+use self::widened::{cpu_range, slice, slice_mut, tensor, tensor_as};
 use crate::error::{Error, Result};
 
 impl From<candle_core::Error> for Error {
@@ -37,66 +40,7 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-fn cpu_range(layout: &Layout) -> candle_core::Result<Range<usize>> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(start..end),
-        None => candle_core::bail!("rlvr ops need contiguous tensors, got strides {:?}", layout.stride()),
-    }
-}
-
-const CPU_ONLY: &str = "rlvr ops on the CPU run on f32 tensors there";
-
-/// The elements of a contiguous f32 CPU tensor, row-major.
-pub struct View<'a> {
-    guard: StorageRef<'a>,
-    range: Range<usize>,
-}
-
-impl<'a> View<'a> {
-    pub fn new(tensor: &'a Tensor) -> Result<Self> {
-        let (guard, layout) = tensor.storage_and_layout();
-        let range = cpu_range(layout)?;
-        match &*guard {
-            Storage::Cpu(CpuStorage::F32(_)) => Ok(Self { guard, range }),
-            _ => Err(Error::Compute(CPU_ONLY.into())),
-        }
-    }
-}
-
-impl Deref for View<'_> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.guard {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
-            _ => &[], // `new` accepts nothing else
-        }
-    }
-}
-
-/// For in-place ops: the destination's elements.
-fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
-    let range = cpu_range(layout)?;
-    match storage {
-        CpuStorage::F32(values) => Ok(&mut values[range]),
-        _ => candle_core::bail!("{CPU_ONLY}"),
-    }
-}
-
-/// For in-place ops: a source's elements.
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    let range = cpu_range(layout)?;
-    match storage {
-        CpuStorage::F32(values) => Ok(&values[range]),
-        _ => candle_core::bail!("{CPU_ONLY}"),
-    }
-}
-
-fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
-    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
-}
-
-/// Adds `term` to `sum` in place; same shape, f32.
+/// Adds `term` to `sum` in place; same shape.
 pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
     if cuda::on(sum) {
         return cuda::elementwise::add_assign(sum, term);
@@ -114,7 +58,7 @@ pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
             l_term: &Layout,
         ) -> candle_core::Result<()> {
             use rayon::prelude::*;
-            let (sum, term) = (slice_mut(sum, l_sum)?, slice(term, l_term)?);
+            let (mut sum, term) = (slice_mut(sum, l_sum)?, slice(term, l_term)?);
             sum.par_chunks_mut(1 << 14).zip(term.par_chunks(1 << 14)).for_each(|(sum, term)| {
                 sum.iter_mut().zip(term).for_each(|(s, t)| *s += t);
             });

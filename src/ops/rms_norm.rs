@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{dot, vectorize};
-use super::{View, cuda, slice, slice_mut, tensor};
+use super::{View, cuda, slice, slice_mut, tensor, tensor_as};
 use crate::error::Result;
 
 /// Rows whose weight gradient is summed together before the fixed-order sum over chunks.
@@ -36,7 +36,7 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
             },
         );
     });
-    tensor(y, (n, h))
+    tensor_as(y, (n, h), x_nh.dtype())
 }
 
 /// With `g = dy * w` and `r = 1/rms`: `dx = r g - x r^3 mean(g x)`, `dw += sum over rows of dy x r`.
@@ -119,7 +119,7 @@ impl InplaceOp2 for AddInputGradient<'_> {
         l_dy: &Layout,
     ) -> candle_core::Result<()> {
         let h = self.w.len();
-        let (dx, dy) = (slice_mut(dx, l_dx)?, slice(dy, l_dy)?);
+        let (mut dx, dy) = (slice_mut(dx, l_dx)?, slice(dy, l_dy)?);
         let chunk = h * CHUNK_ROWS;
         dx.par_chunks_mut(chunk).zip(dy.par_chunks(chunk)).zip(self.x.par_chunks(chunk)).for_each(
             |((dx, dy), x)| {

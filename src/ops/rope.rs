@@ -25,7 +25,7 @@ pub struct RopeTable {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     Forward,
-    /// The transpose of the rotation: the backward pass.
+    /// The transpose: the backward pass, and the inverse of a table that is not scaled.
     Inverse,
 }
 
@@ -47,6 +47,15 @@ impl RopeTable {
             }
         }
         table
+    }
+
+    /// Multiplies sines and cosines, and with them every vector that is rotated, in either direction.
+    pub fn scaled_by(mut self, factor: f64) -> Self {
+        self.there = OnceLock::new();
+        for x in self.cos.iter_mut().chain(&mut self.sin) {
+            *x = (f64::from(*x) * factor) as f32;
+        }
+        self
     }
 
     /// Number of positions the table covers.
@@ -91,7 +100,8 @@ impl InplaceOp1 for Rotate<'_> {
             candle_core::bail!("rope: {n} rows of {width} for {} positions", self.positions.len());
         }
         let sign = if self.direction == Direction::Forward { 1f32 } else { -1f32 };
-        let rows = slice_mut(x, layout)?.par_chunks_mut(width).zip(self.positions).with_min_len(16);
+        let mut x = slice_mut(x, layout)?;
+        let rows = x.par_chunks_mut(width).zip(self.positions).with_min_len(16);
         rows.for_each(|(row, &position)| {
             let start = position as usize * half;
             let (cos, sin) = (&self.table.cos[start..start + half], &self.table.sin[start..start + half]);

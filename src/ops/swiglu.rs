@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::simd::{sigmoid, vectorize};
-use super::{View, cuda, tensor};
+use super::{View, cuda, tensor_as};
 use crate::error::Result;
 
 const CHUNK: usize = 1 << 13;
@@ -28,7 +28,7 @@ pub fn forward(gate_nf: &Tensor, up_nf: &Tensor) -> Result<Tensor> {
             );
         },
     );
-    tensor(act, gate_nf.shape())
+    tensor_as(act, gate_nf.shape(), gate_nf.dtype())
 }
 
 /// Gradients of gate and up, and the forward's result again (the weight gradient of the next layer needs it).
@@ -65,6 +65,6 @@ pub fn backward(gate_nf: &Tensor, up_nf: &Tensor, dact_nf: &Tensor) -> Result<Ba
                 },
             );
         });
-    let shape = gate_nf.shape();
-    Ok(Backward { act_nf: tensor(act, shape)?, dgate_nf: tensor(dgate, shape)?, dup_nf: tensor(dup, shape)? })
+    let result = |values| tensor_as(values, gate_nf.shape(), gate_nf.dtype());
+    Ok(Backward { act_nf: result(act)?, dgate_nf: result(dgate)?, dup_nf: result(dup)? })
 }

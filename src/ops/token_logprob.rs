@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Mat, Threads, product};
 use super::simd::{exp, exp_sums, max, vectorize};
-use super::{View, cuda, linear, tensor};
+use super::{View, cuda, linear, tensor, tensor_as};
 use crate::error::Result;
 
 /// Bytes of logits alive at once.
@@ -119,5 +119,5 @@ pub fn backward<'a>(
             linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
         }
     }
-    tensor(dhidden, (r, h))
+    tensor_as(dhidden, (r, h), hidden_rh.dtype())
 }

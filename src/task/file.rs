@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde::Deserialize;
 
+use super::answers::AnswersSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
@@ -22,6 +23,7 @@ struct TaskFile {
     input: InputSection,
     gold: GoldSection,
     sft: Option<SftSection>,
+    answers: Option<AnswersSection>,
     labels: LabelsSection,
     verdict: Vec<RuleEntry>,
     #[serde(default)]
@@ -88,9 +90,10 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let gold = check.gold(file.gold, &labels)?;
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
+    let answers = file.answers.map(|section| section.check(&check)).transpose()?;
     let rules = check.rules(file.verdict, &labels, file.truncated)?;
     check.reward(&file.reward)?;
-    let task = Task { name: file.name, labels, input, gold, target, rules, reward: file.reward };
+    let task = Task { name: file.name, labels, input, gold, target, answers, rules, reward: file.reward };
     check.templates_agree_with_rules(&task)?;
     Ok(task)
 }
@@ -113,21 +116,21 @@ fn toml_error(text: &str, place: &str, error: &toml::de::Error) -> Error {
     Error::input(place, error.message(), format!("Correct it; {MANUAL}"))
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     place: &'a str,
 }
 
 impl Check<'_> {
-    fn at(&self, key: &str, problem: impl ToString, fix: impl ToString) -> Error {
+    pub(super) fn at(&self, key: &str, problem: impl ToString, fix: impl ToString) -> Error {
         Error::input(format!("{}: {key}", self.place), problem, fix)
     }
 
-    fn path(&self, key: &str, text: &str) -> Result<RowPath> {
+    pub(super) fn path(&self, key: &str, text: &str) -> Result<RowPath> {
         let fix = "Write keys joined by dots and list indices in brackets, for example `security_type[-1]`";
         RowPath::parse(text).map_err(|problem| self.at(key, problem, fix))
     }
 
-    fn template(&self, key: &str, text: &str) -> Result<Template> {
+    pub(super) fn template(&self, key: &str, text: &str) -> Result<Template> {
         let fix = "Write `{path}` for a field of the row, and {{ or }} for a brace";
         Template::parse(text).map_err(|problem| self.at(key, problem, fix))
     }
@@ -211,6 +214,16 @@ impl Check<'_> {
         }
     }
 
+    pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
+        Regex::new(pattern).map_err(|e| {
+            // The last line says what is wrong; those before draw the pattern.
+            let why = e.to_string().lines().last().unwrap_or_default().to_string();
+            let fix =
+                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
+            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+        })
+    }
+
     fn rules(&self, mut entries: Vec<RuleEntry>, labels: &LabelSet, truncated: Truncated) -> Result<Rules> {
         let missing = || {
             let fix =
@@ -251,13 +264,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = Regex::new(&pattern).map_err(|e| {
-            // The last line says what is wrong; those before draw the pattern.
-            let why = e.to_string().lines().last().unwrap_or_default().to_string();
-            let fix =
-                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(&pattern)), fix)
-        })?;
+        let regex = self.regex(&key, &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {

@@ -1,6 +1,7 @@
 //! A task: how a row becomes a conversation with a gold label, how an answer becomes a verdict, and what each
 //! outcome earns. All of it comes from a TOML file (docs/tasks.md), so a new label set needs no Rust.
 
+mod answers;
 mod file;
 mod metrics;
 mod outcome;
@@ -12,6 +13,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub use answers::Answer;
 pub use metrics::{Binary, Confusion, EvalReport, Interval, LabelScores};
 pub use outcome::{Outcome, Reward};
 pub use verdict::{LabelId, PaperReading, Verdict};
@@ -38,6 +40,7 @@ pub struct Task {
     input: Input,
     gold: Gold,
     target: Option<Target>,
+    answers: Option<answers::Answers>,
     rules: Rules,
     reward: Reward,
 }

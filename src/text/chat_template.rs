@@ -1,10 +1,13 @@
 //! A conversation as the model's own template writes it: Jinja as transformers runs it.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use minijinja::{Environment, ErrorKind, Value, context};
 use regex::Regex;
+use toml::Table;
 
+use super::jinja2;
 use super::pretrained::{SpecialTokens, find_template};
 pub use super::python::Date;
 use super::python::tojson;
@@ -18,9 +21,27 @@ const NAME: &str = "chat_template";
 pub struct ChatTemplate {
     env: Environment<'static>,
     special: SpecialTokens,
+    arguments: Table,
+    /// As it was read.
+    text: String,
     /// What errors call it.
     place: String,
 }
+
+/// Arguments that templates of the supported families take, and what they have to be. Templates compare them
+/// without a word about other types: `enable_thinking = "false"` would leave thinking on.
+const KNOWN_ARGUMENTS: [(&str, &str); 7] = [
+    ("enable_thinking", "boolean"),
+    ("date_string", "string"),
+    ("tools_in_user_message", "boolean"),
+    ("thinking", "boolean"),
+    ("thinking_budget", "integer"),
+    ("reasoning_effort", "string"),
+    ("add_vision_id", "boolean"),
+];
+
+/// What every rendering sets by itself.
+const RESERVED: [&str; 4] = ["messages", "add_generation_prompt", "tools", "documents"];
 
 impl ChatTemplate {
     /// The template of `override_file`, else of `dir`: `chat_template.jinja`, else `chat_template` in
@@ -35,17 +56,13 @@ impl ChatTemplate {
 
     pub(super) fn new(text: &str, special: SpecialTokens, place: String) -> Result<Self> {
         let mut env = Environment::new();
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        jinja2::configure(&mut env);
         env.add_filter("tojson", tojson);
-        env.add_test("iterable", is_iterable);
         env.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
             Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        let template = Self { env, special, place }.with_date(Date::default());
-        template.compiled(without_generation_marks(text))
+        let template = Self { env, special, arguments: Table::new(), text: text.into(), place };
+        template.with_date(Date::default()).compiled(without_generation_marks(text))
     }
 
     fn compiled(mut self, text: String) -> Result<Self> {
@@ -59,6 +76,47 @@ impl ChatTemplate {
     pub fn with_date(mut self, date: Date) -> Self {
         self.env.add_function("strftime_now", move |format: &str| date.format(format));
         self
+    }
+
+    /// Values that the template sees as variables, such as `enable_thinking` of Qwen3's.
+    ///
+    /// # Errors
+    /// The template does not ask for one of them, or it has the wrong type.
+    pub fn with_arguments(mut self, arguments: &Table) -> Result<Self> {
+        let words: HashSet<&str> = self.text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+        for (name, value) in arguments {
+            let key = format!("model.template_args.{name}");
+            if RESERVED.contains(&name.as_str()) || name.ends_with("_token") {
+                let why = "every rendering sets it by itself";
+                return Err(Error::config(&key, value, "another name", why));
+            }
+            if !words.contains(name.as_str()) {
+                let why = format!("{} does not ask for it, so it has no effect", self.place);
+                return Err(Error::config(&key, value, "a variable of the chat template", why));
+            }
+            let known = KNOWN_ARGUMENTS.iter().find(|(known, _)| known == name);
+            if let Some((_, want)) = known.filter(|(_, want)| *want != value.type_str()) {
+                let why = format!("a template would quietly take a {} for something else", value.type_str());
+                return Err(Error::config(&key, value, format!("a {want}"), why));
+            }
+            if let toml::Value::Datetime(_) = value {
+                let why = "templates know texts, numbers, lists and tables";
+                return Err(Error::config(&key, value, "a text in quotes", why));
+            }
+        }
+        self.arguments = arguments.clone();
+        Ok(self)
+    }
+
+    /// The template's text with the arguments as its defaults, for a model folder that others load without them.
+    /// `None` where there are none.
+    pub fn text_with_arguments(&self) -> Option<String> {
+        let defaults = self.arguments.iter().map(|(name, value)| {
+            // JSON's literals are Jinja's.
+            let value = serde_json::to_string(value).unwrap_or_default();
+            format!("{{%- if {name} is not defined %}}{{%- set {name} = {value} %}}{{%- endif %}}\n")
+        });
+        (!self.arguments.is_empty()).then(|| defaults.collect::<String>() + &self.text)
     }
 
     /// The conversation and the beginning of the assistant's answer: what the model is conditioned on.
@@ -79,13 +137,14 @@ impl ChatTemplate {
     }
 
     fn render<'a>(&self, messages: impl Iterator<Item = &'a Message>, generate: bool) -> Result<String> {
+        let arguments = self.arguments.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v)));
         let variables = context! {
             messages => messages.map(Value::from_serialize).collect::<Vec<_>>(),
             add_generation_prompt => generate,
             // transformers passes these two as None; templates ask whether they are.
             tools => Value::from(()),
             documents => Value::from(()),
-            ..Value::from_iter(self.special.variables())
+            ..Value::from_iter(self.special.variables().chain(arguments))
         };
         let template = self.env.get_template(NAME).map_err(|e| self.error(&e, "is lost", "Report this"))?;
         template.render(variables).map_err(|e| {
@@ -107,11 +166,6 @@ impl ChatTemplate {
         let problem = e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
         Error::input(place, format!("{what}: {problem}"), fix)
     }
-}
-
-/// As Jinja2 has it, and unlike minijinja: a text is iterable, none is not.
-fn is_iterable(value: &Value) -> bool {
-    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
 
 /// `{% generation %}` ... `{% endgeneration %}` tell transformers which tokens are the assistant's. Here an
@@ -226,6 +280,22 @@ mod tests {
             let rendered = template(text).render_prompt(&[message("user", "a: b")]);
             assert_eq!(rendered.unwrap(), want, "{text}");
         }
+    }
+
+    #[test]
+    fn arguments_can_be_written_into_the_template() {
+        let text =
+            "{{ messages[0].content }}{% if think is defined and think is false %} no{% endif %} {{ name }}";
+        let talk = [message("user", "Hi")];
+        let arguments = "think = false\nname = 'a \"b\"'".parse().unwrap();
+        let with = template(text).with_arguments(&arguments).unwrap();
+        let written = with.text_with_arguments().unwrap();
+        assert_eq!(template(&written).render_prompt(&talk).unwrap(), "Hi no a \"b\"");
+        assert_eq!(with.render_prompt(&talk).unwrap(), "Hi no a \"b\"");
+        // They are defaults only.
+        let other = template(&written).with_arguments(&"think = true".parse().unwrap()).unwrap();
+        assert_eq!(other.render_prompt(&talk).unwrap(), "Hi a \"b\"");
+        assert_eq!(template(text).text_with_arguments(), None);
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::chat_template::{ChatTemplate, Date};
-use super::pretrained::{SpecialTokens, end_token_ids};
-use super::stop::{EndOfTurn, StopTokens, end_of_turn, probe_question};
+use super::pretrained::{SpecialTokens, end_token_ids, vocab_size};
+use super::stop::{EndOfTurn, EndOfTurnSource, StopTokens, end_of_turn, probe_question};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::types::{Message, Prompt};
@@ -20,12 +20,15 @@ pub struct EncoderFiles<'a> {
     pub chat_template: Option<&'a Path>,
     /// What `strftime_now` gives to the template.
     pub date: Date,
+    /// Variables for the template, `model.template_args`.
+    pub template_args: Option<&'a toml::Table>,
 }
 
 impl<'a> EncoderFiles<'a> {
     /// All from one folder.
     pub fn of(model_dir: &'a Path) -> Self {
-        Self { model_dir, tokenizer_dir: None, chat_template: None, date: Date::default() }
+        let date = Date::default();
+        Self { model_dir, tokenizer_dir: None, chat_template: None, date, template_args: None }
     }
 }
 
@@ -48,7 +51,19 @@ impl PromptEncoder {
     pub fn load(files: &EncoderFiles) -> Result<Self> {
         let dir = files.tokenizer_dir.unwrap_or(files.model_dir);
         let tokenizer = Tokenizer::from_dir(dir)?;
-        let template = ChatTemplate::load(dir, files.chat_template)?.with_date(files.date);
+        let mut template = ChatTemplate::load(dir, files.chat_template)?.with_date(files.date);
+        if let Some(arguments) = files.template_args {
+            template = template.with_arguments(arguments)?;
+        }
+        if let Some(rows) = vocab_size(files.model_dir).filter(|rows| *rows < tokenizer.vocab_size()) {
+            let problem = format!(
+                "has ids up to {}, but the model in {} has {rows} rows in its embedding",
+                tokenizer.vocab_size() - 1,
+                files.model_dir.display()
+            );
+            let fix = "Use a tokenizer that belongs to the model or to its base (model.tokenizer)";
+            return Err(Error::input(tokenizer.place(), problem, fix));
+        }
         let special = SpecialTokens::from_dir(dir)?;
         let mut model_ids = end_token_ids(files.model_dir)?;
         if model_ids.is_empty() {
@@ -98,12 +113,13 @@ impl PromptEncoder {
         Ok(Prompt { token_ids })
     }
 
-    /// What SFT trains on: the answer, then [`Self::end_of_turn`]. It continues the prompt's ids and is encoded
-    /// by itself, as in generation, so no token spans the boundary.
+    /// What SFT trains on after `messages`: the answer as the template writes it, then [`Self::end_of_turn`]. It
+    /// continues the prompt's ids: prompt and target together begin the ids of the answered conversation.
     ///
     /// # Errors
-    /// The answer is empty, or holds a special or stop token, after which generation would have stopped.
-    pub fn encode_target(&self, answer: &str) -> Result<Vec<u32>> {
+    /// The answer is empty, or holds a special or stop token, after which generation would have stopped; the
+    /// template does not continue the prompt with it; a token spans the boundary.
+    pub fn encode_target(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(answer)?;
         if ids.is_empty() {
             return Err(Error::input("the answer", "has no tokens", "Give the answer to imitate"));
@@ -114,8 +130,55 @@ impl PromptEncoder {
             let problem = format!("holds the special token `{token}`");
             return Err(Error::input("the answer", problem, "Remove it: the end token is added by itself"));
         }
+        if self.end_of_turn.source == EndOfTurnSource::Template {
+            return self.continued(messages, answer);
+        }
         ids.extend(&self.end_of_turn.token_ids);
         Ok(ids)
+    }
+
+    /// The ids that follow the prompt's in the answered conversation, up to the end of the turn.
+    fn continued(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
+        let refusal = |problem: String| {
+            let fix = "Write the answer as the template has it, set model.template_args (for Qwen3: \
+                       { enable_thinking = false }), or give another template with model.chat_template";
+            Error::input(self.template.place(), problem, fix)
+        };
+        let (prompt, answered) =
+            (self.template.render_prompt(messages)?, self.template.render_answered(messages, answer)?);
+        let written = answered.strip_prefix(&prompt).ok_or_else(|| {
+            let same = prompt.chars().zip(answered.chars()).take_while(|(a, b)| a == b).count();
+            let own: String = prompt.chars().skip(same).take(40).collect();
+            refusal(format!(
+                "writes {own:?} at the prompt's end, which an answered conversation does not have"
+            ))
+        })?;
+        // Templates trim what they are given; then the trimmed answer is what is learnt.
+        let forms = [answer, answer.trim(), answer.trim_start(), answer.trim_end()];
+        let end = &self.end_of_turn.token_ids;
+        for form in forms {
+            let Some(after) = written.strip_prefix(form) else { continue };
+            if !self.tokenizer.encode(after)?.starts_with(end) {
+                continue;
+            }
+            let target = [&self.tokenizer.encode(form)?[..], end].concat();
+            let whole = [&self.tokenizer.encode(&prompt)?[..], &target].concat();
+            if self.tokenizer.encode(&answered)?.starts_with(&whole) {
+                return Ok(target);
+            }
+            let beginning: String = form.chars().take(20).collect();
+            let problem =
+                format!("begins with {beginning:?}, which the tokenizer joins with the prompt's end");
+            let fix = "Begin it with a word: remove the white space before it";
+            return Err(Error::input("the answer", problem, fix));
+        }
+        let start: String = written.chars().take(40).collect();
+        Err(refusal(match written.find(answer.trim()) {
+            Some(at) if at > 0 => {
+                format!("writes {:?} between the prompt and the answer", &written[..at])
+            }
+            _ => format!("does not write the answer as it is given, but {start:?}"),
+        }))
     }
 
     /// A completion as text: its stop token, if it is the last, and special tokens are left out.
@@ -201,7 +264,10 @@ mod tests {
             .chain(bytes("assistant: "))
             .collect();
         assert_eq!(prompt, want);
-        assert_eq!(encoder.encode_target("ok").unwrap(), bytes("ok").chain([EOT]).collect::<Vec<_>>());
+        assert_eq!(
+            encoder.encode_target(&user("a"), "ok").unwrap(),
+            bytes("ok").chain([EOT]).collect::<Vec<_>>()
+        );
         assert_eq!(encoder.end_of_turn().source, EndOfTurnSource::Template);
         assert_eq!(encoder.stop_tokens().ids(), [1, EOS, EOT]);
         assert!(encoder.stop_tokens().contains(EOT) && !encoder.stop_tokens().contains(BOS));
@@ -213,7 +279,7 @@ mod tests {
         let talk = user("What?");
         let answered = encoder.template().render_answered(&talk, "That.").unwrap();
         let whole =
-            [encoder.encode_prompt(&talk).unwrap().token_ids, encoder.encode_target("That.").unwrap()];
+            [encoder.encode_prompt(&talk).unwrap().token_ids, encoder.encode_target(&talk, "That.").unwrap()];
         assert_eq!(whole.concat(), encoder.tokenizer().encode(&answered).unwrap());
     }
 
@@ -243,21 +309,113 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_that_is_no_prefix_falls_back_to_the_eos_token() {
-        // The generation prompt opens a thinking block that the answered conversation leaves out.
-        let template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}\
+    fn an_answer_that_the_template_does_not_continue_the_prompt_with_is_refused() {
+        let refused = |template: &str, answer: &str| {
+            let encoder = encoder(template, Some("</s>"), serde_json::json!({})).unwrap();
+            assert_eq!(encoder.end_of_turn().source, EndOfTurnSource::Template, "{template}");
+            encoder.encode_target(&user("q"), answer).unwrap_err().to_string()
+        };
+        // The generation prompt opens a thought that the answered conversation leaves out.
+        let opens = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}\
             {% if add_generation_prompt %}<think>{% endif %}";
-        let with_eos = encoder(template, Some("</s>"), serde_json::json!({"eos_token_id": 0})).unwrap();
+        let error = refused(opens, "a");
+        assert!(error.contains("writes \"<think>\" at the prompt's end"), "{error}");
+        // The answered conversation has an empty thought that generation would have to write.
+        let thinks = "{% for m in messages %}{% if m.role == 'assistant' and '<think>' not in m.content %}\
+            <think></think>{% endif %}{{ m.content }}<|end|>{% endfor %}";
+        let error = refused(thinks, "a");
+        assert!(error.contains("writes \"<think></think>\" between") && error.contains("enable_thinking"));
+        let encoder = encoder(thinks, Some("</s>"), serde_json::json!({})).unwrap();
+        assert!(encoder.encode_target(&user("q"), "<think>hm</think>a").is_ok());
+        let joined = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\
+            {% endfor %}";
+        let error = refused(&joined.replace("{{ m.content }}", "{{ m.content | replace('a', 'b') }}"), "aa");
+        assert!(error.contains("does not write the answer as it is given, but \"bb"), "{error}");
+    }
+
+    #[test]
+    fn a_token_that_spans_the_boundary_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        // `su` is a token: a prompt that ends in `s` and an answer that begins with `u` are not its parts.
+        let tokenizer = byte_tokenizer::build(["su su su"].into_iter(), &[], 262).unwrap();
+        byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
+        let template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>\
+            {% endif %}{% endfor %}";
+        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        let encoder = PromptEncoder::load(&EncoderFiles::of(dir.path())).unwrap();
+        assert!(encoder.encode_target(&user("s"), "a").is_ok());
+        let error = encoder.encode_target(&user("s"), "u").unwrap_err().to_string();
+        assert!(error.contains("joins with the prompt's end"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_trims_answers_teaches_the_trimmed_answer() {
+        let trims = LLAMA3;
+        let encoder = encoder(trims, Some("</s>"), serde_json::json!({})).unwrap();
+        let want: Vec<u32> = bytes("ok").chain([EOT]).collect();
+        for answer in ["ok", " ok", "ok\n", "\n ok \n"] {
+            assert_eq!(encoder.encode_target(&user("q"), answer).unwrap(), want, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn without_an_end_in_the_template_the_eos_token_ends_an_answer() {
+        // As Llama Guard's: the conversation is inside of a text, whoever spoke last.
+        let guard = "Judge:{% for m in messages %}{{ m.content }}{% endfor %}. Safe?<|end|>";
+        let with_eos = encoder(guard, Some("</s>"), serde_json::json!({"eos_token_id": 0})).unwrap();
         assert_eq!(with_eos.end_of_turn().source, EndOfTurnSource::EosToken);
-        assert_eq!(with_eos.encode_target("a").unwrap(), [100, EOS]);
+        assert_eq!(with_eos.encode_target(&user("q"), "a").unwrap(), [100, EOS]);
         // Without eos_token, the first stop token of the model.
-        let without = encoder(template, None, serde_json::json!({"eos_token_id": [0, 1]})).unwrap();
-        assert_eq!(without.encode_target("a").unwrap(), [100, 0]);
-        let error = encoder(template, None, serde_json::json!({})).unwrap_err().to_string();
+        let without = encoder(guard, None, serde_json::json!({"eos_token_id": [0, 1]})).unwrap();
+        assert_eq!(without.encode_target(&user("q"), "a").unwrap(), [100, 0]);
+        let error = encoder(guard, None, serde_json::json!({})).unwrap_err().to_string();
         assert!(
             error.contains("nothing says what ends an answer") && error.contains("eos_token_id"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused() {
+        let dir =
+            folder(serde_json::json!({"chat_template": LLAMA3, "eos_token": "</s>"}), serde_json::json!({}));
+        let config = |rows: u32| {
+            std::fs::write(dir.path().join("config.json"), format!("{{\"vocab_size\": {rows}}}")).unwrap();
+            PromptEncoder::load(&EncoderFiles::of(dir.path()))
+        };
+        assert!(config(264).is_ok());
+        let error = config(263).unwrap_err().to_string();
+        assert!(error.contains("has ids up to 263, but") && error.contains("263 rows"), "{error}");
+    }
+
+    #[test]
+    fn template_arguments_reach_the_template_and_wrong_ones_are_refused() {
+        let qwen = "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %}\
+            <think></think>{% endif %}{{ messages_to_skip }}";
+        let dir =
+            folder(serde_json::json!({"chat_template": qwen, "eos_token": "</s>"}), serde_json::json!({}));
+        let load = |text: &str| {
+            let arguments: toml::Table = text.parse().unwrap();
+            let files = EncoderFiles { template_args: Some(&arguments), ..EncoderFiles::of(dir.path()) };
+            PromptEncoder::load(&files).and_then(|e| e.encode_prompt(&user("a")))
+        };
+        assert_eq!(load("").unwrap().token_ids, [100]);
+        assert_eq!(load("enable_thinking = true").unwrap().token_ids, [100]);
+        assert_eq!(load("enable_thinking = false").unwrap().token_ids.len(), 1 + "<think></think>".len());
+        for (text, want) in [
+            (
+                "enable_thinking = 'false'",
+                "model.template_args.enable_thinking = \"false\": must be a boolean",
+            ),
+            ("enable_thinking = 0", "must be a boolean"),
+            ("enable_thinkin = false", "chat_template does not ask for it"),
+            ("messages = []", "every rendering sets it"),
+            ("bos_token = 'a'", "every rendering sets it"),
+            ("messages_to_skip = 1979-05-27", "a text in quotes"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
     }
 
     #[test]
@@ -274,7 +432,7 @@ mod tests {
     #[test]
     fn answers_that_hold_control_tokens_or_nothing_are_refused() {
         let encoder = encoder(LLAMA3, Some("</s>"), serde_json::json!({})).unwrap();
-        let error = |answer: &str| encoder.encode_target(answer).unwrap_err().to_string();
+        let error = |answer: &str| encoder.encode_target(&user("a"), answer).unwrap_err().to_string();
         assert!(error("a</s>").contains("holds the special token `</s>`"));
         assert!(error("").contains("has no tokens"));
     }

@@ -3,12 +3,15 @@
 pub mod byte_tokenizer;
 pub mod chat_template;
 mod encoder;
+mod jinja2;
 mod pretrained;
 mod python;
 mod stop;
+pub mod tiktoken;
 pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Date};
 pub use encoder::{EncoderFiles, PromptEncoder};
+pub use pretrained::{SpecialTokens, chat_template_text};
 pub use stop::{EndOfTurn, EndOfTurnSource, StopTokens};
 pub use tokenizer::Tokenizer;

@@ -30,7 +30,7 @@ const NAMES: [&str; 7] =
 
 impl SpecialTokens {
     /// `tokenizer_config.json`, and for what it does not name `special_tokens_map.json`.
-    pub(super) fn from_dir(dir: &Path) -> Result<Self> {
+    pub fn from_dir(dir: &Path) -> Result<Self> {
         let config = read_json(&dir.join("tokenizer_config.json"))?;
         let map = read_json(&dir.join("special_tokens_map.json"))?;
         let find = |name: &str| {
@@ -43,7 +43,7 @@ impl SpecialTokens {
         Ok(Self(NAMES.into_iter().filter_map(|name| Some((name.to_string(), find(name)?))).collect()))
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, token)| token.as_str())
     }
 
@@ -91,6 +91,19 @@ pub(super) fn find_template(dir: &Path, override_file: Option<&Path>) -> Result<
     Ok(TemplateSource { place, text: text.clone() })
 }
 
+/// The text of [`find_template`], or `None` where a model has no chat template at all, as base models.
+///
+/// # Errors
+/// The file named is not there, or a template is broken.
+pub fn chat_template_text(dir: &Path, override_file: Option<&Path>) -> Result<Option<String>> {
+    let beside = dir.join("chat_template.jinja").is_file();
+    let config = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+    if override_file.is_none() && !beside && config["chat_template"].is_null() {
+        return Ok(None);
+    }
+    find_template(dir, override_file).map(|source| Some(source.text))
+}
+
 fn named<'a>(list: &'a [Value], name: &str) -> Option<&'a String> {
     let entry = list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some(name))?;
     match entry.get("template")? {
@@ -126,6 +139,13 @@ pub(super) fn end_token_ids(dir: &Path) -> Result<Vec<u32>> {
         });
     }
     Ok(Vec::new())
+}
+
+/// `vocab_size` of `config.json`, the rows of the embedding. `None` where the file does not say; what is wrong with a
+/// broken one, the loader of the weights says better.
+pub(super) fn vocab_size(dir: &Path) -> Option<usize> {
+    let config = read_json(&dir.join("config.json")).ok()??;
+    config.get("vocab_size")?.as_u64().and_then(|rows| usize::try_from(rows).ok())
 }
 
 fn id(value: &Value) -> Option<u32> {

@@ -38,8 +38,8 @@ pub struct EndOfTurn {
 pub enum EndOfTurnSource {
     /// The chat template writes it after an assistant's message.
     Template,
-    /// The template shows none: it writes the answer in another way than generation would see it, or ends
-    /// it with plain text. `eos_token` of the tokenizer, or else the first stop token of the model.
+    /// The template shows none: it refuses an answer, puts it into the middle of a text (as guards do), changes
+    /// it, or ends it with plain text. `eos_token` of the tokenizer, or else the first stop token of the model.
     EosToken,
 }
 
@@ -73,17 +73,15 @@ pub(super) fn end_of_turn(
     Ok(EndOfTurn { token_ids: vec![*first], source: EndOfTurnSource::EosToken })
 }
 
-/// `None` if the prompt is not a prefix of the answered conversation, or plain text follows the answer.
+/// `None` if the answer does not come last, or plain text follows it.
 fn written_by_template(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
     stops: &[u32],
 ) -> Result<Option<Vec<u32>>> {
-    let prompt = template.render_prompt(&probe_question())?;
     // A template may refuse to show an answered conversation: it was written for generation only.
     let Ok(answered) = template.render_answered(&probe_question(), PROBE_ANSWER) else { return Ok(None) };
-    let after = answered.strip_prefix(&prompt).and_then(|answer| answer.rsplit_once(PROBE_ANSWER));
-    let Some((_, after)) = after else { return Ok(None) };
+    let Some((_, after)) = answered.rsplit_once(PROBE_ANSWER) else { return Ok(None) };
     let mut ids = tokenizer.encode(after)?;
     let is_end = |id: &u32| stops.contains(id) || tokenizer.is_special(*id);
     let Some(end) = ids.iter().position(is_end) else { return Ok(None) };

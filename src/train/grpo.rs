@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::policy::PolicyUpdate;
 use crate::algo::advantage::{RewardSummary, advantages};
+use crate::algo::loss::KlPenalty;
 use crate::config::PackConfig;
+use crate::config::loss::KlEstimator;
 use crate::config::stages::GrpoConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
@@ -96,7 +98,7 @@ impl GrpoStage<'_> {
     pub fn policy_update(&self) -> PolicyUpdate<'_> {
         PolicyUpdate {
             loss: &self.config.loss,
-            kl_coef: self.config.kl_coef,
+            penalty: KlPenalty { coef: self.config.kl_coef, estimator: KlEstimator::K3 },
             temperature: self.config.sampling.temperature,
             max_completion_tokens: self.config.max_completion_tokens,
             max_tokens_per_pack: self.pack.max_tokens_per_pack,

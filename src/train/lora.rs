@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::materials::load_decoder;
+use super::materials::{Materials, load_decoder};
 use crate::config::Config;
 use crate::config::lora::{LoraConfig, LoraStages};
 use crate::error::{Error, Result};
+use crate::export::aside::named_when_done;
 use crate::model::adapter::{Adapter, Shape};
 use crate::model::decoder::Decoder;
 use crate::model::peft;
+use crate::run::RunDirectory;
 
 /// What a run knows of its adapters besides the one that the decoder carries.
 pub struct Adapters<'a> {
@@ -45,6 +47,14 @@ impl<'a> Adapters<'a> {
         }
         peft::attach(&checkpoint.join(ADAPTER), decoder)?;
         Ok(Some(Self { config: lora, seed: config.seed, merged }))
+    }
+
+    /// A line on what is trained.
+    pub fn describe(&self, decoder: &Decoder) -> String {
+        let trained: usize = decoder.trainable().map(|(_, tensor)| tensor.elem_count()).sum();
+        let frozen = decoder.config.parameter_count();
+        let (rank, layers) = (self.config.rank, self.config.targets.names().join(", "));
+        format!("lora: {trained} numbers are trained beside {frozen} frozen ones (rank {rank}; {layers})")
     }
 
     fn attach_fresh(&self, decoder: &mut Decoder, stage: usize) -> Result<()> {
@@ -96,15 +106,36 @@ impl<'a> Adapters<'a> {
     }
 
     /// All adapters of the run as one, beside the weights that it started from.
-    pub fn whole(&self, decoder: &Decoder) -> Result<Adapter> {
+    fn whole(&self, decoder: &Decoder) -> Result<Adapter> {
         let last = decoder.adapter().ok_or_else(no_adapter)?;
         let mut all = self.merged.iter().chain([&last]);
         let first = all.next().ok_or_else(no_adapter)?.clone();
         all.try_fold(first, |sum, next| sum.and(next))
     }
 
+    /// Writes the run's adapter in PEFT layout, loads it back and compares log-probs before it gets its name; and the
+    /// weights it stands beside, where they were made from the seed and lie in no folder yet.
+    pub fn save(&self, config: &Config, materials: &Materials, run: &RunDirectory) -> Result<()> {
+        let decoder = &materials.decoder;
+        let mut base = self.base(config, decoder)?;
+        let of = match &config.model.path {
+            Some(dir) => dir.clone(),
+            None => {
+                let target = run.path().join("base");
+                named_when_done(&target, |aside| materials.write_model(&base, aside))?;
+                target
+            }
+        };
+        let target = run.path().join(ADAPTER);
+        named_when_done(&target, |aside| {
+            peft::save(aside, &self.whole(decoder)?, &of.display().to_string())?;
+            peft::attach(aside, &mut base)?;
+            materials.compare(decoder, &base, merged_bound(decoder), &target)
+        })
+    }
+
     /// The weights the run started from: the decoder's own, or made again where adapters were merged into them.
-    pub fn base(&self, config: &Config, decoder: &Decoder) -> Result<Decoder> {
+    fn base(&self, config: &Config, decoder: &Decoder) -> Result<Decoder> {
         let positions = config.model.max_positions;
         match &config.model.path {
             _ if self.merged.is_empty() => decoder.without_adapter(),
@@ -112,6 +143,11 @@ impl<'a> Adapters<'a> {
             None => Decoder::random_on(&decoder.place(), decoder.config.clone(), config.seed, positions),
         }
     }
+}
+
+/// How far log-probs may lie apart between weights with an adapter beside them and with it merged in, nats.
+pub fn merged_bound(decoder: &Decoder) -> f32 {
+    if decoder.dtype() == DType::F32 { 1e-3 } else { 0.1 }
 }
 
 const ADAPTER: &str = "adapter";

@@ -1,17 +1,20 @@
 //! What a run is made of before its first step: task, tokens, rows, weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::place::{self, Opened};
-use crate::config::stages::Balance;
+use crate::config::stages::{Balance, Estimator};
 use crate::config::{Config, Stage};
 use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
+use crate::export::companions::Companions;
+use crate::export::folder;
+use crate::export::probe::Probe;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
-use crate::model::weights;
+use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -27,18 +30,19 @@ pub struct Materials {
     pub companions: Companions,
 }
 
-/// Where the files that travel with a model lie.
-pub struct Companions {
-    pub tokenizer_dir: PathBuf,
-    pub chat_template: Option<PathBuf>,
-    pub model_dir: PathBuf,
-}
-
 impl Materials {
     /// `run` is where a model made from the seed keeps its tokenizer.
     pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<Self> {
         let Opened { place, fell_back } = place::open_for(config)?;
         let task = Task::load(&config.task)?;
+        if config.stages.contains(&Stage::Grpo)
+            && config.grpo.estimator == Estimator::Enumerate
+            && !task.has_closed_answers()
+        {
+            let want = "\"sampled\", or a task file whose [answers] has a text for the negative label too";
+            let why = format!("the answers of task `{}` are no closed set", task.name());
+            return Err(Error::config("grpo.estimator", "enumerate", want, why));
+        }
         let materials = match (&config.model.path, &config.model.random) {
             (Some(dir), _) => Self::from_folder(config, &place, task, dir, sinks),
             (None, Some(_)) => Self::from_seed(config, &place, task, &run.join("tokenizer"), sinks),
@@ -63,7 +67,8 @@ impl Materials {
     ) -> Result<Self> {
         if !dir.is_dir() {
             let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
-            let fix = "Name a model folder: config.json, safetensors, tokenizer.json";
+            let fix =
+                "Name a model folder (config.json, safetensors, tokenizer.json) or a hub name, org/name";
             return Err(Error::input(format!("model.path = {}", dir.display()), problem, fix));
         }
         let companions = Companions {
@@ -76,6 +81,7 @@ impl Materials {
             tokenizer_dir: config.model.tokenizer.as_deref(),
             chat_template: config.model.chat_template.as_deref(),
             date: Date::default(),
+            template_args: Some(&config.model.template_args),
         })?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let rows = Rows::load(config, &task, &encoder, sinks)?;
@@ -129,6 +135,35 @@ impl Materials {
         Ok(Self::assemble(task, encoder, decoder, rows, companions))
     }
 
+    /// A model folder with all that travels with it; an adapter of `decoder` is merged.
+    pub fn write_model(&self, decoder: &Decoder, dir: &Path) -> Result<()> {
+        folder::write(dir, decoder, &self.companions, SaveOptions::new(decoder.dtype()))?;
+        if let Some(text) = self.encoder.template().text_with_arguments() {
+            let template = dir.join("chat_template.jinja");
+            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
+        }
+        Ok(())
+    }
+
+    /// Holds the log-probs of what was saved as `target` against those in memory, on a held-out prompt.
+    ///
+    /// # Errors
+    /// A difference above `bound`, in nats.
+    pub fn compare(&self, decoder: &Decoder, saved: &Decoder, bound: f32, target: &Path) -> Result<()> {
+        let ids = self.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
+        let probe =
+            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
+        let (want, got) = (probe.logprobs(decoder)?, probe.logprobs(saved)?);
+        let differences = || want.iter().zip(&got).map(|(a, b)| (a - b).abs());
+        // Not by the worst alone: a NaN is below any maximum.
+        if differences().all(|difference| difference <= bound) {
+            return Ok(());
+        }
+        let worst = differences().fold(0f32, f32::max);
+        let problem = format!("its log-probs differ by {worst:.1e}, and {bound:.1e} is the bound");
+        Err(Error::Unfaithful { path: target.to_path_buf(), problem })
+    }
+
     fn assemble(
         task: Task,
         encoder: PromptEncoder,
@@ -143,9 +178,7 @@ impl Materials {
 
 /// Weights of a folder in HF layout, brought to `place`.
 pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
-    let config = ModelConfig::load(dir)?;
-    let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
-    Decoder::new(config, tensors, max_positions)
+    Decoder::load(dir, max_positions, place)
 }
 
 struct Rows {
@@ -169,6 +202,10 @@ impl Rows {
             },
         };
         let (sft, grpo) = (config.stages.contains(&Stage::Sft), config.stages.contains(&Stage::Grpo));
+        let grpo_targets = match config.grpo.estimator {
+            Estimator::Sampled => Targets::Ignored,
+            Estimator::Enumerate => Targets::Answers,
+        };
         let mut keep = |what: &str, dataset: Dataset| {
             for (reason, count) in &dataset.dropped {
                 sinks.warn(format!("{what}: dropped {count} rows: {reason}"));
@@ -186,7 +223,7 @@ impl Rows {
             let valid = Spec::new(config.seed, Split::Test, synthetic_data.valid_rows);
             return Ok(Self {
                 sft: if sft { keep("sft", encode(for_sft, Targets::Required)?) } else { Vec::new() },
-                grpo: if grpo { keep("grpo", encode(for_grpo, Targets::Ignored)?) } else { Vec::new() },
+                grpo: if grpo { keep("grpo", encode(for_grpo, grpo_targets)?) } else { Vec::new() },
                 valid: keep("valid", encode(valid, Targets::Ignored)?),
             });
         }
@@ -194,12 +231,15 @@ impl Rows {
             return data.validate().and(Err(Error::Compute("no data".into())));
         };
         let valid = keep("data.valid", source(data.max_valid_rows, Targets::Ignored).load(valid)?);
-        let targets = if sft { Targets::Required } else { Targets::Ignored };
-        let rows = keep("data.train", source(data.max_train_rows, targets).load(train)?);
-        Ok(Self {
-            grpo: if grpo { rows.clone() } else { Vec::new() },
-            sft: if sft { rows } else { Vec::new() },
-            valid,
-        })
+        let mut load = |targets| -> Result<Vec<EncodedRow>> {
+            Ok(keep("data.train", source(data.max_train_rows, targets).load(train)?))
+        };
+        let sft = if sft { load(Targets::Required)? } else { Vec::new() };
+        let grpo = match (grpo, grpo_targets) {
+            (false, _) => Vec::new(),
+            (true, Targets::Ignored) if !sft.is_empty() => sft.clone(),
+            (true, targets) => load(targets)?,
+        };
+        Ok(Self { sft, grpo, valid })
     }
 }

@@ -1,5 +1,6 @@
 //! The stages of a run: SFT, GRPO, and what holds them together.
 
+pub mod enumerate;
 pub mod grpo;
 pub mod lora;
 pub mod materials;

@@ -19,7 +19,7 @@ pub struct Opened {
 /// Opens what `device` and `dtype` say.
 ///
 /// # Errors
-/// When a CUDA device is asked for and there is none, and when the type is not one of the device's.
+/// When a CUDA device is asked for and there is none.
 pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
     let (device, fell_back) = match device {
         DeviceKind::Cpu => (Device::Cpu, None),
@@ -30,12 +30,8 @@ pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
         },
     };
     let dtype = match (dtype, device.is_cuda()) {
-        (DtypeKind::Auto | DtypeKind::Bf16, true) => DType::BF16,
+        (DtypeKind::Bf16, _) | (DtypeKind::Auto, true) => DType::BF16,
         (DtypeKind::F32, _) | (DtypeKind::Auto, false) => DType::F32,
-        (DtypeKind::Bf16, false) => {
-            let why = fell_back.unwrap_or_else(|| "the device is the CPU".into());
-            return Err(Error::config("model.dtype", "bf16", "auto or f32 on the CPU", why));
-        }
     };
     Ok(Opened { place: Placement { device, dtype }, fell_back })
 }

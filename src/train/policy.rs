@@ -1,9 +1,10 @@
 //! The policy gradient of scored groups, pack by pack: GRPO training and `rlvr bench step` share it.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use super::step::{Trainee, mean};
-use crate::algo::loss::{LossSums, Sequence, StepTotals, policy_loss};
+use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Head, Keep};
@@ -16,7 +17,7 @@ use crate::types::{Group, PackedBatch, ScoredGroup};
 #[derive(Clone, Copy)]
 pub struct PolicyUpdate<'a> {
     pub loss: &'a LossConfig,
-    pub kl_coef: f64,
+    pub penalty: KlPenalty,
     pub temperature: f32,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
@@ -24,13 +25,12 @@ pub struct PolicyUpdate<'a> {
     pub reference: Option<&'a Decoder>,
 }
 
-/// Groups of one packed batch and, when the rollout kept their activations, where they are.
+/// Groups of one packed batch and the tape that has their activations, if the rollout kept them. The last pack
+/// of a tape frees it.
 struct Pack<'a> {
     /// Indices into the step's groups.
     groups: &'a [usize],
-    tape: Option<usize>,
-    /// No later pack reads this tape.
-    last_of_tape: bool,
+    tape: Option<Rc<(Range<usize>, Tape)>>,
 }
 
 impl PolicyUpdate<'_> {
@@ -59,8 +59,7 @@ impl PolicyUpdate<'_> {
         let mut sums = LossSums::default();
         let (mut loss, mut tokens, mut reused_tokens) = (0.0, 0, 0);
         let (mut entropies, mut differences) = (Vec::new(), Vec::new());
-        let mut tapes: Vec<Option<(Range<usize>, Tape)>> = tapes.into_iter().map(Some).collect();
-        for pack in self.packs(groups, &live, &tapes) {
+        for pack in self.packs(groups, &live, tapes) {
             let mut batch = PackedBatch::default();
             let rollouts = || pack.groups.iter().flat_map(|g| &groups[*g].group.rollouts);
             for g in pack.groups {
@@ -71,8 +70,9 @@ impl PolicyUpdate<'_> {
             tokens += batch.tokens.len();
             let reference =
                 self.reference.map(|model| reference_logps(model, &batch, self.temperature)).transpose()?;
-            let forward = match pack.tape.and_then(|index| tapes[index].as_ref()) {
-                Some((range, tape)) => {
+            let forward = match &pack.tape {
+                Some(taped) => {
+                    let (range, tape) = &**taped;
                     reused_tokens += batch.tokens.len();
                     let rows = pack.groups.iter().map(|g| completion_rows(&groups[*g].group));
                     let rows: Vec<Vec<usize>> = rows.collect();
@@ -86,10 +86,8 @@ impl PolicyUpdate<'_> {
                 }
                 None => trainee.forward(&batch)?,
             };
-            if pack.last_of_tape {
-                // From here the pass holds the rows alone and frees them block by block.
-                tapes[..=pack.tape.unwrap_or(0)].fill_with(|| None);
-            }
+            // From here the pass holds the rows alone and frees them block by block.
+            drop(pack.tape);
             let advantages = pack.groups.iter().flat_map(|g| &groups[*g].advantages);
             trainee.learn(&batch, forward, self.temperature, |now| {
                 let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
@@ -111,10 +109,11 @@ impl PolicyUpdate<'_> {
                         logps: &logps[range.clone()],
                         old_logps: &old[range.clone()],
                         ref_logps: reference.as_deref().map(|r| &r[range]),
+                        importance: None,
                         advantage: f64::from(*advantage),
                     })
                     .collect();
-                let out = policy_loss(self.loss, self.kl_coef, &sequences, &totals)?;
+                let out = policy_loss(self.loss, self.penalty, &sequences, &totals)?;
                 loss += out.loss;
                 sums += out.sums;
                 entropies.extend_from_slice(&now.entropies);
@@ -123,7 +122,7 @@ impl PolicyUpdate<'_> {
         }
         let mut metrics = Metrics::default();
         metrics.insert("loss", loss);
-        metrics.extend(sums.metrics());
+        metrics.extend(sums.metrics(self.loss));
         // A step of dead groups only has computed nothing to take a mean of.
         if !entropies.is_empty() {
             metrics.insert("entropy", mean(&entropies));
@@ -138,26 +137,22 @@ impl PolicyUpdate<'_> {
         Ok(metrics)
     }
 
-    /// Live groups in order, cut so that a pack stays within its bound and within one tape.
+    /// Live groups in order, cut so that a pack stays within its bound and within one tape. A tape whose groups
+    /// are all dead is freed here.
     fn packs<'g>(
         &self,
         groups: &[ScoredGroup],
         live: &'g [usize],
-        tapes: &[Option<(Range<usize>, Tape)>],
+        tapes: Vec<(Range<usize>, Tape)>,
     ) -> Vec<Pack<'g>> {
-        let tape_of = |g: &usize| {
-            tapes.iter().position(|tape| tape.as_ref().is_some_and(|(range, _)| range.contains(g)))
-        };
+        let tapes: Vec<Rc<(Range<usize>, Tape)>> = tapes.into_iter().map(Rc::new).collect();
+        let tape_of = |g: &usize| tapes.iter().position(|tape| tape.0.contains(g));
+        let size = |g: &usize| groups[*g].group.prompt.token_ids.len() + completion_tokens(&groups[*g].group);
         let mut packs = Vec::new();
         for part in live.chunk_by(|a, b| tape_of(a) == tape_of(b)) {
-            let size =
-                |g: &usize| groups[*g].group.prompt.token_ids.len() + completion_tokens(&groups[*g].group);
+            let tape = tape_of(&part[0]).map(|index| &tapes[index]);
             let cuts = runs(part.iter().map(size), self.max_tokens_per_pack);
-            packs.extend(cuts.into_iter().map(|run| Pack {
-                tape: tape_of(&part[run.start]),
-                last_of_tape: run.end == part.len() && tape_of(&part[run.start]).is_some(),
-                groups: &part[run],
-            }));
+            packs.extend(cuts.into_iter().map(|run| Pack { groups: &part[run], tape: tape.cloned() }));
         }
         packs
     }

@@ -3,41 +3,30 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::DType;
-
+use super::enumerate::EnumerateUpdate;
 use super::grpo::GrpoStage;
-use super::lora::{Adapters, base_digest, check_base};
-use super::materials::{Companions, Materials, load_decoder};
+use super::lora::{Adapters, base_digest, check_base, merged_bound};
+use super::materials::{Materials, load_decoder};
 use super::place::gradients_dtype;
 use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
 use crate::config::optim::OptimConfig;
-use crate::config::stages::Balance;
+use crate::config::stages::{Balance, Estimator};
 use crate::config::{Config, Stage};
 use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
 use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::export::aside::named_when_done;
+use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
-use crate::model::peft;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::optim::schedule::learning_rate;
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
-use crate::types::{PackedBatch, Target};
-
-/// Files of a model folder besides weights and config.json.
-const COMPANION_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
 
 /// A run that is under way.
 pub struct Session<'a> {
@@ -61,6 +50,9 @@ impl<'a> Session<'a> {
             cursor.base = Some(base_digest(&materials.decoder)?);
         }
         let adapters = Adapters::start(config, &mut materials.decoder)?;
+        if let Some(adapters) = &adapters {
+            sinks.emit(&Event::Note { text: adapters.describe(&materials.decoder) });
+        }
         Ok(Self { config, run, materials, sinks, cursor, optimizer: None, adapters })
     }
 
@@ -96,7 +88,7 @@ impl<'a> Session<'a> {
         }
         let model = save_model(&self.materials, self.run)?;
         if let Some(adapters) = &self.adapters {
-            save_adapter(self.config, adapters, &self.materials, self.run)?;
+            adapters.save(self.config, &self.materials, self.run)?;
         }
         let rows = self.cursor.results.iter().map(Evaluated::row).collect();
         self.sinks.emit(&Event::Finished { rows, run: self.run.path().into() });
@@ -245,6 +237,9 @@ impl<'a> Session<'a> {
         optimizer: &mut AdamW,
     ) -> Result<Metrics> {
         let config = &self.config.grpo;
+        if config.estimator == Estimator::Enumerate {
+            return self.enumerate_step(order, step, reference, gradients, optimizer);
+        }
         let stage = GrpoStage {
             task: &self.materials.task,
             encoder: &self.materials.encoder,
@@ -291,6 +286,32 @@ impl<'a> Session<'a> {
             step: step + 1,
             samples: scored.samples,
         });
+        Ok(metrics)
+    }
+
+    fn enumerate_step(
+        &self,
+        order: &Order,
+        step: u64,
+        reference: Option<&Decoder>,
+        gradients: &mut Gradients,
+        optimizer: &mut AdamW,
+    ) -> Result<Metrics> {
+        let config = &self.config.grpo;
+        let all = &self.materials.grpo_rows;
+        let indices = order.indices(step, config.prompts_per_step);
+        let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
+        let update = EnumerateUpdate {
+            task: &self.materials.task,
+            config,
+            max_tokens_per_pack: self.config.pack.max_tokens_per_pack,
+            reference,
+        };
+        let start = Instant::now();
+        let mut metrics = update.accumulate(self.trainee(gradients), &rows)?;
+        self.update(&config.optim, step, config.steps as u64, gradients, optimizer, &mut metrics)?;
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        metrics.insert("epoch", ((step + 1) * config.prompts_per_step as u64) as f64 / all.len() as f64);
         Ok(metrics)
     }
 
@@ -350,102 +371,13 @@ impl<'a> Session<'a> {
 /// Writes the model folder aside, loads it back, compares log-probs on a probe, and only then gives it its name.
 fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     let target = run.model();
-    let aside = empty_folder(&target.with_extension("partial"))?;
-    state::save_weights(&aside, &materials.decoder)?;
-    copy_companions(&materials.companions, &aside)?;
-    let again = load_decoder(&aside, materials.decoder.max_positions(), &materials.decoder.place())?;
-    // An adapter is merged into the folder's weights, which rounds other sums.
-    let bound = if materials.decoder.adapter().is_some() { merged_bound(&again) } else { 0.0 };
-    compare(&materials.decoder, &again, materials, bound)?;
-    give_name(&aside, &target)?;
+    named_when_done(&target, |aside| {
+        let decoder = &materials.decoder;
+        materials.write_model(decoder, aside)?;
+        let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
+        // An adapter is merged into the folder's weights, which rounds other sums.
+        let bound = if decoder.adapter().is_some() { merged_bound(decoder) } else { 0.0 };
+        materials.compare(decoder, &again, bound, &target)
+    })?;
     Ok(target)
-}
-
-/// Writes the adapter in PEFT layout, with the same care; and the weights it stands beside, where they were made
-/// from the seed and lie in no folder yet.
-fn save_adapter(
-    config: &Config,
-    adapters: &Adapters,
-    materials: &Materials,
-    run: &RunDirectory,
-) -> Result<()> {
-    let decoder = &materials.decoder;
-    let mut base = adapters.base(config, decoder)?;
-    let of = match &config.model.path {
-        Some(dir) => dir.clone(),
-        None => {
-            let target = run.path().join("base");
-            let aside = empty_folder(&target.with_extension("partial"))?;
-            state::save_weights(&aside, &base)?;
-            copy_companions(&materials.companions, &aside)?;
-            give_name(&aside, &target)?;
-            target
-        }
-    };
-    let target = run.path().join("adapter");
-    let aside = empty_folder(&target.with_extension("partial"))?;
-    peft::save(&aside, &adapters.whole(decoder)?, &of.display().to_string())?;
-    peft::attach(&aside, &mut base)?;
-    compare(decoder, &base, materials, merged_bound(&base))?;
-    give_name(&aside, &target)
-}
-
-/// How far log-probs may lie apart between weights with an adapter beside them and with it merged in, nats.
-fn merged_bound(decoder: &Decoder) -> f32 {
-    if decoder.dtype() == DType::F32 { 1e-3 } else { 0.1 }
-}
-
-/// An empty folder in the place of whatever a killed run has left there.
-fn empty_folder(path: &Path) -> Result<PathBuf> {
-    if path.exists() {
-        std::fs::remove_dir_all(path).map_err(Error::io(path, "remove a leftover"))?;
-    }
-    std::fs::create_dir_all(path).map_err(Error::io(path, "create the folder"))?;
-    Ok(path.to_path_buf())
-}
-
-fn give_name(aside: &Path, target: &Path) -> Result<()> {
-    if target.exists() {
-        std::fs::remove_dir_all(target).map_err(Error::io(target, "replace the folder"))?;
-    }
-    std::fs::rename(aside, target).map_err(Error::io(target, "name the folder"))
-}
-
-/// Holds a saved model's log-probs against those in memory; `bound` in nats.
-fn compare(decoder: &Decoder, saved: &Decoder, materials: &Materials, bound: f32) -> Result<()> {
-    let (want, got) = (probe(decoder, materials)?, probe(saved, materials)?);
-    let differences = || want.iter().zip(&got).map(|(a, b)| (a - b).abs());
-    // Not by the worst alone: a NaN is below any maximum.
-    if differences().all(|difference| difference <= bound) {
-        return Ok(());
-    }
-    let worst = differences().fold(0f32, f32::max);
-    let problem = format!("the saved model's log-probs differ from those in memory by {worst:e}");
-    Err(Error::Compute(problem.into()))
-}
-
-/// Log-probs of the last tokens of a held-out prompt.
-fn probe(decoder: &Decoder, materials: &Materials) -> Result<Vec<f32>> {
-    let Some(row) = materials.valid_rows.first() else { return Ok(Vec::new()) };
-    let ids = &row.prompt.token_ids[..row.prompt.token_ids.len().min(256)];
-    let mut batch = PackedBatch::default();
-    batch.push_sequence(&ids[..1], &ids[1..]);
-    let hidden = decoder.forward(&batch, Keep::Nothing)?.hidden;
-    let targets: Vec<Target> = batch.targets.iter().rev().take(16).copied().collect();
-    Ok(decoder.logprobs(&hidden, Head { targets: &targets, temperature: 1.0 })?.logprobs)
-}
-
-fn copy_companions(from: &Companions, to: &Path) -> Result<()> {
-    for name in COMPANION_FILES {
-        let dir = if name == "generation_config.json" { &from.model_dir } else { &from.tokenizer_dir };
-        let (source, target) = (dir.join(name), to.join(name));
-        if source.is_file() {
-            std::fs::copy(&source, &target).map_err(Error::io(&target, "copy a tokenizer file"))?;
-        }
-    }
-    if let Some(template) = &from.chat_template {
-        let target = to.join("chat_template.jinja");
-        std::fs::copy(template, &target).map_err(Error::io(&target, "copy the chat template"))?;
-    }
-    Ok(())
 }

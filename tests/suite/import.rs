@@ -9,6 +9,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use rlvr::model::config::ModelConfig;
 use rlvr::model::gguf::import;
+use rlvr::model::rope_scaling::RopeScaling;
 use rlvr::model::weights::load;
 use serde_json::json;
 use tempfile::TempDir;
@@ -252,12 +253,12 @@ fn the_rotary_table_of_llama_3_1_becomes_its_scaling() {
     source.store("rope_freqs.weight", Tensor::new(&table, &Device::Cpu).unwrap(), GgmlDType::F32);
     let dir = TempDir::new().unwrap();
     let config = ModelConfig::load(&source.import_into(&dir)).unwrap();
-    let scaling = config.rope_scaling.unwrap();
+    let Some(RopeScaling::Llama3(scaling)) = config.rope_scaling else { panic!("{config:?}") };
     assert_eq!((scaling.factor, scaling.original_max_position_embeddings), (8.0, 8192));
 
     table[8] = 3.0;
     source.store("rope_freqs.weight", Tensor::new(&table, &Device::Cpu).unwrap(), GgmlDType::F32);
-    refused(&source.bytes(), "rope_freqs.weight: not the rotary scaling");
+    refused(&source.bytes(), "rope_freqs.weight: not a llama3 scaling");
 }
 
 /// The file fails with one line that holds `wanted`, and nothing is written.
@@ -309,10 +310,11 @@ fn a_flipped_byte_is_an_error_or_a_model_never_a_panic() {
 fn what_is_not_supported_is_refused_by_name() {
     let text = |s: &str| Value::String(s.into());
     let cases = [
-        (Source::tiny().set("general.architecture", text("qwen2")), "general.architecture: \"qwen2\""),
+        (Source::tiny().set("general.architecture", text("gemma3")), "general.architecture: \"gemma3\""),
         (Source::tiny().set("tokenizer.ggml.model", text("llama")), "tokenizer.ggml.model: \"llama\""),
         (Source::tiny().set("tokenizer.ggml.pre", text("tekken")), "tokenizer.ggml.pre: \"tekken\""),
-        (Source::tiny().set("llama.rope.scaling.type", text("yarn")), "llama.rope.scaling.type: \"yarn\""),
+        (Source::tiny().set("llama.rope.scaling.type", text("longrope")), "scaling.type: \"longrope\""),
+        (Source::tiny().set("llama.rope.scaling.type", text("yarn")), "llama.rope.scaling.factor: missing"),
         (Source::tiny().set("llama.expert_count", Value::U32(8)), "llama.expert_count: 8"),
         (Source::tiny().set("llama.rope.dimension_count", Value::U32(16)), "llama.rope.dimension_count: 16"),
         (

@@ -8,13 +8,14 @@ use regex::Regex;
 const FLOORS: [&[&str]; 6] = [
     &["types", "config", "error", "rng"],
     &["ops"],
-    &["model", "text", "data", "task", "dist", "observe", "pack"],
+    &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["rollout", "algo", "optim", "run"],
-    &["train", "eval", "report", "check"],
+    &["train", "eval", "export", "report", "check"],
     &["main", "cli"],
 ];
 /// Rooms of one floor keep apart, except these (from, to) and those of the lowest and highest floor.
-const SIDEWAYS: &[(&str, &str)] = &[("data", "text"), ("data", "task"), ("train", "eval")];
+const SIDEWAYS: &[(&str, &str)] =
+    &[("data", "text"), ("data", "task"), ("train", "eval"), ("train", "export")];
 const MAX_LINES: usize = 500;
 const UNSAFE_FILES: [&str; 5] =
     ["ops/cuda/launch.rs", "ops/cuda/gemm.rs", "ops/gemm.rs", "model/weights.rs", "main.rs"];

@@ -195,6 +195,45 @@ fn a_merged_model_gives_the_adapters_logprobs() {
     }
 }
 
+#[test]
+fn an_adapter_is_f32_over_bf16_weights() {
+    let rounded = |dtype: DType| -> Decoder {
+        let decoder = small_decoder(9);
+        let round = |w: &Tensor| w.to_dtype(DType::BF16).unwrap().to_dtype(dtype).unwrap();
+        let weights = decoder.parameters().map(|(name, w)| (name.to_string(), round(w)));
+        Decoder::new(decoder.config.clone(), weights.collect::<Vec<_>>(), 512).unwrap()
+    };
+    let mut exact = with_adapter(rounded(DType::F32), 3);
+    let mut bf16 = with_adapter(rounded(DType::BF16), 3);
+    assert_eq!(bf16.dtype(), DType::BF16);
+    assert!(bf16.trainable().all(|(_, tensor)| tensor.dtype() == DType::F32));
+    let batch = batch();
+    let error = worst(&logprobs(&bf16, &batch), &logprobs(&exact, &batch));
+    println!("bf16 against f32 activations: {error:.1e} nats");
+    assert!(error < 0.1, "{error:e}");
+    let up: Vec<f32> = (0..batch.targets.len()).map(|i| (i % 5) as f32 / 2.0 - 0.75).collect();
+    let learn = |decoder: &Decoder| {
+        let gradients = decoder.zero_gradients();
+        let forward = decoder.forward(&batch, Keep::Inputs).unwrap();
+        decoder.backward(&batch, forward, 1.0, &up, &gradients).unwrap();
+        let all = gradients.tensors().map(|t| t.unwrap().clone()).collect::<Vec<_>>();
+        assert!(all.iter().all(|t| t.dtype() == DType::F32));
+        all
+    };
+    let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    for ((got, want), (name, _)) in learn(&bf16).iter().zip(learn(&exact)).zip(exact.trainable()) {
+        let (got, want) = (floats(got), floats(&want));
+        let difference: Vec<f32> = got.iter().zip(&want).map(|(a, b)| a - b).collect();
+        assert!(norm(&difference) < 0.05 * norm(&want), "{name}");
+    }
+    // Merged, a weight is W + scale B A rounded once.
+    exact.merge().unwrap();
+    bf16.merge().unwrap();
+    for ((name, got), (_, want)) in bf16.parameters().zip(exact.parameters()) {
+        assert_eq!(floats(got), floats(&want.to_dtype(DType::BF16).unwrap()), "{name}");
+    }
+}
+
 /// Changes a PEFT config before it is written back.
 fn edit(dir: &Path, change: impl Fn(&mut Value)) {
     let path = dir.join(peft::CONFIG);

@@ -1,7 +1,10 @@
 //! Policy losses against TRL's values, and the fact that they do not depend on how a step is cut.
 
-use rlvr::algo::loss::{LossOutput, LossSums, Sequence, StepTotals, policy_loss};
-use rlvr::config::loss::{ClipConfig, LossConfig, RatioLevel};
+use proptest::prelude::*;
+use rlvr::algo::loss::{KlPenalty, LossOutput, LossSums, Sequence, StepTotals, policy_loss};
+use rlvr::config::loss::{
+    CispoConfig, ClipConfig, KlEstimator, LossConfig, RatioLevel, SapoConfig, VespoConfig,
+};
 use rlvr::rng::{Purpose, Sequential, Stream};
 use serde_json::Value;
 
@@ -33,8 +36,9 @@ fn golden_losses_equal_trl() {
             "token" => RatioLevel::Token,
             _ => RatioLevel::Sequence,
         };
+        let ratio = Some(ratio);
         let clip = ClipConfig {
-            ratio: Some(ratio),
+            ratio,
             epsilon_low: number("epsilon_low"),
             epsilon_high: number("epsilon_high"),
             delta: number("delta"),
@@ -42,9 +46,14 @@ fn golden_losses_equal_trl() {
         let name = case["loss_type"].as_str().unwrap();
         let config = match name {
             "grpo" => LossConfig::Grpo(clip),
+            "bnpo" => LossConfig::Bnpo(clip),
             "dapo" => LossConfig::Dapo(clip),
             "dr_grpo" => LossConfig::DrGrpo(clip),
-            _ => continue,
+            "luspo" => LossConfig::Luspo(clip),
+            "cispo" => LossConfig::Cispo(CispoConfig { ratio, max_ratio: number("epsilon_high") }),
+            "sapo" => LossConfig::Sapo(SapoConfig { ratio, ..SapoConfig::default() }),
+            "vespo" => LossConfig::Vespo(VespoConfig::default()),
+            other => panic!("{other} is a loss this test does not know"),
         };
         let beta = number("beta").unwrap();
         let what = format!("{name} {ratio:?} beta {beta} delta {:?}", clip.delta);
@@ -57,6 +66,7 @@ fn golden_losses_equal_trl() {
                 logps: &logps[i],
                 old_logps: &old_logps[i],
                 ref_logps: (beta != 0.0).then_some(&ref_logps[i]),
+                importance: None,
                 advantage: advantages[i],
             })
             .collect();
@@ -65,25 +75,34 @@ fn golden_losses_equal_trl() {
             active_tokens: lengths.iter().sum(),
             max_completion_tokens: number("max_completion_length").unwrap() as usize,
         };
-        let out = policy_loss(&config, beta, &sequences, &totals).unwrap();
+        let out =
+            policy_loss(&config, KlPenalty { coef: beta, estimator: KlEstimator::K3 }, &sequences, &totals)
+                .unwrap();
         close(out.loss, number("loss").unwrap(), &what);
         let wanted = gradients.concat();
         assert_eq!(out.dloss_dlogp.len(), wanted.len());
         for (t, (got, want)) in out.dloss_dlogp.iter().zip(wanted).enumerate() {
             close(*got, want, &format!("{what} gradient {t}"));
         }
-        for (metric, got) in out.sums.metrics() {
-            close(got, case["metrics"][metric].as_f64().unwrap(), &format!("{what} {metric}"));
+        let metrics = out.sums.metrics(&config);
+        let wanted = case["metrics"].as_object().unwrap();
+        // The entropy is not the loss's.
+        for (metric, want) in wanted.iter().filter(|(metric, _)| *metric != "entropy") {
+            let got = metrics.iter().find(|(name, _)| name == metric);
+            let (_, got) = got.unwrap_or_else(|| panic!("{what} has no {metric}"));
+            close(*got, want.as_f64().unwrap(), &format!("{what} {metric}"));
         }
+        assert!(metrics.iter().all(|(name, _)| wanted.contains_key(*name)), "{what}: {metrics:?}");
         checked += 1;
     }
-    assert_eq!(checked, 18, "3 losses x 2 ratio levels x plain, KL, delta");
+    assert!(checked > 0, "no case in losses.json");
 }
 
 struct Completion {
     logps: Vec<f64>,
     old_logps: Vec<f64>,
     ref_logps: Vec<f64>,
+    importance: Vec<f64>,
     advantage: f64,
 }
 
@@ -94,7 +113,9 @@ impl Completion {
             (0..length).map(|_| shift - 2.0 * f64::from(draw.uniform())).collect()
         };
         let (logps, old_logps, ref_logps) = (logps(0.0), logps(0.1), logps(-0.1));
-        Self { logps, old_logps, ref_logps, advantage: 4.0 * f64::from(draw.uniform()) - 2.0 }
+        let importance = (0..length).map(|_| 2.0 * f64::from(draw.uniform())).collect();
+        let advantage = 4.0 * f64::from(draw.uniform()) - 2.0;
+        Self { logps, old_logps, ref_logps, importance, advantage }
     }
 
     fn sequence(&self) -> Sequence<'_> {
@@ -102,22 +123,34 @@ impl Completion {
             logps: &self.logps,
             old_logps: &self.old_logps,
             ref_logps: Some(&self.ref_logps),
+            importance: Some(&self.importance),
             advantage: self.advantage,
         }
     }
 }
 
-fn configs() -> Vec<LossConfig> {
+/// Every loss at every level, with the estimators of the penalty in turn.
+fn configs() -> Vec<(LossConfig, KlPenalty)> {
     let levels = [RatioLevel::Token, RatioLevel::Sequence];
-    let clips = levels.map(|ratio| ClipConfig {
-        ratio: Some(ratio),
-        epsilon_high: Some(0.28),
-        delta: Some(2.0),
-        ..ClipConfig::default()
-    });
-    clips
-        .into_iter()
-        .flat_map(|c| [LossConfig::Grpo(c), LossConfig::Dapo(c), LossConfig::DrGrpo(c)])
+    let of_level = |ratio| {
+        let ratio = Some(ratio);
+        let c = ClipConfig { ratio, epsilon_high: Some(0.28), delta: Some(2.0), ..ClipConfig::default() };
+        [
+            LossConfig::Grpo(c),
+            LossConfig::Bnpo(c),
+            LossConfig::Dapo(c),
+            LossConfig::DrGrpo(c),
+            LossConfig::Luspo(c),
+            LossConfig::Cispo(CispoConfig { ratio, max_ratio: Some(1.5) }),
+            LossConfig::Sapo(SapoConfig { ratio, ..SapoConfig::default() }),
+            LossConfig::Vespo(VespoConfig::default()),
+        ]
+    };
+    let estimators = [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3, KlEstimator::Abs];
+    let losses = levels.into_iter().flat_map(of_level);
+    losses
+        .enumerate()
+        .map(|(i, loss)| (loss, KlPenalty { coef: 0.04, estimator: estimators[(i + i / 8) % 4] }))
         .collect()
 }
 
@@ -129,14 +162,16 @@ fn step(completions: &[Completion]) -> StepTotals {
     }
 }
 
-#[test]
-fn a_step_is_the_same_however_it_is_cut_and_ordered() {
-    for trial in 0..40 {
-        let mut draw = Stream::new(11, Purpose::Synthetic, [trial, 0, 0]).sequential();
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_step_is_the_same_however_it_is_cut_and_ordered(seed in any::<u64>()) {
+        let mut draw = Stream::new(seed, Purpose::Synthetic, [0; 3]).sequential();
         let completions: Vec<_> = (0..1 + draw.below(9)).map(|_| Completion::random(&mut draw)).collect();
         let totals = step(&completions);
-        for config in configs() {
-            let run = |sequences: &[Sequence]| policy_loss(&config, 0.04, sequences, &totals).unwrap();
+        for (config, penalty) in configs() {
+            let run = |sequences: &[Sequence]| policy_loss(&config, penalty, sequences, &totals).unwrap();
             let in_order: Vec<_> = completions.iter().map(Completion::sequence).collect();
             let whole = run(&in_order);
             let mut order: Vec<usize> = (0..completions.len()).collect();
@@ -153,47 +188,81 @@ fn a_step_is_the_same_however_it_is_cut_and_ordered() {
                 for i in part {
                     let before: usize = completions[..*i].iter().map(|c| c.logps.len()).sum();
                     let length = completions[*i].logps.len();
-                    assert_eq!(
-                        dloss_dlogp[start..start + length],
-                        whole.dloss_dlogp[before..before + length],
-                        "{config:?} trial {trial} sequence {i}"
+                    prop_assert_eq!(
+                        &dloss_dlogp[start..start + length],
+                        &whole.dloss_dlogp[before..before + length],
+                        "{:?} sequence {}", config, i
                     );
                     start += length;
                 }
             }
-            close(loss, whole.loss, &format!("{config:?} trial {trial}"));
-            assert_eq!((sums.ratios, sums.clipped_low), (whole.sums.ratios, whole.sums.clipped_low));
-            close(sums.kl, whole.sums.kl, "kl");
+            close(loss, whole.loss, &format!("{config:?}"));
+            for ((name, got), (_, want)) in sums.metrics(&config).into_iter().zip(whole.sums.metrics(&config)) {
+                close(got, want, &format!("{config:?} {name}"));
+            }
         }
     }
 }
 
+/// The weight of a detached factor is what it is at the point itself: the loss that is differenced keeps the
+/// factor of cispo and vespo fixed, as `-factor A logp`.
 #[test]
 fn gradients_equal_finite_differences() {
     let mut draw = Stream::new(12, Purpose::Synthetic, [0; 3]).sequential();
     let mut completions: Vec<_> = (0..6).map(|_| Completion::random(&mut draw)).collect();
     let totals = step(&completions);
-    for config in configs() {
+    for (config, penalty) in configs() {
+        let detached = matches!(config, LossConfig::Cispo(_) | LossConfig::Vespo(_));
         let loss = |completions: &[Completion]| {
             let sequences: Vec<_> = completions.iter().map(Completion::sequence).collect();
-            policy_loss(&config, 0.04, &sequences, &totals).unwrap()
+            policy_loss(&config, penalty, &sequences, &totals).unwrap()
         };
         let gradient = loss(&completions).dloss_dlogp;
         let mut index = 0;
         for i in 0..completions.len() {
             for t in 0..completions[i].logps.len() {
                 let mut at = |shift: f64| {
-                    let logp = completions[i].logps[t];
+                    let (logp, old) = (completions[i].logps[t], completions[i].old_logps[t]);
                     completions[i].logps[t] = logp + shift;
+                    // Both move together: the ratio, and with it the factor, stays.
+                    completions[i].old_logps[t] = old + if detached { shift } else { 0.0 };
                     let value = loss(&completions).loss;
                     completions[i].logps[t] = logp;
+                    completions[i].old_logps[t] = old;
                     value
                 };
                 let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
                 let got = gradient[index];
-                assert!((got - slope).abs() < 1e-7, "{config:?} {i} {t}: {got} is not {slope}");
+                assert!((got - slope).abs() < 1e-7, "{config:?} {penalty:?} {i} {t}: {got} is not {slope}");
                 index += 1;
             }
         }
     }
+}
+
+/// Dual-clip PPO, arXiv:1912.09729, equation 5, as it stands there.
+#[test]
+fn delta_is_the_c_of_dual_clip() {
+    let mut draw = Stream::new(13, Purpose::Synthetic, [0; 3]).sequential();
+    let mut bound = 0;
+    for _ in 0..500 {
+        let (log_ratio, a) = (4.0 * f64::from(draw.uniform()) - 2.0, 4.0 * f64::from(draw.uniform()) - 2.0);
+        let c = 1.3 + 3.0 * f64::from(draw.uniform());
+        let dual = |log_ratio: f64| {
+            let r = log_ratio.exp();
+            let ppo = (r * a).min(r.clamp(0.8, 1.2) * a);
+            if a < 0.0 { -ppo.max(c * a) } else { -ppo }
+        };
+        let logps = [log_ratio - 1.0];
+        let sequence =
+            Sequence { logps: &logps, old_logps: &[-1.0], ref_logps: None, importance: None, advantage: a };
+        let config = LossConfig::Luspo(ClipConfig { delta: Some(c), ..ClipConfig::default() });
+        let totals = StepTotals { sequences: 1, active_tokens: 1, max_completion_tokens: 1 };
+        let out = policy_loss(&config, KlPenalty::NONE, &[sequence], &totals).unwrap();
+        close(out.loss, dual(log_ratio), "value");
+        let slope = (dual(log_ratio + 1e-6) - dual(log_ratio - 1e-6)) / 2e-6;
+        assert!((out.dloss_dlogp[0] - slope).abs() < 1e-6, "r {} A {a} c {c}", log_ratio.exp());
+        bound += usize::from(a < 0.0 && log_ratio.exp() > c);
+    }
+    assert!(bound > 5, "c binds in some draws: {bound}");
 }

@@ -1,5 +1,6 @@
 //! All integration tests, in one binary: each module states facts about one contract of docs/design.md.
 
+mod ablate;
 mod adamw;
 mod bad_input;
 mod configs;
@@ -12,7 +13,10 @@ mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
+mod families;
 mod golden;
+mod hub;
+mod hub_server;
 mod import;
 mod kernels;
 mod kernels_adamw;
@@ -26,8 +30,10 @@ mod losses;
 mod model_parity;
 mod ops;
 mod parity_fixture;
+mod policy;
 mod shared_prefix;
 mod shim;
 mod smollm2;
+mod templates;
 mod training;
 mod weights;

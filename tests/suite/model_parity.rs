@@ -38,8 +38,11 @@ pub struct Golden {
     pub decoder: Decoder,
 }
 
-fn llama_tiny() -> Option<Golden> {
-    let dir = golden_dir()?.join("llama-tiny");
+/// Models of the golden set: rotary scaling and an untied head; QK-norm and a tied head.
+const MODELS: [&str; 2] = ["llama-tiny", "qwen3-tiny"];
+
+fn golden(model: &str) -> Option<Golden> {
+    let dir = golden_dir()?.join(model);
     let tensors = candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
     Some(Golden { tensors, decoder: load(&dir) })
 }
@@ -61,29 +64,41 @@ pub fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
 }
 
 #[test]
-fn golden_logits_at_80_tokens_show_the_llama3_rope_scaling() {
-    let Some(golden) = llama_tiny() else { return };
+fn golden_logits_of_a_long_input() {
+    for model in MODELS {
+        let Some(golden) = golden(model) else { return };
+        logits_are_golden(model, &golden);
+    }
+}
+
+fn logits_are_golden(model: &str, golden: &Golden) {
     let tokens = integers(&golden.tensors["long_input"]);
     let mut batch = PackedBatch::default();
     batch.push_sequence(&tokens, &[0]);
     let hidden = golden.decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
     let logits = golden.decoder.logits(&hidden).unwrap();
     let error = relative_error(&floats(&logits), &floats(&golden.tensors["long_logits"]));
-    println!("logits: relative error {error:.1e}");
+    println!("{model}: logits: relative error {error:.1e}");
     assert!(error < 1e-5, "{error:e}");
 }
 
 #[test]
 fn golden_packed_group_equals_the_naive_one_in_every_logprob_and_gradient() {
-    let Some(golden) = llama_tiny() else { return };
-    let (batch, advantages) = group(&golden);
+    for model in MODELS {
+        let Some(golden) = golden(model) else { return };
+        group_is_golden(model, &golden);
+    }
+}
+
+fn group_is_golden(model: &str, golden: &Golden) {
+    let (batch, advantages) = group(golden);
     let decoder = &golden.decoder;
     for keep in [Keep::Inputs, Keep::Activations] {
         let forward = decoder.forward(&batch, keep).unwrap();
         let head = Head { targets: &batch.targets, temperature: 1.0 };
         let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
         let error = relative_error(&logps, &floats(&golden.tensors["completion_logps"]));
-        println!("{keep:?}: completion log-probs: relative error {error:.1e}");
+        println!("{model}, {keep:?}: completion log-probs: relative error {error:.1e}");
         assert!(error < 1e-5, "{error:e}");
         // loss = -(A * ratio) summed over completion tokens / all of them, at ratio 1.
         let n = batch.targets.len() as f32;
@@ -100,7 +115,7 @@ fn golden_packed_group_equals_the_naive_one_in_every_logprob_and_gradient() {
             assert!(error < 1e-4, "{name}: {error:e}");
             worst = worst.max(error);
         }
-        println!("{keep:?}: worst relative gradient error over all weights {worst:.1e}");
+        println!("{model}, {keep:?}: worst relative gradient error over all weights {worst:.1e}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::DType;
 use rlvr::model::gguf::import;
@@ -21,19 +21,23 @@ const OFFLINE: i32 = 3;
 /// The GGUF file, fetched into the cache on the first call; `None`, with a line saying so, when it cannot be had.
 pub fn smollm2_gguf() -> Option<&'static Path> {
     static GGUF: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let fetch = || {
-        let script = project().join("scripts/fetch-smollm2.sh");
-        let output = Command::new("sh").arg(&script).arg(cache_dir()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last_line = said.trim().lines().last().unwrap_or("nothing said");
-        if output.status.code() == Some(OFFLINE) {
-            eprintln!("skipped: offline: {last_line}");
-            return None;
-        }
-        assert!(output.status.success(), "{}: {last_line}", script.display());
-        Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
-    };
-    GGUF.get_or_init(fetch).as_deref()
+    GGUF.get_or_init(|| fetched("scripts/fetch-smollm2.sh")).as_deref()
+}
+
+/// What a fetch script of the project prints: a path in the cache. `None`, with a line saying so, when offline.
+pub fn fetched(script: &str) -> Option<PathBuf> {
+    // Two tests may want the same files; the second finds them.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let output = Command::new("sh").arg(project().join(script)).arg(cache_dir()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last_line = said.trim().lines().last().unwrap_or("nothing said");
+    if output.status.code() == Some(OFFLINE) {
+        eprintln!("skipped: offline: {last_line}");
+        return None;
+    }
+    assert!(output.status.success(), "{script}: {last_line}");
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// The model in Hugging Face layout, bf16, made from [`smollm2_gguf`] by the code under test.

@@ -208,10 +208,11 @@ fn evaluate_again(root: &Path, model: &Path, adapter: Option<PathBuf>) -> serde_
     // The run's seed is 1: these are its held-out rows.
     let made = rlvr(&["data", "synth", "--out", data.to_str().unwrap(), "--seed", "1", "--valid-rows", "20"]);
     assert!(made.status.success());
+    let rows = data.join("valid.jsonl");
     let mut args = vec![
         "eval",
         model.to_str().unwrap(),
-        data.join("valid.jsonl").to_str().unwrap(),
+        rows.to_str().unwrap(),
         "--task",
         "demo",
         "--max-completion-tokens",

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
-use rlvr::model::config::ModelConfig;
+use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::weights::{SaveOptions, load, save};
 use serde_json::json;
 use tempfile::TempDir;
@@ -240,11 +240,19 @@ fn golden_llama_tiny_loads_with_its_scaled_frequencies() {
 }
 
 #[test]
-fn golden_qwen3_is_refused_by_its_model_type() {
+fn golden_qwen3_tiny_loads_with_its_head_norms() {
     let Some(golden) = golden_dir() else { return };
-    let error = ModelConfig::load(&golden.join("qwen3-tiny")).unwrap_err().to_string();
-    assert!(
-        error.contains("model_type: \"qwen3\" is not the Llama architecture, Qwen is not supported yet"),
-        "{error}"
-    );
+    let dir = golden.join("qwen3-tiny");
+    let config = ModelConfig::load(&dir).unwrap();
+    assert_eq!(config.family, Family::Qwen3);
+    let weights = load_f32(&dir, &config).unwrap();
+    let norms = weights.iter().filter(|(name, _)| name.contains("q_norm") || name.contains("k_norm"));
+    let norms: Vec<&Tensor> = norms.map(|(_, tensor)| tensor).collect();
+    assert_eq!(norms.len(), 2 * config.num_hidden_layers);
+    assert!(norms.iter().all(|norm| norm.dims() == [config.head_dim]));
+    let elements = weights.values().map(Tensor::elem_count).sum::<usize>();
+    assert_eq!(elements as u64, config.parameter_count());
+    // The same file called another family is refused by what it then lacks or has too much.
+    let error = load_f32(&dir, &ModelConfig { family: Family::Llama, ..config }).unwrap_err().to_string();
+    assert!(error.contains("unexpected tensors: model.layers.0.self_attn.k_norm.weight"), "{error}");
 }

@@ -1,6 +1,6 @@
-//! The clipped surrogate of PPO (arXiv:1707.06347), which grpo, dapo and dr_grpo share.
+//! The clipped surrogate of PPO (arXiv:1707.06347), which grpo, bnpo, dapo, dr_grpo and luspo share.
 
-use super::{Side, Term};
+use super::{Side, Term, Token};
 use crate::config::loss::ClipConfig;
 
 /// `l = -min(min(r, delta) A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A)`
@@ -20,12 +20,13 @@ impl Clip {
         }
     }
 
-    pub(super) fn term(&self, log_ratio: f64, advantage: f64) -> Term {
+    pub(super) fn term(&self, token: &Token) -> Term {
+        let advantage = token.advantage;
         // Also keeps 0 * infinity out when the ratio overflows.
         if advantage == 0.0 {
-            return Term { loss: 0.0, slope: 0.0, clipped: None };
+            return Term::NONE;
         }
-        let ratio = log_ratio.exp();
+        let ratio = token.log_ratio.exp();
         let open = ratio.min(self.delta) * advantage;
         let clipped = ratio.clamp(self.low, self.high) * advantage;
         // Where the clip binds, or delta does, the loss no longer depends on the ratio.

@@ -1,13 +1,13 @@
 //! DAPO, arXiv:2503.14476, equation 8: the mean over all completion tokens of the optimiser step.
 
 use super::clipped::Clip;
-use super::{Family, StepTotals, Term};
+use super::{Family, StepTotals, Term, Token};
 
 pub(super) struct Dapo(pub(super) Clip);
 
 impl Family for Dapo {
-    fn term(&self, log_ratio: f64, advantage: f64) -> Term {
-        self.0.term(log_ratio, advantage)
+    fn term(&self, token: &Token) -> Term {
+        self.0.term(token)
     }
 
     fn weight(&self, _tokens: usize, totals: &StepTotals) -> f64 {

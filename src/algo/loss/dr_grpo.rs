@@ -1,13 +1,13 @@
 //! Dr. GRPO, arXiv:2503.20783: the sum over tokens, divided by completions times the completion budget.
 
 use super::clipped::Clip;
-use super::{Family, StepTotals, Term};
+use super::{Family, StepTotals, Term, Token};
 
 pub(super) struct DrGrpo(pub(super) Clip);
 
 impl Family for DrGrpo {
-    fn term(&self, log_ratio: f64, advantage: f64) -> Term {
-        self.0.term(log_ratio, advantage)
+    fn term(&self, token: &Token) -> Term {
+        self.0.term(token)
     }
 
     fn weight(&self, _tokens: usize, totals: &StepTotals) -> f64 {

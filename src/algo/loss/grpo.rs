@@ -1,13 +1,13 @@
 //! GRPO, DeepSeekMath, arXiv:2402.03300: the mean over completions of the mean over their tokens.
 
 use super::clipped::Clip;
-use super::{Family, StepTotals, Term};
+use super::{Family, StepTotals, Term, Token};
 
 pub(super) struct Grpo(pub(super) Clip);
 
 impl Family for Grpo {
-    fn term(&self, log_ratio: f64, advantage: f64) -> Term {
-        self.0.term(log_ratio, advantage)
+    fn term(&self, token: &Token) -> Term {
+        self.0.term(token)
     }
 
     fn weight(&self, tokens: usize, totals: &StepTotals) -> f64 {

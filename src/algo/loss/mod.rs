@@ -1,20 +1,25 @@
 //! Policy losses and their exact gradient with respect to the log-probabilities, one family a file.
 //!
-//! With `r = exp(logp - old_logp)` the loss of a step is `sum over tokens of w (l(r, A) + kl_coef * k3)`: a family
+//! With `r = exp(logp - old_logp)` the loss of a step is `sum over tokens of w (l(r, A) + kl_coef * KL)`: a family
 //! is its token term `l` and its weight `w`. Weights come from the totals of the whole optimiser step, so what
 //! [`policy_loss`] returns for the parts of a step adds up to the step's loss and gradient, however it was cut.
 
+mod bnpo;
+mod cispo;
 mod clipped;
 mod dapo;
 mod dr_grpo;
 mod grpo;
+mod luspo;
+mod sapo;
+mod sums;
+mod vespo;
 
-use std::ops::AddAssign;
-
-use super::kl::k3;
-use crate::config::loss::{LossConfig, RatioLevel};
+use super::kl::kl;
+use crate::config::loss::{ClipConfig, KlEstimator, LossConfig, RatioLevel};
 use crate::error::{Error, Result};
 use clipped::Clip;
+pub use sums::LossSums;
 
 /// One completion of L tokens. Log-probabilities in nats, at the sampling temperature.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +30,22 @@ pub struct Sequence<'a> {
     pub old_logps: &'a [f64],
     /// Under the reference model. `[L]`
     pub ref_logps: Option<&'a [f64]>,
+    /// Factors of the tokens' policy terms, constant to the gradient: what corrects for a sampler that is not the
+    /// trainer (`algo/importance.rs`). At the sequence level their mean is every token's. `[L]`
+    pub importance: Option<&'a [f64]>,
     pub advantage: f64,
+}
+
+/// The penalty for leaving the reference model, as part of the loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KlPenalty {
+    /// 0: no penalty; where there are reference log-probs the distance is reported all the same.
+    pub coef: f64,
+    pub estimator: KlEstimator,
+}
+
+impl KlPenalty {
+    pub const NONE: Self = Self { coef: 0.0, estimator: KlEstimator::K3 };
 }
 
 /// Counts of the whole optimiser step, over all its micro-batches and processes.
@@ -49,26 +69,28 @@ pub struct LossOutput {
     pub sums: LossSums,
 }
 
-/// Sums whose means are formed once a step, after adding up its micro-batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossSums {
-    /// Ratios looked at: one a token, or one a sequence when the ratio is the sequence's.
-    pub ratios: u64,
-    /// Ratios below `1 - epsilon_low` with a negative advantage: the clip stopped their gradient.
-    pub clipped_low: u64,
-    /// Ratios above `1 + epsilon_high` with a positive advantage.
-    pub clipped_high: u64,
-    /// Tokens with a reference log-probability, and the sum of k3 over them.
-    pub kl_tokens: u64,
-    pub kl: f64,
+/// One token as a loss sees it.
+struct Token {
+    logp: f64,
+    /// Of the token or its sequence's mean, as the ratio's level says.
+    log_ratio: f64,
+    /// Sum over the sequence of its tokens' log-ratios, each within 20 of 0.
+    sequence_log_ratio: f64,
+    advantage: f64,
 }
 
-/// The loss of one token as a function of its log-ratio.
+/// The loss of one token.
 struct Term {
     loss: f64,
-    /// Derivative by the log-ratio.
+    /// Derivative by the token's log-probability. At the sequence level every token's log-ratio is the mean over its
+    /// sequence: that mean moves by 1/L with each of the L log-probabilities and L equal terms depend on it, so the
+    /// derivative keeps the form of the token level.
     slope: f64,
     clipped: Option<Side>,
+}
+
+impl Term {
+    const NONE: Self = Self { loss: 0.0, slope: 0.0, clipped: None };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,75 +100,92 @@ enum Side {
 }
 
 trait Family {
-    fn term(&self, log_ratio: f64, advantage: f64) -> Term;
+    fn term(&self, token: &Token) -> Term;
+
     /// Weight of each token of a completion of `tokens` tokens.
     fn weight(&self, tokens: usize, totals: &StepTotals) -> f64;
-}
 
-fn family(config: &LossConfig) -> Box<dyn Family> {
-    let clip = Clip::new(config.clip());
-    match config {
-        LossConfig::Grpo(_) => Box::new(grpo::Grpo(clip)),
-        LossConfig::Dapo(_) => Box::new(dapo::Dapo(clip)),
-        LossConfig::DrGrpo(_) => Box::new(dr_grpo::DrGrpo(clip)),
+    /// The weight that a sequence as a whole gives its tokens, for families that have one.
+    fn sequence_weight(&self, _token: &Token) -> Option<f64> {
+        None
     }
 }
 
-/// Loss, gradient and metric sums of one micro-batch of a step.
-///
-/// At the sequence level every token's log-ratio is the mean over its sequence. That mean moves by 1/L with each
-/// of the L log-probabilities and L equal terms depend on it, so the gradient keeps the form of the token level.
+fn family(config: &LossConfig) -> Box<dyn Family> {
+    let clip = |config: &ClipConfig| Clip::new(config);
+    match config {
+        LossConfig::Grpo(c) => Box::new(grpo::Grpo(clip(c))),
+        LossConfig::Bnpo(c) => Box::new(bnpo::Bnpo(clip(c))),
+        LossConfig::Dapo(c) => Box::new(dapo::Dapo(clip(c))),
+        LossConfig::DrGrpo(c) => Box::new(dr_grpo::DrGrpo(clip(c))),
+        LossConfig::Luspo(c) => Box::new(luspo::Luspo(clip(c))),
+        LossConfig::Cispo(c) => Box::new(cispo::Cispo::new(c)),
+        LossConfig::Sapo(c) => Box::new(sapo::Sapo::new(c)),
+        LossConfig::Vespo(c) => Box::new(vespo::Vespo::new(c)),
+    }
+}
+
+/// Loss, gradient and metric sums of one micro-batch of a step. An empty sequence counts in the totals only.
 ///
 /// # Errors
 /// Slices of different lengths, a KL penalty without reference log-probabilities, or more than `totals` has.
 pub fn policy_loss(
     config: &LossConfig,
-    kl_coef: f64,
+    penalty: KlPenalty,
     sequences: &[Sequence<'_>],
     totals: &StepTotals,
 ) -> Result<LossOutput> {
-    check(kl_coef, sequences, totals)?;
+    check(penalty.coef, sequences, totals)?;
     let family = family(config);
-    let level = config.clip().ratio();
+    let level = config.ratio();
     let tokens = sequences.iter().map(|s| s.logps.len()).sum();
     let mut out =
         LossOutput { loss: 0.0, dloss_dlogp: Vec::with_capacity(tokens), sums: LossSums::default() };
     for sequence in sequences.iter().filter(|s| !s.logps.is_empty()) {
         let weight = family.weight(sequence.logps.len(), totals);
+        let log_ratios: Vec<f64> =
+            sequence.logps.iter().zip(sequence.old_logps).map(|(new, old)| new - old).collect();
+        let mean_log_ratio = log_ratios.iter().sum::<f64>() / log_ratios.len() as f64;
+        let sequence_log_ratio = log_ratios.iter().map(|r| r.clamp(-20.0, 20.0)).sum();
         // Added up by sequence first: a sequence's part is the same number in any micro-batch.
         let mut loss = 0.0;
-        for (t, log_ratio) in log_ratios(sequence, level).into_iter().enumerate() {
-            let term = family.term(log_ratio, sequence.advantage);
-            let (mut token_loss, mut slope) = (term.loss, term.slope);
+        let mut sides = Vec::with_capacity(log_ratios.len());
+        for (t, (&logp, by_token)) in sequence.logps.iter().zip(log_ratios).enumerate() {
+            let log_ratio = match level {
+                RatioLevel::Token => by_token,
+                RatioLevel::Sequence => mean_log_ratio,
+            };
+            let token = Token { logp, log_ratio, sequence_log_ratio, advantage: sequence.advantage };
+            let Term { loss: mut token_loss, mut slope, clipped } = family.term(&token);
+            if let Some(importance) = sequence.importance {
+                let factor = match level {
+                    RatioLevel::Token => importance[t],
+                    RatioLevel::Sequence => importance.iter().sum::<f64>() / importance.len() as f64,
+                };
+                token_loss *= factor;
+                slope *= factor;
+            }
             if let Some(ref_logps) = sequence.ref_logps {
-                let kl = k3(sequence.logps[t], ref_logps[t]);
-                token_loss += kl_coef * kl.value;
-                slope += kl_coef * kl.slope;
+                let kl = kl(penalty.estimator, logp, ref_logps[t]);
+                token_loss += penalty.coef * kl.value;
+                slope += penalty.coef * kl.slope;
                 out.sums.kl += kl.value;
                 out.sums.kl_tokens += 1;
             }
             loss += token_loss;
             out.dloss_dlogp.push(weight * slope);
             if t == 0 || level == RatioLevel::Token {
-                out.sums.count(term.clipped);
+                sides.push(clipped);
+            }
+            if let (0, Some(weight)) = (t, family.sequence_weight(&token)) {
+                out.sums.weighted_sequences += 1;
+                out.sums.sequence_weights += weight;
             }
         }
+        out.sums.count(&sides);
         out.loss += weight * loss;
     }
     Ok(out)
-}
-
-/// `[L]`
-fn log_ratios(sequence: &Sequence<'_>, level: RatioLevel) -> Vec<f64> {
-    let by_token: Vec<f64> =
-        sequence.logps.iter().zip(sequence.old_logps).map(|(new, old)| new - old).collect();
-    match level {
-        RatioLevel::Token => by_token,
-        RatioLevel::Sequence => {
-            let mean = by_token.iter().sum::<f64>() / by_token.len() as f64;
-            vec![mean; by_token.len()]
-        }
-    }
 }
 
 fn check(kl_coef: f64, sequences: &[Sequence<'_>], totals: &StepTotals) -> Result<()> {
@@ -155,11 +194,12 @@ fn check(kl_coef: f64, sequences: &[Sequence<'_>], totals: &StepTotals) -> Resul
     };
     for (i, sequence) in sequences.iter().enumerate() {
         let tokens = sequence.logps.len();
-        let lengths = (sequence.old_logps.len(), sequence.ref_logps.map_or(tokens, <[f64]>::len));
-        if lengths != (tokens, tokens) {
+        let optional = |slice: Option<&[f64]>| slice.map_or(tokens, <[f64]>::len);
+        let old = sequence.old_logps.len();
+        let (reference, importance) = (optional(sequence.ref_logps), optional(sequence.importance));
+        if [old, reference, importance] != [tokens; 3] {
             return fault(format!(
-                "sequence {i} has {tokens} log-probs, {} old and {} reference ones",
-                lengths.0, lengths.1
+                "sequence {i} has {tokens} log-probs, {old} old and {reference} reference ones, {importance} factors"
             ));
         }
         if kl_coef != 0.0 && sequence.ref_logps.is_none() {
@@ -181,45 +221,10 @@ fn check(kl_coef: f64, sequences: &[Sequence<'_>], totals: &StepTotals) -> Resul
     Ok(())
 }
 
-impl LossSums {
-    fn count(&mut self, clipped: Option<Side>) {
-        self.ratios += 1;
-        match clipped {
-            Some(Side::Low) => self.clipped_low += 1,
-            Some(Side::High) => self.clipped_high += 1,
-            None => {}
-        }
-    }
-
-    /// Means by metric name; `kl` only where there was a reference.
-    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
-        let share = |count: u64| count as f64 / self.ratios.max(1) as f64;
-        let mut metrics = vec![
-            ("clip_ratio/low_mean", share(self.clipped_low)),
-            ("clip_ratio/high_mean", share(self.clipped_high)),
-            ("clip_ratio/region_mean", share(self.clipped_low + self.clipped_high)),
-        ];
-        if self.kl_tokens > 0 {
-            metrics.push(("kl", self.kl / self.kl_tokens as f64));
-        }
-        metrics
-    }
-}
-
-impl AddAssign for LossSums {
-    fn add_assign(&mut self, other: Self) {
-        self.ratios += other.ratios;
-        self.clipped_low += other.clipped_low;
-        self.clipped_high += other.clipped_high;
-        self.kl_tokens += other.kl_tokens;
-        self.kl += other.kl;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::loss::ClipConfig;
+    use crate::config::loss::SapoConfig;
 
     const TOTALS: StepTotals = StepTotals { sequences: 2, active_tokens: 4, max_completion_tokens: 10 };
 
@@ -232,8 +237,14 @@ mod tests {
         let old = [-1.0, -1.0];
         let good = [-1.0 + ln(1.5), -1.0];
         let bad = [-1.0 + ln(0.5), -1.0 + ln(2.0)];
-        let sequence = |logps, advantage| Sequence { logps, old_logps: &old, ref_logps: None, advantage };
-        policy_loss(config, 0.0, &[sequence(&good, 2.0), sequence(&bad, -1.0)], &TOTALS).unwrap()
+        let sequence = |logps, advantage| Sequence {
+            logps,
+            old_logps: &old,
+            ref_logps: None,
+            importance: None,
+            advantage,
+        };
+        policy_loss(config, KlPenalty::NONE, &[sequence(&good, 2.0), sequence(&bad, -1.0)], &TOTALS).unwrap()
     }
 
     #[track_caller]
@@ -258,8 +269,14 @@ mod tests {
             close(*got, want);
         }
         assert_eq!(
-            out.sums.metrics(),
-            [("clip_ratio/low_mean", 0.25), ("clip_ratio/high_mean", 0.25), ("clip_ratio/region_mean", 0.5)]
+            out.sums.metrics(&LossConfig::Dapo(ClipConfig::default())),
+            [
+                ("clip_ratio/low_mean", 0.25),
+                ("clip_ratio/high_mean", 0.25),
+                ("clip_ratio/region_mean", 0.5),
+                ("clip_ratio/low_min", 0.0),
+                ("clip_ratio/high_max", 0.5),
+            ]
         );
     }
 
@@ -286,21 +303,34 @@ mod tests {
     #[test]
     fn the_kl_penalty_adds_its_value_and_its_pull() {
         let (logps, ref_logps) = ([-1.0], [-1.0 + ln(2.0)]);
-        let sequence =
-            Sequence { logps: &logps, old_logps: &logps, ref_logps: Some(&ref_logps), advantage: 0.0 };
+        let sequence = Sequence {
+            logps: &logps,
+            old_logps: &logps,
+            ref_logps: Some(&ref_logps),
+            importance: None,
+            advantage: 0.0,
+        };
         let totals = StepTotals { sequences: 1, active_tokens: 1, max_completion_tokens: 1 };
-        let out = policy_loss(&LossConfig::default(), 0.5, &[sequence], &totals).unwrap();
+        let out = policy_loss(
+            &LossConfig::default(),
+            KlPenalty { coef: 0.5, estimator: KlEstimator::K3 },
+            &[sequence],
+            &totals,
+        )
+        .unwrap();
         close(out.loss, 0.5 * (1.0 - ln(2.0)));
         close(out.dloss_dlogp[0], -0.5);
-        assert_eq!(out.sums.metrics().last().unwrap().0, "kl");
+        assert_eq!(out.sums.metrics(&LossConfig::default()).last().unwrap().0, "kl");
     }
 
     #[test]
     fn what_does_not_fit_together_is_refused() {
         let (two, one) = ([-1.0, -1.0], [-1.0]);
-        let good = Sequence { logps: &two, old_logps: &two, ref_logps: None, advantage: 1.0 };
-        let refused = |kl_coef, sequence, totals: StepTotals| {
-            policy_loss(&LossConfig::default(), kl_coef, &[sequence], &totals).unwrap_err().to_string()
+        let good =
+            Sequence { logps: &two, old_logps: &two, ref_logps: None, importance: None, advantage: 1.0 };
+        let refused = |coef, sequence, totals: StepTotals| {
+            let penalty = KlPenalty { coef, ..KlPenalty::NONE };
+            policy_loss(&LossConfig::default(), penalty, &[sequence], &totals).unwrap_err().to_string()
         };
         assert!(refused(0.0, Sequence { old_logps: &one, ..good }, TOTALS).contains("2 log-probs, 1 old"));
         assert!(refused(0.1, good, TOTALS).contains("no reference"));
@@ -309,8 +339,15 @@ mod tests {
 
     #[test]
     fn no_advantage_is_no_gradient_even_when_the_ratio_overflows() {
-        let sequence = Sequence { logps: &[0.0], old_logps: &[-1e4], ref_logps: None, advantage: 0.0 };
-        let out = policy_loss(&LossConfig::default(), 0.0, &[sequence], &TOTALS).unwrap();
-        assert_eq!((out.loss, out.dloss_dlogp[0]), (0.0, 0.0));
+        let sequence =
+            Sequence { logps: &[0.0], old_logps: &[-1e4], ref_logps: None, importance: None, advantage: 0.0 };
+        for config in [
+            LossConfig::default(),
+            LossConfig::Sapo(SapoConfig::default()),
+            LossConfig::Vespo(Default::default()),
+        ] {
+            let out = policy_loss(&config, KlPenalty::NONE, &[sequence], &TOTALS).unwrap();
+            assert_eq!((out.loss, out.dloss_dlogp[0]), (0.0, 0.0), "{config:?}");
+        }
     }
 }

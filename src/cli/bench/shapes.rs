@@ -4,10 +4,11 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::error::Error;
-use crate::model::config::ModelConfig;
+use crate::model::config::{Family, ModelConfig};
 
 struct Preset {
     name: &'static str,
+    family: Family,
     hidden: usize,
     inner: usize,
     layers: usize,
@@ -21,6 +22,7 @@ struct Preset {
 
 const SMOLLM2: Preset = Preset {
     name: "smollm2-135m",
+    family: Family::Llama,
     hidden: 576,
     inner: 1536,
     layers: 30,
@@ -46,6 +48,7 @@ const PRESETS: [Preset; 4] = [
     },
     Preset {
         name: "llama-3.1-8b",
+        family: Family::Llama,
         hidden: 4096,
         inner: 14336,
         layers: 32,
@@ -56,9 +59,9 @@ const PRESETS: [Preset; 4] = [
         rope_theta: 5e5,
         tied: false,
     },
-    // Without the RMSNorm on queries and keys, which the architecture here does not have.
     Preset {
         name: "qwen3-4b",
+        family: Family::Qwen3,
         hidden: 2560,
         inner: 9728,
         layers: 36,
@@ -71,14 +74,14 @@ const PRESETS: [Preset; 4] = [
     },
 ];
 
-/// The shape called `name`, as a Llama model.
+/// The shape called `name`.
 pub fn find(name: &str) -> Result<ModelConfig> {
     let Some(p) = PRESETS.iter().find(|p| p.name == name) else {
         let want = PRESETS.map(|p| p.name).join(", ");
         return Err(Error::config("--preset", name, want, "a shape has to be known by name").into());
     };
     let json = json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "model_type": p.family.model_type(), "architectures": [p.family.architecture()], "hidden_act": "silu",
         "hidden_size": p.hidden, "intermediate_size": p.inner, "num_hidden_layers": p.layers,
         "num_attention_heads": p.heads, "num_key_value_heads": p.key_value_heads, "head_dim": p.head_dim,
         "vocab_size": p.vocab, "rms_norm_eps": 1e-5, "rope_theta": p.rope_theta,
@@ -93,7 +96,7 @@ mod tests {
 
     #[test]
     fn presets_have_the_parameter_counts_of_their_models() {
-        // Billions, from the model cards; Qwen3's card counts 2 x 36 x 128 weights of QK-norm as well.
+        // Billions, from the model cards.
         for (name, billions) in [
             ("smollm2-135m", 0.1345),
             ("smollm2-360m", 0.3618),
@@ -104,6 +107,7 @@ mod tests {
             let count: usize =
                 config.parameter_names().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
             assert!((count as f64 / 1e9 - billions).abs() < 1e-4, "{name}: {count}");
+            assert_eq!(config.family.has_qk_norm(), name.starts_with("qwen3"));
         }
         assert!(find("gpt-2").unwrap_err().to_string().contains("llama-3.1-8b"));
     }

@@ -1,0 +1,85 @@
+//! What an arm's run left behind: metrics.jsonl and the judged answers in samples/.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::config::ablate::Arm;
+use crate::error::{Error, Result};
+use crate::observe::SampleRecord;
+
+/// A query of the evaluation: its line, and the seed where every seed has queries of its own.
+pub type Query = (Option<u64>, usize);
+
+/// One arm at one seed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Outcome {
+    pub seed: u64,
+    /// Of the evaluation after the arm's last stage, by metric name.
+    pub metrics: BTreeMap<String, f64>,
+    /// Seconds of the arm's optimiser steps; evaluation, loading and saving left out.
+    pub training_seconds: f64,
+    /// Tokens trained on, a shared prompt counted once.
+    pub tokens: u64,
+    /// Share of strictly right answers (risk or no risk; malformed is wrong).
+    #[serde(skip)]
+    pub right: BTreeMap<Query, f64>,
+}
+
+impl Outcome {
+    /// `run`: a finished run that passes through the arm's stages. Synthetic logs follow the seed.
+    pub fn read(run: &Path, arm: &Arm, config: &Config) -> Result<Self> {
+        let path = run.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        let broken = |problem: String| {
+            Error::input(path.display(), problem, "Remove the run's folder; it is then made again")
+        };
+        let mut outcome = Self { seed: config.seed, ..Self::default() };
+        let mut evaluation = None;
+        for (i, line) in text.lines().enumerate() {
+            let event: Value =
+                serde_json::from_str(line).map_err(|e| broken(format!("line {}: {e}", i + 1)))?;
+            let stage = event["stage"].as_str().unwrap_or_default();
+            match event["event"].as_str() {
+                Some("evaluation") if stage == arm.last_stage() => evaluation = Some(event),
+                Some("step") if arm.stages.iter().any(|s| s.name() == stage) => {
+                    outcome.training_seconds += event["step_time"].as_f64().unwrap_or(0.0);
+                    outcome.tokens = event["num_tokens"].as_f64().unwrap_or(0.0) as u64;
+                }
+                _ => {}
+            }
+        }
+        let Some(evaluation) = evaluation else {
+            return Err(broken(format!("has no evaluation of stage {}", arm.last_stage())));
+        };
+        let numbers = evaluation.as_object().into_iter().flatten();
+        outcome.metrics = numbers.filter_map(|(k, v)| Some((k.clone(), v.as_f64()?))).collect();
+        let negative = evaluation["report"]["labels"][0].as_str().unwrap_or_default();
+        let step = evaluation["step"].as_u64().unwrap_or(0);
+        let samples = run.join(format!("samples/{}-{step:06}-evaluation.jsonl", arm.last_stage()));
+        let own = config.data.synthetic.is_some().then_some(config.seed);
+        let right = read_right(&samples, negative)?;
+        outcome.right = right.into_iter().map(|(line, right)| ((own, line), right)).collect();
+        Ok(outcome)
+    }
+}
+
+fn read_right(path: &Path, negative: &str) -> Result<BTreeMap<usize, f64>> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+    let mut counts: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
+    for (i, line) in text.lines().enumerate() {
+        let sample: SampleRecord = serde_json::from_str(line).map_err(|e| {
+            let place = format!("{}:{}", path.display(), i + 1);
+            Error::input(place, e, "Remove the run's folder; it is then made again")
+        })?;
+        let same_side = (sample.gold == negative) == (sample.verdict == negative);
+        let right = sample.verdict != "malformed" && same_side;
+        let (sum, count) = counts.entry(sample.line).or_default();
+        *sum += f64::from(u8::from(right));
+        *count += 1.0;
+    }
+    Ok(counts.into_iter().map(|(line, (sum, count))| (line, sum / count)).collect())
+}

@@ -1,0 +1,225 @@
+//! `rlvr export`: a model as files for other programs.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::DType;
+
+use crate::error::Error;
+use crate::export::companions::Companions;
+use crate::export::folder::FolderTensors;
+use crate::export::mixture::Quantisation;
+use crate::export::probe::{Probe, probe_text};
+use crate::export::{ExportReport, Format, Source, export, refuse_present};
+use crate::model::config::ModelConfig;
+use crate::model::decoder::{Decoder, Placement};
+use crate::model::peft;
+use crate::model::weights::SaveOptions;
+use crate::observe::peak_memory_gib;
+
+/// Write a model for other programs, read it back, and compare it with the weights in memory.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder in HF layout, for instance runs/NAME/model.
+    model: PathBuf,
+    /// What to write: a folder, or for gguf a file. Must not exist.
+    out: PathBuf,
+    #[arg(long, value_enum)]
+    format: FormatArg,
+    /// Folder with a LoRA adapter in PEFT layout, for instance runs/NAME/adapter, to merge into the weights.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// gguf: how matrices are stored; norms stay f32. [default: f16]
+    #[arg(long, value_enum)]
+    quant: Option<QuantArg>,
+    /// hf: how weights are stored. [default: as in MODEL]
+    #[arg(long, value_enum)]
+    dtype: Option<DtypeArg>,
+    /// hf: tensor data of one file, such as 5GB or 500MB. [default: 5GB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_shard_size: Option<u64>,
+    /// Text, or a file with it, on which log-probs are compared; put through the chat template where there is one.
+    #[arg(long, value_name = "FILE|TEXT")]
+    probe: Option<String>,
+    /// Folder with the tokenizer, when it is not the model's own.
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Jinja file in place of the tokenizer's chat template.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// gguf: the name kept in the file. [default: that of MODEL]
+    #[arg(long)]
+    name: Option<String>,
+    /// Print the whole report, with the probe's token ids and log-probs, as JSON.
+    #[arg(long)]
+    json: bool,
+    /// CPU threads; 0 takes all cores.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum FormatArg {
+    /// A folder: config, tokenizer, chat template, safetensors.
+    Hf,
+    /// One file for llama.cpp and its kin.
+    Gguf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum QuantArg {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8,
+    #[value(name = "q4_k_m")]
+    Q4,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum DtypeArg {
+    Bf16,
+    F32,
+    F16,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    args.refuse_without_effect()?;
+    super::use_threads(args.threads)?;
+    refuse_present(&args.out)?;
+    let config = ModelConfig::load(&args.model)?;
+    let stored = FolderTensors::open(&args.model)?.common_dtype();
+    let format = args.format(stored);
+    let companions = Companions {
+        tokenizer_dir: args.tokenizer.clone().unwrap_or_else(|| args.model.clone()),
+        chat_template: args.chat_template.clone(),
+        model_dir: args.model.clone(),
+    };
+    let text = args.probe.as_deref().map(probe_text).transpose()?;
+    let probe = Probe::new(&companions, config.vocab_size, text.as_deref())?;
+    let mut decoder = Decoder::load(&args.model, probe.positions(), &Placement::CPU)?;
+    let mut lossless = stored;
+    if let Some(dir) = &args.adapter {
+        peft::attach(dir, &mut decoder)?;
+        decoder.merge()?;
+        lossless = DType::F32;
+    }
+    let name = args.name.clone().unwrap_or_else(|| own_name(&args.model));
+    let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
+    let report = export(source, format, &args.out)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
+    } else {
+        println!(
+            "read      {} ({}, {:.1} M parameters, {})",
+            args.model.display(),
+            config.family.model_type(),
+            config.parameter_count() as f64 / 1e6,
+            stored.as_str()
+        );
+        print(args, &report, start);
+    }
+    Ok(())
+}
+
+impl Args {
+    fn refuse_without_effect(&self) -> std::result::Result<(), Error> {
+        let (hf, gguf) = (self.format == FormatArg::Hf, self.format == FormatArg::Gguf);
+        let flags = [
+            ("--quant", self.quant.is_some() && !gguf, "gguf"),
+            ("--name", self.name.is_some() && !gguf, "gguf"),
+            ("--dtype", self.dtype.is_some() && !hf, "hf"),
+            ("--max-shard-size", self.max_shard_size.is_some() && !hf, "hf"),
+        ];
+        match flags.into_iter().find(|(_, useless, _)| *useless) {
+            Some((flag, _, format)) => {
+                let problem = format!("has no effect unless --format is {format}");
+                Err(Error::input(flag, problem, "Remove it"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn format(&self, stored: DType) -> Format {
+        match self.format {
+            FormatArg::Hf => {
+                let dtype = match self.dtype {
+                    None => stored,
+                    Some(DtypeArg::Bf16) => DType::BF16,
+                    Some(DtypeArg::F32) => DType::F32,
+                    Some(DtypeArg::F16) => DType::F16,
+                };
+                let mut options = SaveOptions::new(dtype);
+                options.max_shard_bytes = self.max_shard_size.unwrap_or(options.max_shard_bytes);
+                Format::Folder(options)
+            }
+            FormatArg::Gguf => Format::Gguf(match self.quant {
+                None | Some(QuantArg::F16) => Quantisation::F16,
+                Some(QuantArg::F32) => Quantisation::F32,
+                Some(QuantArg::Bf16) => Quantisation::Bf16,
+                Some(QuantArg::Q8) => Quantisation::Q8_0,
+                Some(QuantArg::Q4) => Quantisation::Q4KM,
+            }),
+        }
+    }
+}
+
+/// The folder's name; of `runs/NAME/model` the run's.
+fn own_name(model: &Path) -> String {
+    let path = model.canonicalize().unwrap_or_else(|_| model.into());
+    let named = match path.file_name() {
+        Some(last) if last == "model" => path.parent().and_then(Path::file_name),
+        last => last,
+    };
+    named.map_or("model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Units of 1000, as in Hugging Face's `max_shard_size`.
+fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "GB" => 1_000_000_000,
+        "MB" => 1_000_000,
+        "KB" => 1000,
+        _ => return Err("a number and KB, MB or GB, such as 5GB".into()),
+    };
+    let size = digits.parse::<u64>().ok().filter(|&n| n > 0).and_then(|n| n.checked_mul(unit));
+    size.ok_or_else(|| "a whole number above 0 before the unit".into())
+}
+
+fn print(args: &Args, report: &ExportReport, start: Instant) {
+    let (written, findings) = (&report.written, &report.findings);
+    let kinds = findings.weights.iter().map(|(kind, check)| format!("{} {kind}", check.tensors));
+    println!(
+        "wrote     {} ({}; {:.1} MB)",
+        args.out.display(),
+        kinds.collect::<Vec<_>>().join(", "),
+        written.bytes as f64 / 1e6
+    );
+    let errors = findings.weights.iter().map(|(kind, check)| match check.relative_error {
+        0.0 => format!("{kind} exact"),
+        error => format!("{kind} {error:.1e} (bound {:.1e})", check.bound),
+    });
+    println!("weights   relative error {}", errors.collect::<Vec<_>>().join(", "));
+    let logprobs = &findings.logprobs;
+    println!(
+        "log-probs of {} tokens differ by at most {:.1e}, {:.1e} on average (bounds {}, {})",
+        logprobs.tokens,
+        logprobs.max_difference,
+        logprobs.mean_difference,
+        logprobs.max_bound,
+        logprobs.mean_bound
+    );
+    let generated = findings.memory.greedy.len();
+    println!("greedy    {} of {generated} tokens equal", logprobs.greedy_equal);
+    println!("probe     {}", findings.probe.made_from);
+    let peak = peak_memory_gib().map_or(String::new(), |gib| format!(", peak {gib:.2} GiB"));
+    println!("took      {:.1} s{peak}", start.elapsed().as_secs_f64());
+    for note in &written.notes {
+        println!("note      {note}");
+    }
+}

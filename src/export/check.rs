@@ -1,0 +1,193 @@
+//! What was written, read back and held against the weights in memory.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+
+use super::folder::FolderTensors;
+use super::probe::{Answer, Probe};
+use super::{Format, Source, Written};
+use crate::error::{Error, Result};
+use crate::model::decoder::{Decoder, Placement};
+use crate::model::gguf::GgufModel;
+
+/// How the tensors of one stored type came back.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct WeightCheck {
+    pub tensors: usize,
+    /// Largest of `|read - memory| / |memory|` over the tensors, Euclidean norms.
+    pub relative_error: f64,
+    pub bound: f64,
+}
+
+/// How far the log-probs of the probe moved.
+#[derive(Clone, Debug, Serialize)]
+pub struct LogprobCheck {
+    pub tokens: usize,
+    pub max_difference: f64,
+    pub mean_difference: f64,
+    pub max_bound: f64,
+    pub mean_bound: f64,
+    /// Leading tokens that both generate greedily.
+    pub greedy_equal: usize,
+}
+
+/// Everything [`read_back`] found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Findings {
+    /// By stored type.
+    pub weights: BTreeMap<String, WeightCheck>,
+    pub logprobs: LogprobCheck,
+    pub probe: Probe,
+    /// Of the weights in memory.
+    pub memory: Answer,
+    /// Of what was read back.
+    pub read_back: Answer,
+}
+
+/// Relative error that one stored type may bring, for weights that are exact in `stored`.
+///
+/// bf16 and f16 round to nearest: 2^-9 and 2^-11 of each value, f16 doubled for values below its normal range. A
+/// block of Q8_0 errs by half a step of its largest value / 127; in the worst case that value stands alone, and the
+/// norm errs by sqrt(32) / 254 = 0.022. The others are twice what they do to normally distributed weights.
+pub fn weight_bound(kind: &str, stored: DType) -> f64 {
+    match (kind, stored) {
+        ("F32", _) | ("BF16", DType::BF16) | ("F16", DType::F16) => 0.0,
+        ("BF16", _) => 1.0 / 512.0,
+        ("F16", _) => 1.0 / 1024.0,
+        ("Q8_0", _) => 0.0225,
+        ("Q6_K", _) => 0.04,
+        ("Q5_0", _) => 0.1,
+        _ => 0.16,
+    }
+}
+
+/// Largest and mean difference of log-probs, in nats, that a format may bring: `docs/export.md` says why.
+fn logprob_bounds(written: &Written, format: Format, stored: DType) -> (f64, f64) {
+    let kinds = || written.stored_as.values().map(String::as_str);
+    let exact = kinds().all(|kind| weight_bound(kind, stored) == 0.0);
+    match format {
+        Format::Folder(_) if exact => (0.0, 0.0),
+        // GGUF keeps the rotary base and table and the norms' epsilon in f32.
+        Format::Gguf(_) if exact => (1e-3, 1e-4),
+        _ if kinds().all(|kind| kind != "BF16" && weight_bound(kind, stored) < 1e-3) => (0.1, 0.01),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 3e-3) => (0.5, 0.05),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 0.03) => (1.0, 0.1),
+        _ => (8.0, 1.0),
+    }
+}
+
+/// Reads `path` back and compares its weights, one at a time, then its log-probs on the probe. `source`'s weights
+/// are let go before the file's are loaded.
+///
+/// # Errors
+/// What was read differs by more than the bounds, or cannot be read.
+pub fn read_back(source: Source, format: Format, written: &Written, path: &Path) -> Result<Findings> {
+    let Source { decoder, stored, probe, .. } = source;
+    let opened = Opened::open(path, format)?;
+    let mut weights = BTreeMap::<String, WeightCheck>::new();
+    for (name, tensor) in decoder.parameters() {
+        let kind = written.stored_as.get(name).map_or("", String::as_str);
+        let bound = weight_bound(kind, stored);
+        let error = relative_error(tensor, &opened.tensor(name)?)?;
+        if error.is_nan() || error > bound {
+            return Err(failed(
+                path,
+                format!(
+                    "{name}, stored as {kind}, came back with a relative error of {error:.3e}, bound {bound:.3e}"
+                ),
+            ));
+        }
+        let check = weights.entry(kind.to_string()).or_default();
+        check.tensors += 1;
+        check.bound = bound;
+        check.relative_error = check.relative_error.max(error);
+    }
+    let memory = probe.ask(&decoder)?;
+    drop(decoder);
+    let read_back = probe.ask(&opened.decoder(path, probe.positions())?)?;
+    let logprobs = compare(&memory, &read_back, logprob_bounds(written, format, stored));
+    let LogprobCheck { max_difference: max, mean_difference: mean, max_bound, mean_bound, .. } = logprobs;
+    if mean.is_nan() || max > max_bound || mean > mean_bound {
+        return Err(failed(
+            path,
+            format!(
+                "log-probs of the probe differ by up to {max:.3e}, {mean:.3e} on average, bounds {max_bound} and \
+                 {mean_bound}"
+            ),
+        ));
+    }
+    Ok(Findings { weights, logprobs, probe: probe.clone(), memory, read_back })
+}
+
+/// `path` still has its temporary name.
+fn failed(path: &Path, problem: String) -> Error {
+    Error::Unfaithful { path: path.with_extension(""), problem }
+}
+
+fn compare(memory: &Answer, read: &Answer, (max_bound, mean_bound): (f64, f64)) -> LogprobCheck {
+    let pairs = memory.logprobs.iter().zip(&read.logprobs);
+    let differences: Vec<f64> = pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).collect();
+    let max = differences.iter().copied().fold(0.0, f64::max);
+    let tokens = differences.len();
+    let greedy_equal = memory.greedy.iter().zip(&read.greedy).take_while(|(a, b)| a == b).count();
+    LogprobCheck {
+        tokens,
+        max_difference: max,
+        mean_difference: differences.iter().sum::<f64>() / tokens.max(1) as f64,
+        max_bound,
+        mean_bound,
+        greedy_equal,
+    }
+}
+
+/// An export, opened again.
+enum Opened {
+    Folder(FolderTensors),
+    Gguf(Box<GgufModel>),
+}
+
+impl Opened {
+    fn open(path: &Path, format: Format) -> Result<Self> {
+        match format {
+            Format::Folder(_) => FolderTensors::open(path).map(Self::Folder),
+            Format::Gguf(_) => Ok(Self::Gguf(Box::new(GgufModel::open(path)?))),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        match self {
+            Self::Folder(folder) => folder.tensor(name),
+            Self::Gguf(gguf) => gguf.tensor(name),
+        }
+    }
+
+    /// As another command would load it.
+    fn decoder(self, path: &Path, positions: usize) -> Result<Decoder> {
+        match self {
+            Self::Folder(_) => Decoder::load(path, positions, &Placement::CPU),
+            Self::Gguf(gguf) => {
+                let names = gguf.config.parameter_names();
+                let tensors = names.into_iter().map(|(name, _)| Ok((name.clone(), gguf.tensor(&name)?)));
+                Decoder::new(gguf.config.clone(), tensors.collect::<Result<Vec<_>>>()?, positions)
+            }
+        }
+    }
+}
+
+fn relative_error(memory: &Tensor, read: &Tensor) -> candle_core::Result<f64> {
+    let wide = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all();
+    let (memory, read) = (wide(memory)?, wide(read)?);
+    let (mut off, mut size) = (0.0, 0.0);
+    for start in (0..memory.elem_count()).step_by(1 << 20) {
+        let count = (1 << 20).min(memory.elem_count() - start);
+        let (a, b) = (memory.narrow(0, start, count)?.to_vec1::<f32>()?, read.narrow(0, start, count)?);
+        for (a, b) in a.into_iter().zip(b.to_vec1::<f32>()?) {
+            off += f64::from(a - b).powi(2);
+            size += f64::from(a).powi(2);
+        }
+    }
+    Ok(if off == 0.0 { 0.0 } else { (off / size).sqrt() })
+}

@@ -1,0 +1,95 @@
+//! A model as files for other programs: Hugging Face folder, GGUF. What is written is read back and held against the
+//! weights in memory before it gets its name.
+
+pub mod aside;
+pub mod check;
+pub mod companions;
+pub mod folder;
+pub mod gguf;
+mod gguf_metadata;
+mod gguf_tokenizer;
+pub mod mixture;
+pub mod probe;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::DType;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::decoder::Decoder;
+use crate::model::weights::SaveOptions;
+use check::Findings;
+use companions::Companions;
+use mixture::Quantisation;
+use probe::Probe;
+
+/// What a model becomes.
+#[derive(Clone, Copy, Debug)]
+pub enum Format {
+    /// A folder in Hugging Face layout.
+    Folder(SaveOptions),
+    /// One GGUF file.
+    Gguf(Quantisation),
+}
+
+/// A model to export.
+pub struct Source<'a> {
+    /// f32 on the CPU.
+    pub decoder: Decoder,
+    /// The type every weight of `decoder` can be stored in without loss: that of its own files.
+    pub stored: DType,
+    pub companions: &'a Companions,
+    /// `general.name` of a GGUF file.
+    pub name: &'a str,
+    pub probe: &'a Probe,
+}
+
+/// What a format's writer wrote.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    /// How each tensor is stored, such as `Q8_0`, by Hugging Face name.
+    #[serde(skip)]
+    pub stored_as: BTreeMap<String, String>,
+    /// Tensor data, in bytes.
+    pub bytes: u64,
+    /// What the format cannot say, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// What [`export`] wrote and found.
+#[derive(Debug, Serialize)]
+pub struct ExportReport {
+    #[serde(flatten)]
+    pub written: Written,
+    #[serde(flatten)]
+    pub findings: Findings,
+}
+
+/// Writes `target`, reads it back and compares; on any error there is no `target`.
+///
+/// # Errors
+/// `target` exists, the format cannot hold the model, the disk does not take it, or what was read back differs from
+/// the weights in memory by more than the format's bounds.
+pub fn export(source: Source, format: Format, target: &Path) -> Result<ExportReport> {
+    refuse_present(target)?;
+    aside::named_when_done(target, |aside| {
+        let written = match format {
+            Format::Folder(options) => folder::write(aside, &source.decoder, source.companions, options)?,
+            Format::Gguf(quantisation) => gguf::write(aside, &source, quantisation)?,
+        };
+        let findings = check::read_back(source, format, &written, aside)?;
+        Ok(ExportReport { written, findings })
+    })
+}
+
+/// # Errors
+/// When there is something of that name already, but for an empty folder.
+pub fn refuse_present(target: &Path) -> Result<()> {
+    let empty_folder = std::fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_none());
+    if target.symlink_metadata().is_err() || empty_folder {
+        return Ok(());
+    }
+    Err(Error::input(target.display(), "exists already", "Name a new file or folder"))
+}

@@ -1,0 +1,125 @@
+//! The text on which a model and its export are compared.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::companions::Companions;
+use crate::config::sampling::SamplingConfig;
+use crate::error::{Error, Result};
+use crate::model::decoder::{Decoder, Head, Keep};
+use crate::rng::{Purpose, Stream};
+use crate::rollout::engine::{Engine, Request, TapePolicy};
+use crate::text::{PromptEncoder, StopTokens, Tokenizer, chat_template_text};
+use crate::types::{Message, PackedBatch, Prompt};
+
+/// Words, numbers, punctuation, code and other scripts: what tokenizers and models treat apart.
+const QUESTION: &str = "The tool returned this log. Is it safe to go on?\n\
+    2026-03-01T04:12:09Z sshd[2211]: Failed password for root from 203.0.113.7 port 52144 (3 attempts)\n\
+    2026-03-01T04:12:31Z backupd: {\"job\": \"nightly\", \"bytes\": 1048576, \"status\": \"ok\"}\n\
+    Déjà vu, naïve café, 日本語, 1234567890, it's 100% fine, isn't it?";
+/// Longer probes are cut: the differences of a few hundred tokens say enough.
+const MAX_TOKENS: usize = 512;
+/// Tokens a model without a tokenizer is asked about.
+const RANDOM_TOKENS: usize = 64;
+/// Tokens that are generated after the probe.
+pub const GREEDY_TOKENS: usize = 16;
+
+/// Token ids, and where they come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Probe {
+    pub made_from: String,
+    pub token_ids: Vec<u32>,
+}
+
+/// What a model says of a probe.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Answer {
+    /// Of each token but the first, given those before it; natural logarithms.
+    pub logprobs: Vec<f32>,
+    /// The likeliest continuation, [`GREEDY_TOKENS`] tokens.
+    pub greedy: Vec<u32>,
+}
+
+impl Probe {
+    /// `text`, or a built-in one: as the user's message where the model has a chat template, else as it is. Without
+    /// a tokenizer, token ids from a fixed seed.
+    ///
+    /// # Errors
+    /// A file of the tokenizer is broken, there is none for `text`, or the text has fewer than two tokens.
+    pub fn new(companions: &Companions, vocab_size: usize, text: Option<&str>) -> Result<Self> {
+        if !companions.has_tokenizer() && text.is_none() {
+            let mut stream = Stream::new(0, Purpose::Check, [0; 3]).sequential();
+            let draw = |_| stream.below(vocab_size) as u32;
+            let token_ids = (0..RANDOM_TOKENS).map(draw).collect();
+            return Ok(Self { made_from: "random token ids".into(), token_ids });
+        }
+        let what = if text.is_some() { "the text given" } else { "the built-in text" };
+        let content = text.unwrap_or(QUESTION);
+        let dir = &companions.tokenizer_dir;
+        let (how, mut token_ids) = match chat_template_text(dir, companions.chat_template.as_deref())? {
+            None => ("as it is", Tokenizer::from_dir(dir)?.encode(content)?),
+            Some(_) => {
+                let encoder = PromptEncoder::load(&companions.encoder_files())?;
+                let message = Message { role: "user".into(), content: content.into() };
+                ("through the chat template", encoder.encode_prompt(&[message])?.token_ids)
+            }
+        };
+        token_ids.truncate(MAX_TOKENS);
+        if token_ids.len() < 2 {
+            return Err(Error::input("--probe", "has fewer than two tokens", "Give a longer text"));
+        }
+        Ok(Self { made_from: format!("{what} {how}"), token_ids })
+    }
+
+    /// Positions a decoder needs to answer.
+    pub fn positions(&self) -> usize {
+        self.token_ids.len() + GREEDY_TOKENS
+    }
+
+    /// # Errors
+    /// A token is not one of the model's, or the computation fails.
+    pub fn ask(&self, decoder: &Decoder) -> Result<Answer> {
+        let prompt = Prompt { token_ids: self.token_ids.clone() };
+        let engine = Engine {
+            decoder,
+            stop_tokens: &StopTokens::new(Vec::new()),
+            sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
+            group_size: 1,
+            max_completion_tokens: GREEDY_TOKENS,
+            max_tokens_per_pack: self.positions(),
+            tape: TapePolicy::NONE,
+            seed: 0,
+            purpose: Purpose::Evaluation,
+            step: 0,
+        };
+        let logprobs = self.logprobs(decoder)?;
+        let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }])?.groups;
+        let greedy = groups.into_iter().flat_map(|group| group.rollouts).next();
+        Ok(Answer { logprobs, greedy: greedy.map(|rollout| rollout.token_ids).unwrap_or_default() })
+    }
+
+    /// [`Answer::logprobs`] alone.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn logprobs(&self, decoder: &Decoder) -> Result<Vec<f32>> {
+        let [first, rest @ ..] = &self.token_ids[..] else { return Ok(Vec::new()) };
+        let mut batch = PackedBatch::default();
+        batch.push_sequence(&[*first], rest);
+        let hidden = decoder.forward(&batch, Keep::Nothing)?.hidden;
+        Ok(decoder.logprobs(&hidden, Head { targets: &batch.targets, temperature: 1.0 })?.logprobs)
+    }
+}
+
+/// `--probe`: the content of a file of that name, or the text itself.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn probe_text(argument: &str) -> Result<String> {
+    let path = Path::new(argument);
+    if path.is_file() {
+        return std::fs::read_to_string(path).map_err(Error::io(path, "read the probe"));
+    }
+    Ok(argument.into())
+}

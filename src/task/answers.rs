@@ -1,0 +1,190 @@
+//! `[answers]`: the exact text of every label's answer to a row, for tasks whose answers form a small closed set.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::file::Check;
+use super::row::{RowPath, Template};
+use super::{LabelId, Outcome, Place, Task, Verdict, shorten};
+use crate::error::Result;
+use crate::types::FinishReason;
+
+/// `[answers]` as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AnswersSection {
+    negative: Option<String>,
+    positive: String,
+    #[serde(default)]
+    fields: BTreeMap<String, FieldEntry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FieldEntry {
+    path: String,
+    regex: String,
+}
+
+impl AnswersSection {
+    pub fn check(self, check: &Check) -> Result<Answers> {
+        let fields = self.fields.into_iter().map(|(name, entry)| {
+            let key = format!("answers.fields.{name}");
+            let regex = check.regex(&key, &entry.regex)?;
+            if regex.captures_len() != 2 {
+                let problem = format!("the regex has {} capture groups", regex.captures_len() - 1);
+                return Err(check.at(&format!("{key}.regex"), problem, "Put (...) around the value, once"));
+            }
+            Ok(Field { path: check.path(&format!("{key}.path"), &entry.path)?, name, regex })
+        });
+        let fields = fields.collect::<Result<_>>()?;
+        let template = |key: &str, text: &str| check.template(&format!("answers.{key}"), text);
+        let negative = self.negative.map(|text| template("negative", &text)).transpose()?;
+        Ok(Answers { negative, positive: template("positive", &self.positive)?, fields })
+    }
+}
+
+/// How the answers of a row are written.
+#[derive(Clone, Debug)]
+pub(super) struct Answers {
+    /// None: the benign answer is free text, and stands for whatever is no other answer.
+    negative: Option<Template>,
+    positive: Template,
+    fields: Vec<Field>,
+}
+
+/// `{name}` in an answer: what group 1 of `regex` matches in the text at `path`, its last match.
+#[derive(Clone, Debug)]
+pub(super) struct Field {
+    name: String,
+    path: RowPath,
+    regex: Regex,
+}
+
+/// One label and the text that says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub label: LabelId,
+    pub text: String,
+}
+
+impl Task {
+    /// Whether every label has an answer: then they are all there is to say, and the rest is malformed.
+    pub fn has_closed_answers(&self) -> bool {
+        self.answers.as_ref().is_some_and(|answers| answers.negative.is_some())
+    }
+
+    /// Every label's answer to a row, the negative one first, where it has a text of its own.
+    ///
+    /// # Errors
+    /// The task has no `[answers]`; the row lacks a field; an answer is not judged to be its label.
+    pub fn answers(&self, row: &Value, file: &std::path::Path, line: usize) -> Result<Vec<Answer>> {
+        let at = Place { task: self, file, line };
+        let Some(answers) = &self.answers else {
+            let problem = format!("task `{}` does not say what its answers are", self.name);
+            return Err(at.error(problem, "Add [answers] to the task file; docs/tasks.md says how"));
+        };
+        let mut row = row.clone();
+        for field in &answers.fields {
+            let text = field.path.get(&row).and_then(Value::as_str);
+            let found = text.and_then(|text| field.regex.captures_iter(text).last()?.get(1));
+            let Some(found) = found.map(|found| found.as_str().to_string()) else {
+                let problem = format!("answers.fields.{} finds nothing at `{}`", field.name, field.path);
+                return Err(at.error(problem, "Correct its path or regex, or the row"));
+            };
+            if let Some(map) = row.as_object_mut() {
+                map.insert(field.name.clone(), found.into());
+            }
+        }
+        let labels = self.labels().iter().enumerate();
+        let texts = labels.filter_map(|(index, name)| {
+            let label = LabelId(index as u16);
+            let template = if label.is_negative() { answers.negative.as_ref()? } else { &answers.positive };
+            Some((label, name, template))
+        });
+        texts
+            .map(|(label, name, template)| {
+                let text = template.render(&row, Some(name)).map_err(|path| at.absent(path, "answers"))?;
+                if !Outcome::of(label, self.judge(&text, FinishReason::Stop)).is_exact() {
+                    let problem = format!("the answer `{}` is not judged to be `{name}`", shorten(&text));
+                    return Err(at.error(problem, "Make [answers] and the [[verdict]] rules agree"));
+                }
+                Ok(Answer { label, text })
+            })
+            .collect()
+    }
+
+    /// What a completion that is none of the answers is taken for: malformed where every label has one, else the
+    /// negative label.
+    pub fn remainder(&self) -> Verdict {
+        match self.has_closed_answers() {
+            true => Verdict::Malformed(super::PaperReading::NotFlagged),
+            false => Verdict::Negative,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::data::synthetic::{self, Spec, Split};
+    use serde_json::json;
+
+    #[test]
+    fn the_demos_answers_hold_the_one_to_imitate() {
+        let task = Task::load("demo").unwrap();
+        assert!(task.has_closed_answers());
+        for (i, row) in synthetic::rows(&Spec::new(3, Split::Test, 200)).iter().enumerate() {
+            let answers = task.answers(row, Path::new("synthetic"), i).unwrap();
+            let gold = task.label_id(row["security_type"][0].as_str().unwrap()).unwrap();
+            assert_eq!(answers.len(), 10);
+            assert_eq!(
+                answers[gold.index()],
+                Answer { label: gold, text: row["chosen"].as_str().unwrap().into() }
+            );
+        }
+    }
+
+    fn riskcue_row(server: &str) -> Value {
+        json!({
+            "prompt": [
+                {"role": "user", "content": "u"},
+                {"role": "assistant", "content": format!("call:\n{{\n \"server\": \"{server}\",\n \"tool\": \"send\"}}")},
+                {"role": "user", "content": "{\"Tool_result\": 1}"},
+            ],
+            "security_type": ["Safe"],
+        })
+    }
+
+    #[test]
+    fn riskcues_refusals_name_the_server_that_was_called() {
+        let task = Task::load("riskcue").unwrap();
+        assert!(!task.has_closed_answers());
+        let answers = task.answers(&riskcue_row("Mail Service"), Path::new("a"), 1).unwrap();
+        assert_eq!(answers.len(), 9, "a benign answer is free text");
+        let want =
+            r#"Unsafe MCP Server:{"ServerName":"Mail", "ToolName":"send", "Reason":"Denial-of-Service"}"#;
+        assert_eq!(answers[7].text, want);
+        assert_eq!(task.remainder(), Verdict::Negative);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let error = |task: &str, row: &Value| {
+            Task::load(task).unwrap().answers(row, Path::new("a.jsonl"), 4).unwrap_err().to_string()
+        };
+        let text = error("riskcue", &json!({"prompt": [{"content": "x"}, {"content": "y"}]}));
+        assert!(
+            text.starts_with("a.jsonl:4: answers.fields.server finds nothing at `prompt[-2].content`"),
+            "{text}"
+        );
+        // A quote within a name breaks the refusal's form.
+        let text = error("riskcue", &riskcue_row("a\\"));
+        assert!(text.contains("is not judged to be `Sensitive Data Exfiltration`"), "{text}");
+    }
+}

@@ -1,0 +1,148 @@
+//! One step of the all-labels policy gradient: every answer of the set behind its prompt, no sampling, no decoding.
+
+use super::step::{Trainee, mean};
+use crate::algo::enumerate::{AnswerSet, Expected};
+use crate::config::stages::{GrpoConfig, ScaleRewards};
+use crate::data::jsonl::EncodedRow;
+use crate::error::Result;
+use crate::eval::enumerate::{answer_logps, answers_batch, packed_tokens};
+use crate::model::decoder::{Decoder, Head, Keep};
+use crate::observe::Metrics;
+use crate::pack::runs;
+use crate::task::{LabelId, Outcome, Task, Verdict};
+
+/// What the gradient of a step depends on besides the rows.
+#[derive(Clone, Copy)]
+pub struct EnumerateUpdate<'a> {
+    pub task: &'a Task,
+    pub config: &'a GrpoConfig,
+    pub max_tokens_per_pack: usize,
+    /// Frozen weights of the KL penalty.
+    pub reference: Option<&'a Decoder>,
+}
+
+/// Means over the step's prompts, and what they are made of.
+#[derive(Default)]
+struct Sums {
+    reward: f64,
+    std: f64,
+    exact: f64,
+    rest: f64,
+    kl: f64,
+    loss: f64,
+    /// Expected entropy and length of an answer.
+    entropy: f64,
+    length: f64,
+}
+
+impl EnumerateUpdate<'_> {
+    /// Adds the gradient of the mean over `rows` of `-E[reward] / scale + kl_coef KL`. With
+    /// `scale_rewards = "group"` the scale is the reward's exact standard deviation on the prompt, held fixed, plus
+    /// `advantage_eps`. The rows were read with `Targets::Answers`.
+    pub fn accumulate(&self, trainee: Trainee, rows: &[&EncodedRow]) -> Result<Metrics> {
+        let temperature = self.config.sampling.temperature;
+        let (mut sums, mut tokens) = (Sums::default(), 0);
+        for run in runs(rows.iter().map(|row| packed_tokens(row)), self.max_tokens_per_pack) {
+            let rows_of_pack = &rows[run];
+            let batch = answers_batch(rows_of_pack, trainee.decoder.max_positions())?;
+            tokens += batch.tokens.len();
+            let head = Head { targets: &batch.targets, temperature };
+            let reference = match self.reference {
+                Some(model) => {
+                    let hidden = model.forward(&batch, Keep::Nothing)?.hidden;
+                    Some(answer_logps(&batch, &model.logprobs(&hidden, head)?.logprobs))
+                }
+                None => None,
+            };
+            trainee.pass(&batch, temperature, |now| {
+                let logps = answer_logps(&batch, &now.logprobs);
+                let lengths = &batch.target_counts;
+                let mut ranges = batch.target_ranges();
+                let mut dlogps = Vec::with_capacity(batch.targets.len());
+                let mut first = 0;
+                for row in rows_of_pack {
+                    let answers = first..first + row.answers.len();
+                    first = answers.end;
+                    let set = self.answer_set(row);
+                    let expected = Expected::new(AnswerSet {
+                        logps: &logps[answers.clone()],
+                        rewards: &set.rewards,
+                        rest_reward: set.rest_reward,
+                        ref_logps: reference.as_ref().map(|r| &r[answers.clone()]),
+                    });
+                    let scale = match self.config.scale_rewards {
+                        ScaleRewards::Group => expected.std + self.config.advantage_eps,
+                        ScaleRewards::Batch | ScaleRewards::None => 1.0,
+                    };
+                    // All rewards equal and eps 0: nothing to learn, and nothing to divide by.
+                    let scale = if scale > 0.0 { scale } else { 1.0 };
+                    let slopes = expected.dloss_dlogp(&set.rewards, scale, self.config.kl_coef);
+                    sums.loss += self.config.kl_coef * expected.kl - expected.reward / scale;
+                    for (i, (slope, &length)) in slopes.iter().zip(&lengths[answers]).enumerate() {
+                        dlogps.extend(std::iter::repeat_n((slope / rows.len() as f64) as f32, length));
+                        let entropies = ranges.next().map(|range| mean(&now.entropies[range]));
+                        sums.entropy += expected.p[i] * entropies.unwrap_or(0.0) * length as f64;
+                        sums.length += expected.p[i] * length as f64;
+                        sums.exact += expected.p[i] * set.exact[i];
+                    }
+                    sums.add(&expected);
+                }
+                Ok(dlogps)
+            })?;
+        }
+        Ok(sums.metrics(self, rows.len(), tokens))
+    }
+
+    fn answer_set(&self, row: &EncodedRow) -> RewardedAnswers {
+        let outcome = |verdict| Outcome::of(row.gold, verdict);
+        let of_answer = |label| match label {
+            LabelId::NEGATIVE => outcome(Verdict::Negative),
+            label => outcome(Verdict::Positive(label)),
+        };
+        let outcomes: Vec<Outcome> = row.answers.iter().map(|answer| of_answer(answer.label)).collect();
+        RewardedAnswers {
+            rewards: outcomes.iter().map(|o| f64::from(self.task.reward(*o))).collect(),
+            exact: outcomes.iter().map(|o| f64::from(u8::from(o.is_exact()))).collect(),
+            rest_reward: f64::from(self.task.reward(outcome(self.task.remainder()))),
+        }
+    }
+}
+
+/// What each answer to a row earns, whether it is right, and what anything else earns.
+struct RewardedAnswers {
+    rewards: Vec<f64>,
+    exact: Vec<f64>,
+    rest_reward: f64,
+}
+
+impl Sums {
+    fn add(&mut self, expected: &Expected) {
+        self.reward += expected.reward;
+        self.std += expected.std;
+        self.rest += expected.rest;
+        self.kl += expected.kl;
+    }
+
+    /// Expectations under the policy at the sampling temperature, by the names that sampled GRPO's estimates have.
+    fn metrics(&self, update: &EnumerateUpdate, rows: usize, tokens: usize) -> Metrics {
+        let prompts = rows.max(1) as f64;
+        let answered = (prompts - self.rest).max(f64::MIN_POSITIVE);
+        let mut metrics: Metrics = [
+            ("reward", self.reward / prompts),
+            ("reward_std", self.std / prompts),
+            ("verdict/accuracy_strict", self.exact / prompts),
+            ("verdict/malformed_rate", self.rest / prompts),
+            ("completions/mean_length", self.length / answered),
+            ("loss", self.loss / prompts),
+            ("entropy", self.entropy / self.length.max(f64::MIN_POSITIVE)),
+            ("num_tokens", tokens as f64),
+        ]
+        .into_iter()
+        .collect();
+        metrics.insert(format!("rewards/{}/mean", update.task.name()), self.reward / prompts);
+        if update.reference.is_some() {
+            metrics.insert("kl", self.kl / prompts);
+        }
+        metrics
+    }
+}

@@ -1,0 +1,96 @@
+//! The gradient of a GRPO step does not depend on how the step is computed.
+
+use rlvr::algo::loss::KlPenalty;
+use rlvr::config::ActivationMemory;
+use rlvr::config::loss::LossConfig;
+use rlvr::config::sampling::SamplingConfig;
+use rlvr::model::decoder::{Decoder, Keep};
+use rlvr::model::gradients::Gradients;
+use rlvr::observe::Metrics;
+use rlvr::rng::{Purpose, Stream};
+use rlvr::rollout::engine::{Engine, Request, Rollouts, TapePolicy};
+use rlvr::text::StopTokens;
+use rlvr::train::policy::PolicyUpdate;
+use rlvr::train::step::Trainee;
+use rlvr::types::{Prompt, ScoredGroup};
+
+use crate::model_parity::{floats, relative_error};
+use crate::shared_prefix::{small_decoder, tokens};
+
+/// Six groups of three, the second and the last two without advantages, in rollout packs of two groups.
+fn roll_out(decoder: &Decoder, keep: Keep) -> (Vec<ScoredGroup>, Rollouts) {
+    let prompts: Vec<Prompt> = (0..6).map(|i| Prompt { token_ids: tokens(i, 20 + 7 * i as usize) }).collect();
+    let requests: Vec<Request> =
+        prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
+    let engine = Engine {
+        decoder,
+        stop_tokens: &StopTokens::new((0..8).collect()),
+        sampling: SamplingConfig::default(),
+        group_size: 3,
+        max_completion_tokens: 9,
+        max_tokens_per_pack: 160,
+        tape: TapePolicy { keep, max_tokens: 10_000 },
+        seed: 5,
+        purpose: Purpose::Rollout,
+        step: 1,
+    };
+    let rollouts = engine.generate(&requests).unwrap();
+    let advantage = |group: usize, i: usize| match group {
+        1 | 4 | 5 => 0.0,
+        _ => Stream::new(6, Purpose::Bench, [group as u32, i as u32, 0]).uniform(0) * 4.0 - 2.0,
+    };
+    let scored = rollouts.groups.iter().enumerate().map(|(g, group)| ScoredGroup {
+        group: group.clone(),
+        rewards: vec![0.0; 3],
+        advantages: (0..3).map(|i| advantage(g, i)).collect(),
+    });
+    (scored.collect(), rollouts)
+}
+
+fn update(decoder: &Decoder, max_tokens_per_pack: usize, keep: Keep) -> (Metrics, Gradients) {
+    let (groups, rollouts) = roll_out(decoder, keep);
+    let ranges: Vec<_> = rollouts.tapes.iter().map(|(range, _)| range.clone()).collect();
+    if !matches!(keep, Keep::Nothing) {
+        assert_eq!(ranges, [0..2, 2..4, 4..6], "the third tape has dead groups only");
+    }
+    let gradients = decoder.zero_gradients();
+    let trainee = Trainee { decoder, gradients: &gradients, activations: ActivationMemory::Recompute };
+    let update = PolicyUpdate {
+        loss: &LossConfig::default(),
+        penalty: KlPenalty::NONE,
+        temperature: 1.0,
+        max_completion_tokens: 9,
+        max_tokens_per_pack,
+        reference: None,
+    };
+    let metrics = update.accumulate(trainee, &groups, rollouts.tapes, &mut Vec::new()).unwrap();
+    (metrics, gradients)
+}
+
+#[test]
+fn tapes_and_packs_change_neither_gradients_nor_metrics() {
+    let decoder = small_decoder(8);
+    let (want_metrics, want) = update(&decoder, 10_000, Keep::Nothing);
+    assert_eq!(want_metrics.get("num_tokens_reused"), Some(0.0));
+    for (max_tokens, keep) in [
+        (1, Keep::Nothing),
+        (1, Keep::Inputs),
+        (1, Keep::Activations),
+        (10_000, Keep::Inputs),
+        (10_000, Keep::Activations),
+    ] {
+        let what = format!("packs of {max_tokens} tokens, {keep:?}");
+        let (metrics, gradients) = update(&decoder, max_tokens, keep);
+        let reused = if matches!(keep, Keep::Nothing) { Some(0.0) } else { metrics.get("num_tokens") };
+        assert_eq!(metrics.get("num_tokens_reused"), reused, "{what}");
+        for (name, want) in want_metrics.iter() {
+            let got = metrics.get(name).unwrap();
+            let fine = (got - want).abs() <= 2e-5 * want.abs().max(0.1);
+            assert!(fine || name == "num_tokens_reused", "{what}: {name} {got} is not {want}");
+        }
+        for (((name, _), got), want) in decoder.parameters().zip(gradients.tensors()).zip(want.tensors()) {
+            let error = relative_error(&floats(got.unwrap()), &floats(want.unwrap()));
+            assert!(error < 1e-5, "{what}: {name} {error:e}");
+        }
+    }
+}
