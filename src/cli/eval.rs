@@ -1,4 +1,4 @@
-//! `rlvr eval`: a model on labelled rows, under the strict and the paper's rule.
+//! `rlvr eval`: a model on labelled rows, or recorded answers, under the strict and the paper's rule.
 
 use std::path::{Path, PathBuf};
 
@@ -10,26 +10,40 @@ use super::text::TextArgs;
 use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
-use crate::data::{Limits, Source, Targets};
+use crate::data::predictions::{Predictions, field_of_rows};
+use crate::data::{EncodedRow, Limits, Source, Targets};
 use crate::error::Error;
-use crate::eval::{At, Evaluator};
+use crate::eval::roc::{OperatingPoint, Scored};
+use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
+use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text, threshold_text};
 use crate::hub::Parts;
+use crate::model::decoder::Decoder;
 use crate::model::peft;
-use crate::observe::{JsonlSink, Sinks, TableRow, results_table};
+use crate::observe::{JsonlSink, Sinks};
+use crate::run::replace_file;
 use crate::task::Task;
+use crate::text::PromptEncoder;
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
-/// Judge a model's completions of labelled rows.
+/// Judge a model's completions of labelled rows, or answers that were recorded.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
-    model: PathBuf,
+    #[arg(required_unless_present = "predictions")]
+    model: Option<PathBuf>,
     /// JSONL rows with their labels.
-    data: PathBuf,
+    #[arg(required_unless_present = "predictions")]
+    data: Option<PathBuf>,
     /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
     adapter: Option<PathBuf>,
+    /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
+    predictions: Option<PathBuf>,
+    /// Score the values of this field of the rows apart, for instance metadata.server_path.
+    #[arg(long, value_name = "FIELD")]
+    group_by: Option<String>,
     /// A built-in task (riskcue, riskcue-short, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
@@ -46,8 +60,9 @@ pub struct Args {
     /// 0 is greedy; the paper's table is at 0.7.
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
-    #[arg(long, default_value_t = 1)]
-    samples_per_prompt: usize,
+    /// Answers to each prompt; wants a temperature above 0.
+    #[arg(long, value_name = "K", default_value_t = 1, alias = "samples-per-prompt")]
+    samples: usize,
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// auto takes a CUDA device when the build and the machine have one.
@@ -59,76 +74,218 @@ pub struct Args {
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Print the whole report (per label, confusion matrix, intervals) as JSON instead of the table.
+    /// Instead of judging answers, score each row by the probability of a refusal, and save in the model's folder the
+    /// threshold with the most recall at --max-fpr. Give validation rows, never the test set.
+    #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by"])]
+    fit_threshold: bool,
+    /// Instead of judging answers, flag by the threshold that was saved with the model.
+    #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by", "fit_threshold"])]
+    use_threshold: bool,
+    /// False-positive rate that --fit-threshold may reach on DATA.
+    #[arg(long, value_name = "RATE", requires = "fit_threshold", default_value_t = 0.05)]
+    max_fpr: f64,
+    /// Probability of a refusal's first token, or of all labels' exact refusals.
+    #[arg(long, value_enum, requires = "fit_threshold", default_value = "first-token")]
+    score: ScoreArg,
+    /// Print the whole report as JSON instead of the tables.
     #[arg(long)]
     json: bool,
+    /// Write the whole report to this JSON file as well.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Write metrics and the report to this file as well.
     #[arg(long, value_name = "FILE")]
     metrics: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ScoreArg {
+    FirstToken,
+    Labels,
+}
+
+impl From<ScoreArg> for ScoreKind {
+    fn from(arg: ScoreArg) -> Self {
+        match arg {
+            ScoreArg::FirstToken => Self::FirstToken,
+            ScoreArg::Labels => Self::Labels,
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
+    let task = Task::load(&args.task)?;
+    if let (true, Some(model), Some(data)) =
+        (args.fit_threshold || args.use_threshold, &args.model, &args.data)
+    {
+        return threshold(args, &task, model, data);
+    }
+    let summary = match (&args.predictions, &args.model, &args.data) {
+        (Some(file), ..) => recorded(args, &task, file)?,
+        (None, Some(model), Some(data)) => of_model(args, &task, model, data)?,
+        // clap asks for them.
+        (None, ..) => {
+            return Err(Error::input("rlvr eval", "has nothing to judge", "Give MODEL and DATA").into());
+        }
+    };
+    let json = || serde_json::to_string_pretty(&summary).map_err(|e| Error::Compute(e.into()));
+    if let Some(path) = &args.out {
+        replace_file(path, json()?.as_bytes())?;
+    }
+    if args.json {
+        println!("{}", json()?);
+        return Ok(());
+    }
+    print!("{}", summary_text(&summary));
+    Ok(())
+}
+
+/// Answers from a file.
+fn recorded(args: &Args, task: &Task, file: &Path) -> Result<Summary> {
+    let found = Predictions::load(task, file, args.group_by.as_deref())?;
+    for (line, why) in found.skipped.iter().take(SHOWN) {
+        eprintln!("warning: {}:{line}: not counted: the conversation {why}", file.display());
+    }
+    if found.skipped.len() > SHOWN {
+        eprintln!("warning: {} more conversations are not counted", found.skipped.len() - SHOWN);
+    }
+    let passed_over = found.rows.iter().filter(|row| row.passed_over).count();
+    if passed_over > 0 {
+        eprintln!(
+            "{passed_over} conversations went on after a risky log: missed, whatever their last answer says"
+        );
+    }
+    let rows: Vec<_> =
+        found.rows.into_iter().take(if args.max_rows == 0 { usize::MAX } else { args.max_rows }).collect();
+    Ok(Summary::new(task, &judge_recorded(task, &rows)))
+}
+
+const SHOWN: usize = 20;
+
+/// A model and the rows to hold it against.
+struct Subject {
+    dir: PathBuf,
+    encoder: PromptEncoder,
+    rows: Vec<EncodedRow>,
+    decoder: Decoder,
+}
+
+impl Subject {
+    fn open(args: &Args, task: &Task, model: &Path, data: &Path, targets: Targets) -> Result<Self> {
+        super::use_threads(args.threads)?;
+        let opened = place::open(args.device.into(), args.dtype.into())?;
+        let model = folder(model, Parts::Model)?;
+        let encoder = args.text.encoder(&model.dir)?;
+        let limits = Limits {
+            max_prompt_tokens: args.max_prompt_tokens,
+            max_target_tokens: usize::MAX,
+            max_rows: args.max_rows,
+            targets,
+        };
+        let dataset = Source { task, encoder: &encoder, limits }.load(data)?;
+        for (reason, count) in &dataset.dropped {
+            eprintln!("warning: dropped {count} rows: {reason}");
+        }
+        let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
+        let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);
+        let mut decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
+        if let Some(dir) = &args.adapter {
+            peft::attach(dir, &mut decoder)?;
+        }
+        if let Some(text) = &opened.fell_back {
+            eprintln!("{text}");
+        }
+        Ok(Self { dir: model.dir, encoder, rows: dataset.rows, decoder })
+    }
+}
+
+fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summary> {
     let config = EvalConfig {
         every_steps: 0,
-        samples_per_prompt: args.samples_per_prompt,
+        samples_per_prompt: args.samples,
         max_completion_tokens: args.max_completion_tokens,
         sampling: SamplingConfig { temperature: args.temperature, ..SamplingConfig::default() },
     };
+    if args.samples > 1 && args.temperature == 0.0 {
+        let problem = "greedy answers to one prompt are all equal";
+        return Err(Error::input("--samples", problem, "Add --temperature 0.7, or ask for one").into());
+    }
     config.validate()?;
-    super::use_threads(args.threads)?;
-    let opened = place::open(args.device.into(), args.dtype.into())?;
-    let task = Task::load(&args.task)?;
-    let model = folder(&args.model, Parts::Model)?;
-    let encoder = args.text.encoder(&model.dir)?;
-    let limits = Limits {
-        max_prompt_tokens: args.max_prompt_tokens,
-        max_target_tokens: usize::MAX,
-        max_rows: args.max_rows,
-        targets: Targets::Ignored,
+    let subject = Subject::open(args, task, model, data, Targets::Ignored)?;
+    let groups = match &args.group_by {
+        Some(field) => field_of_rows(data, field, &subject.rows)?,
+        None => Vec::new(),
     };
-    let dataset = Source { task: &task, encoder: &encoder, limits }.load(&args.data)?;
-    for (reason, count) in &dataset.dropped {
-        eprintln!("warning: dropped {count} rows: {reason}");
-    }
-    let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let mut decoder = load_decoder(&model.dir, longest, &opened.place)?;
-    if let Some(dir) = &args.adapter {
-        peft::attach(dir, &mut decoder)?;
-    }
-    if let Some(text) = &opened.fell_back {
-        eprintln!("{text}");
-    }
     let mut sinks = Sinks::default();
     if let Some(path) = &args.metrics {
         sinks.add(JsonlSink::create(path)?);
     }
     let evaluator = Evaluator {
-        task: &task,
-        encoder: &encoder,
-        rows: &dataset.rows,
+        task,
+        encoder: &subject.encoder,
+        rows: &subject.rows,
         config: &config,
         pack: &PackConfig::default(),
         seed: args.seed,
     };
-    let report = evaluator.evaluate(&decoder, At { stage: "eval", step: 0 }, &mut sinks)?;
+    let at = At { stage: "eval", step: 0 };
+    let mut judgements = evaluator.judgements(&subject.decoder, at, &mut sinks)?;
+    for judgement in &mut judgements {
+        judgement.group = groups.get(judgement.prompt).cloned();
+    }
+    Ok(Summary::new(task, &judgements))
+}
+
+/// Fits a threshold, or holds the saved one against other rows.
+fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> {
+    if !(0.0..=1.0).contains(&args.max_fpr) {
+        return Err(Error::input("--max-fpr", format!("{} is no rate", args.max_fpr), "Give 0 to 1").into());
+    }
+    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
+    let saved = match args.fit_threshold {
+        true => None,
+        false => match Threshold::load(&subject.dir, task)? {
+            None => {
+                let fix = "Fit one with --fit-threshold on validation rows";
+                let place = Threshold::path(&subject.dir);
+                return Err(Error::input(place.display(), "is not there", fix).into());
+            }
+            found => found,
+        },
+    };
+    let kind = saved.as_ref().map_or(args.score.into(), |saved| saved.score);
+    let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
+    let scorer = Scorer { decoder: &subject.decoder, task, kind, max_tokens_per_pack };
+    let rows: Vec<&EncodedRow> = subject.rows.iter().collect();
+    let scores = scorer.scores(&rows)?;
+    let risky = rows.iter().map(|row| !row.gold.is_negative());
+    let scored: Vec<Scored> =
+        scores.into_iter().zip(risky).map(|(score, risky)| Scored { score, risky }).collect();
+    let mut found = Threshold::fit(task, kind, &scored, args.max_fpr, data)?;
+    let said = match &saved {
+        None => {
+            found.save(&subject.dir)?;
+            format!("saved in {}", Threshold::path(&subject.dir).display())
+        }
+        Some(saved) => {
+            found.point = OperatingPoint::at(&scored, saved.point.threshold)?;
+            found.max_false_positive_rate = saved.max_false_positive_rate;
+            format!(
+                "fitted on {} for a false-positive rate of {}",
+                saved.data.display(),
+                saved.max_false_positive_rate
+            )
+        }
+    };
+    let json = || serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()));
+    if let Some(path) = &args.out {
+        replace_file(path, json()?.as_bytes())?;
+    }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
+        println!("{}", json()?);
         return Ok(());
     }
-    let name = args.model.file_name().unwrap_or(Path::new("model").as_os_str());
-    let metrics = report.metrics().into_iter().collect();
-    let row = TableRow { name: name.to_string_lossy().into_owned(), metrics };
-    print!("{}", results_table(&[row]));
-    let percent = |x: Option<f64>| x.map_or("-".to_string(), |x| format!("{x:.3}"));
-    println!();
-    println!("{} completions, {} of them of risky logs", report.count, percent(report.base_rate));
-    if let Some(interval) = &report.strict.accuracy_interval {
-        println!("strict accuracy, 95% interval {:.3} to {:.3}", interval.low, interval.high);
-    }
-    println!(
-        "always flag: {}, never flag: {}",
-        percent(report.always_flag_accuracy),
-        percent(report.never_flag_accuracy)
-    );
+    print!("{}", threshold_text(&found));
+    println!("{said}");
     Ok(())
 }

@@ -8,7 +8,7 @@ use super::hub::folder;
 use crate::config::Config;
 use crate::error::Error;
 use crate::hub::Parts;
-use crate::observe::{JsonlSink, Progress, Sinks};
+use crate::observe::{JsonlSink, Progress, Sinks, TensorBoard};
 use crate::run::Checkpoint;
 use crate::run::RunDirectory;
 use crate::run::SampleFiles;
@@ -61,6 +61,9 @@ pub(super) fn start(Fetched { config, recorded }: &Fetched, run: &RunDirectory) 
     run.write_config(&recorded.to_toml()?)?;
     let mut sinks = sinks(run);
     sinks.add(JsonlSink::create(run.metrics())?);
+    if config.run.tensorboard {
+        sinks.add(TensorBoard::create(run.path())?);
+    }
     let session = Session::start(config, run, sinks).inspect_err(|_| {
         // The folder was empty and nothing was trained: the name is free again for the next try.
         let _ = std::fs::remove_dir_all(run.path());
@@ -112,6 +115,10 @@ pub(super) fn resume(Fetched { config, .. }: &Fetched, run: &RunDirectory) -> Re
         sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
     }
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
+    if config.run.tensorboard {
+        let metrics = std::fs::read(run.metrics()).map_err(Error::io(run.metrics(), "read"))?;
+        sinks.add(TensorBoard::resume(run.path(), metrics.iter().filter(|byte| **byte == b'\n').count())?);
+    }
     Session::resume(config, run, sinks, &latest.checkpoint.path)?.run()?;
     Ok(())
 }

@@ -76,6 +76,8 @@ pub struct RunConfig {
     /// Name of this run's directory. Absent: the task's name and the first free number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Write a TensorBoard event file beside metrics.jsonl.
+    pub tensorboard: bool,
 }
 
 /// What a forward pass keeps for the backward pass.
@@ -135,7 +137,7 @@ impl Default for Config {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { root: "runs".into(), name: None }
+        Self { root: "runs".into(), name: None, tensorboard: true }
     }
 }
 

@@ -12,17 +12,18 @@ use super::projection::Projection;
 use super::tape::TapedBlock;
 use super::weights;
 use crate::config::ActivationMemory;
+use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionLayout, Heads};
 use crate::ops::indices::Indices;
 use crate::ops::memory::{self, Normal};
 use crate::ops::rope::RopeTable;
-use crate::ops::token_logprob::{self, TokenLogprobs};
+use crate::ops::token_logprob::{self, Slopes, TokenLogprobs};
 use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
-/// A decoder of the families of [`super::config::Family`]: f32 on the CPU, f32 or bf16 on a CUDA device.
+/// A decoder of the families of [`super::config::Family`]: f32 or bf16.
 pub struct Decoder {
     pub config: ModelConfig,
     /// HF names, in `ModelConfig::parameter_names` order; then those of the adapter's tensors.
@@ -81,7 +82,7 @@ pub struct Forward {
 #[derive(Clone, Debug)]
 pub struct Placement {
     pub device: Device,
-    /// f32, or on a CUDA device bf16.
+    /// f32 or bf16.
     pub dtype: DType,
 }
 
@@ -98,8 +99,8 @@ pub struct Head<'a> {
 }
 
 impl Decoder {
-    /// `tensors`: every name of `config.parameter_names()`, all on one device and, on a CUDA device, all f32 or all
-    /// bf16; on the CPU they become f32. `max_positions` bounds prompt plus completion.
+    /// `tensors`: every name of `config.parameter_names()`, all on one device, all f32 or all bf16; other types
+    /// become f32 on the CPU. `max_positions` bounds prompt plus completion.
     pub fn new(
         config: ModelConfig,
         tensors: impl IntoIterator<Item = (String, Tensor)>,
@@ -316,22 +317,32 @@ impl Decoder {
 
     /// Log-probabilities of the targets, `[targets]`; the LM head runs on their rows only.
     pub fn logprobs(&self, hidden: &Tensor, head: Head) -> Result<TokenLogprobs> {
+        self.logprobs_within(hidden, head, None)
+    }
+
+    /// [`Self::logprobs`] under what a sampler's cuts leave of each distribution.
+    pub fn logprobs_within(
+        &self,
+        hidden: &Tensor,
+        head: Head,
+        cut: Option<&SamplingConfig>,
+    ) -> Result<TokenLogprobs> {
         if head.targets.is_empty() {
             return Ok(TokenLogprobs::default());
         }
         let raw = self.target_rows(hidden, head.targets)?;
         let normed = rms_norm::forward(&raw, &self.weights[self.final_norm], self.eps())?;
         let tokens = self.target_tokens(head.targets)?;
-        token_logprob::forward(self.head_inputs(&normed, &tokens, head.temperature))
+        token_logprob::forward_within(self.head_inputs(&normed, &tokens, head.temperature), cut)
     }
 
-    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i]` to `gradients`.
-    pub fn backward(
+    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i] + dentropies[i] * entropy[i]` to `gradients`.
+    pub fn backward<'s>(
         &self,
         batch: &PackedBatch,
         forward: Forward,
         temperature: f32,
-        dlogprobs: &[f32],
+        slopes: impl Into<Slopes<'s>>,
         gradients: &Gradients,
     ) -> Result<()> {
         let Forward { hidden, kept, layout, positions } = forward;
@@ -346,7 +357,7 @@ impl Decoder {
             let normed = rms_norm::forward(&raw, norm.w_h, norm.eps)?;
             let tokens = self.target_tokens(targets)?;
             let inputs = self.head_inputs(&normed, &tokens, temperature);
-            let dnormed = token_logprob::backward(inputs, dlogprobs, gradients.at(self.head)?)?;
+            let dnormed = token_logprob::backward(inputs, slopes, gradients.at(self.head)?)?;
             let draw = raw.zeros_like()?;
             rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm)?)?;
             let target_rows: Indices = targets.iter().map(|t| t.row).collect();

@@ -14,5 +14,6 @@ pub mod kv_cache;
 pub mod peft;
 pub mod projection;
 pub mod rope_scaling;
+mod shards;
 pub mod tape;
 pub mod weights;

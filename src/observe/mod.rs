@@ -5,12 +5,14 @@ mod jsonl;
 mod memory;
 mod progress;
 mod table;
+mod tensorboard;
 
 pub use event::{Event, Metrics, SampleKind, SampleRecord, TableRow};
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
 pub use progress::Progress;
 pub use table::results_table;
+pub use tensorboard::{EVENTS_FILE, TensorBoard};
 
 use crate::error::Result;
 

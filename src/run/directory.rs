@@ -15,6 +15,7 @@ const LOCK: &str = "lock";
 /// ```text
 /// config.resolved.toml   every key with its value
 /// metrics.jsonl          a line for each step and each evaluation
+/// events.out.tfevents.*  the same for TensorBoard
 /// samples/               judged completions, a file for each evaluation
 /// checkpoints/step-N/    after N optimiser steps of the run
 /// model/                 the final weights in Hugging Face layout

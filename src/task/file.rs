@@ -6,9 +6,11 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
+use super::outcome::ExtraReward;
+use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
-use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
+use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
 use crate::error::{Error, Result};
 use crate::types::FinishReason;
 
@@ -20,14 +22,20 @@ struct TaskFile {
     name: String,
     #[serde(default)]
     truncated: Truncated,
+    #[serde(default)]
+    retries: u32,
+    attack_succeeded: Option<String>,
     input: InputSection,
     gold: GoldSection,
     sft: Option<SftSection>,
     answers: Option<AnswersSection>,
     labels: LabelsSection,
     verdict: Vec<RuleEntry>,
+    paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
+    #[serde(default)]
+    extra_rewards: BTreeMap<String, ExtraReward>,
 }
 
 #[derive(Deserialize)]
@@ -67,6 +75,10 @@ struct LabelsSection {
     positive: Vec<String>,
     #[serde(default)]
     ignore_case: bool,
+    #[serde(default)]
+    multi: bool,
+    #[serde(default)]
+    names: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -91,9 +103,33 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
-    let rules = check.rules(file.verdict, &labels, file.truncated)?;
-    check.reward(&file.reward)?;
-    let task = Task { name: file.name, labels, input, gold, target, answers, rules, reward: file.reward };
+    let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
+    let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
+    let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
+    rules.paper_flag = paper_flag;
+    let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
+    rewards.extend(file.extra_rewards.into_iter().map(|(name, extra)| {
+        let (weight, reward) = extra.parts();
+        NamedReward { name, weight, reward }
+    }));
+    for (i, named) in rewards.iter().enumerate() {
+        let key = if i == 0 { "reward".to_string() } else { format!("extra_rewards.{}", named.name) };
+        check.reward(&key, named)?;
+    }
+    let attack_succeeded =
+        file.attack_succeeded.map(|path| check.path("attack_succeeded", &path)).transpose()?;
+    let task = Task {
+        name: file.name,
+        labels,
+        input,
+        gold,
+        target,
+        answers,
+        rules,
+        rewards,
+        retries: file.retries,
+        attack_succeeded,
+    };
     check.templates_agree_with_rules(&task)?;
     Ok(task)
 }
@@ -139,12 +175,14 @@ impl Check<'_> {
         if section.positive.is_empty() {
             return Err(self.at("labels.positive", "the list is empty", "Give at least one positive label"));
         }
-        if section.positive.len() >= usize::from(u16::MAX) {
+        let most = if section.multi { LabelId::SET_LABELS } else { 1 << LabelId::SET_LABELS };
+        if section.positive.len() >= most + usize::from(section.multi) {
             let problem = format!("{} labels are too many", section.positive.len());
-            return Err(self.at("labels.positive", problem, format!("Give fewer than {}", u16::MAX)));
+            return Err(self.at("labels.positive", problem, format!("Give at most {most}")));
         }
         let names = std::iter::once(section.negative).chain(section.positive).collect::<Vec<_>>();
-        let set = LabelSet { names, ignore_case: section.ignore_case };
+        let mut set =
+            LabelSet { names, ignore_case: section.ignore_case, multi: section.multi, words: Vec::new() };
         for (i, name) in set.names.iter().enumerate() {
             let key = if i == 0 { "labels.negative".into() } else { format!("labels.positive[{}]", i - 1) };
             if name.trim() != name || name.is_empty() {
@@ -155,10 +193,25 @@ impl Check<'_> {
                 let problem = format!("`{name}` begins with `@` or `$`, which verdict rules use");
                 return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
             }
+            if set.multi && name.contains(',') {
+                let problem = format!("`{name}` has a comma, which stands between the labels of an answer");
+                return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
+            }
             if set.names[..i].iter().any(|earlier| set.same(earlier, name)) {
                 let fix = "Name each label once; the negative label is not among the positive ones";
                 return Err(self.at(&key, format!("`{name}` is a label already"), fix));
             }
+        }
+        if let Some(unknown) = section.names.keys().find(|name| !set.names.contains(name)) {
+            let problem = format!("`{unknown}` is not a label of this task");
+            let fix = format!("Use each of: {}", set.names.join(", "));
+            return Err(self.at(&format!("labels.names.{unknown}"), problem, fix));
+        }
+        if !section.names.is_empty() {
+            let words = set.names.iter().map(|name| section.names.get(name).cloned().ok_or(name));
+            set.words = words.collect::<std::result::Result<_, _>>().map_err(|name| {
+                self.at("labels.names", format!("`{name}` has no name"), "Name every label, or none")
+            })?;
         }
         Ok(set)
     }
@@ -247,7 +300,7 @@ impl Check<'_> {
             }
         };
         let ordered = entries.into_iter().enumerate().map(|(i, entry)| self.rule(i, entry, labels));
-        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated })
+        Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
     }
 
     fn paper_without_effect(&self, key: &str) -> Error {
@@ -297,17 +350,18 @@ impl Check<'_> {
         Ok(Rule { regex, label: rule_label, take, paper })
     }
 
-    fn reward(&self, reward: &Reward) -> Result<()> {
-        let entries = reward.entries();
-        for (key, value) in entries {
+    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
+        let weight = [("weight", named.weight)];
+        let entries = named.reward.entries();
+        for (name, value) in weight.into_iter().chain(entries) {
             if !value.is_finite() {
-                let key = format!("reward.{key}");
+                let key = format!("{key}.{name}");
                 return Err(self.at(&key, format!("{value} is not a finite number"), "Give a finite number"));
             }
         }
         if entries.iter().all(|(_, value)| *value == entries[0].1) {
             let fix = "Give exact_positive and exact_negative more than the others";
-            return Err(self.at("reward", "all six rewards are equal, so nothing can be learned", fix));
+            return Err(self.at(key, "all six rewards are equal, so nothing can be learned", fix));
         }
         Ok(())
     }
@@ -315,11 +369,15 @@ impl Check<'_> {
     /// SFT must not teach answers that the task's own rules judge to be something else.
     fn templates_agree_with_rules(&self, task: &Task) -> Result<()> {
         let Some(Target::Templates { negative, positive }) = &task.target else { return Ok(()) };
-        for (index, label) in task.labels().iter().enumerate() {
+        for index in 0..task.labels().len() {
+            let gold = LabelId(index as u16);
+            let label = &task.labels()[index];
             let (key, template) = if index == 0 { ("negative", negative) } else { ("positive", positive) };
             // A template with fields of the row is known only row by row.
-            let Ok(text) = template.render(&serde_json::Value::Null, Some(label)) else { continue };
-            let gold = LabelId(index as u16);
+            let Ok(text) = task.label_for(gold, |text| template.render(&serde_json::Value::Null, Some(text)))
+            else {
+                continue;
+            };
             if !Outcome::of(gold, task.judge(&text, FinishReason::Stop)).is_exact() {
                 let problem = format!("`{}` is not judged to be `{label}`", shorten(&text));
                 let fix = "Make the template and the [[verdict]] rules agree";
@@ -331,150 +389,4 @@ impl Check<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"name = "guard"
-truncated = "judge"
-[input]
-messages = "chat"
-[gold]
-path = "label"
-[labels]
-negative = "safe"
-positive = ["S1", "S2"]
-[[verdict]]
-regex = 'unsafe (S\d)'
-label = "$1"
-[[verdict]]
-default = "@malformed"
-[reward]
-malformed = 0
-"#;
-
-    #[test]
-    fn the_base_of_the_bad_files_is_good() {
-        let task = parse(GOOD, "t.toml").unwrap();
-        assert_eq!((task.name(), task.labels().len()), ("guard", 3));
-    }
-
-    #[test]
-    fn every_mistake_names_file_key_and_fix() {
-        for (from, to, want) in [
-            // Not a task file.
-            ("name = \"guard\"", "name = ", "t.toml:1: "),
-            (
-                "name = \"guard\"",
-                "nmae = \"guard\"",
-                "t.toml:1: unknown field `nmae`, expected one of `name`",
-            ),
-            ("truncated = \"judge\"", "truncated = \"cut\"", "t.toml:2: truncated: unknown variant `cut`"),
-            ("messages =", "mesages =", "t.toml:4: unknown field `mesages`, expected"),
-            ("path = \"label\"", "path = 3", "t.toml:6: path: invalid type: integer `3`, expected a string"),
-            ("malformed = 0\n", "malfromed = 0\n", "t.toml:16: unknown field `malfromed`"),
-            ("malformed = 0\n", "malformed = \"0\"\n", "t.toml:16: malformed: invalid type: string"),
-            ("[labels]", "[label]", "unknown field `label`"),
-            ("name = \"guard\"", "name = \" \"", "t.toml: name: the name is empty. Name the task"),
-            // Labels.
-            ("[\"S1\", \"S2\"]", "[]", "t.toml: labels.positive: the list is empty. Give at least one"),
-            (
-                "\"S2\"]",
-                "\"S1\"]",
-                "t.toml: labels.positive[1]: `S1` is a label already. Name each label once",
-            ),
-            ("\"S2\"]", "\"safe\"]", "t.toml: labels.positive[1]: `safe` is a label already"),
-            ("\"S2\"]", "\"s1\"]\nignore_case = true", "labels.positive[1]: `s1` is a label already"),
-            ("\"S2\"]", "\" S2\"]", "t.toml: labels.positive[1]: ` S2` is empty or has blanks"),
-            ("\"safe\"", "\"@none\"", "t.toml: labels.negative: `@none` begins with `@`"),
-            // Rows.
-            (
-                "messages = \"chat\"",
-                "",
-                "t.toml: input: exactly one of messages and template is wanted. Give",
-            ),
-            ("messages = \"chat\"", "messages = \"chat[\"", "t.toml: input.messages: `chat[` is not a path"),
-            ("messages = \"chat\"", "template = \"a {b\"", "t.toml: input.template: a brace is not closed"),
-            ("messages = \"chat\"", "template = \"{label}\"", "input.template: `{label}` is gold.path, so"),
-            ("path = \"label\"", "path = \"\"", "t.toml: gold.path: `` is not a path"),
-            (
-                "[labels]",
-                "map = { x = \"S9\" }\n[labels]",
-                "gold.map.x: `S9` is not a label of this task. Use one of: safe, S1, S2",
-            ),
-            ("[labels]", "[sft]\n[labels]", "t.toml: sft: exactly one of target and target_template"),
-            (
-                "[labels]",
-                "[sft]\ntarget_template = { negative = \"safe\", positive = \"unsafe {label}\" }\n[labels]",
-                "sft.target_template.negative: `safe` is not judged to be `safe`. Make the template and",
-            ),
-            // Rules.
-            (
-                "[[verdict]]\ndefault = \"@malformed\"",
-                "",
-                "t.toml: verdict: the last rule is not a default. End",
-            ),
-            ("\"@malformed\"", "\"S1\"", "t.toml: verdict[1].default: `S1` is not a default. Use"),
-            ("default =", "label = \"S1\"\ndefault =", "verdict[1]: regex, label and take have no effect"),
-            ("\"@malformed\"", "\"@negative\"\npaper = \"flagged\"", "verdict[1].paper: paper has no effect"),
-            ("label = \"$1\"", "", "t.toml: verdict[0]: a rule wants a regex and a label. Give both"),
-            (
-                "label = \"$1\"",
-                "label = \"$2\"",
-                "verdict[0].label: `$2` is not a capture group: the regex has 1",
-            ),
-            ("label = \"$1\"", "label = \"$x\"", "verdict[0].label: `$x` is not a capture group"),
-            ("label = \"$1\"", "label = \"S3\"", "verdict[0].label: `S3` is not a label of this task"),
-            (
-                "label = \"$1\"",
-                "label = \"@safe\"",
-                "verdict[0].label: `@safe` is unknown. Use \"@negative\"",
-            ),
-            (
-                "label = \"$1\"",
-                "label = \"S1\"\npaper = \"flagged\"",
-                "verdict[0].paper: paper has no effect",
-            ),
-            ("label = \"$1\"", "label = \"S1\"\ntake = \"last\"", "verdict[0].take: take has no effect"),
-            (
-                "label = \"$1\"",
-                "label = \"$1\"\n[[verdict]]\ndefault = \"@negative\"",
-                "verdict[1]: a default before",
-            ),
-            (
-                "(S\\d)",
-                "(S\\d",
-                "t.toml: verdict[0].regex: `unsafe (S\\d` does not compile: error: unclosed group",
-            ),
-            // Rewards.
-            ("malformed = 0\n", "malformed = nan\n", "t.toml: reward.malformed: NaN is not a finite number"),
-            (
-                "malformed = 0\n",
-                "malformed = 1\nwrong_label = 1\nfalse_positive = 1\nfalse_negative = 1\n",
-                "t.toml: reward: all six rewards are equal",
-            ),
-        ] {
-            let text = GOOD.replacen(from, to, 1);
-            assert_ne!(text, GOOD, "{from}");
-            let error = parse(&text, "t.toml").expect_err(want);
-            assert!(error.is_input());
-            let line = error.to_string();
-            assert!(
-                line.starts_with("t.toml") && line.contains(want) && !line.contains('\n'),
-                "{want}\n{line}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_missing_section_is_named() {
-        for key in ["input", "gold", "labels", "verdict", "name"] {
-            let mut table = GOOD.parse::<toml::Table>().unwrap();
-            table.remove(key);
-            let line = parse(&table.to_string(), "t.toml").unwrap_err().to_string();
-            assert!(
-                line.contains(&format!("missing field `{key}`")) && line.ends_with("lists every key"),
-                "{line}"
-            );
-        }
-    }
-}
+mod tests;

@@ -79,19 +79,23 @@ impl<'a> Adapters<'a> {
         stage == 0 || self.config.stages == LoraStages::Fresh
     }
 
-    /// The weights at the start of a stage, which share the decoder's memory: without the adapter, or with a copy
-    /// of it as it was then. The copy is kept in `dir` for a run that is resumed within the stage, after `step`
-    /// of its steps.
-    pub fn reference(&self, decoder: &Decoder, stage: usize, step: u64, dir: &Path) -> Result<Decoder> {
+    /// The weights as they are after `step` steps of a stage, to hold a KL penalty towards: they share the decoder's
+    /// memory, and stand there without the adapter where that changes nothing yet, else with a copy of it. The copy
+    /// is kept in `dir` for a run that is resumed.
+    pub fn keep_reference(&self, decoder: &Decoder, stage: usize, step: u64, dir: &Path) -> Result<Decoder> {
         let mut reference = decoder.without_adapter()?;
-        if self.is_fresh(stage) {
-            return Ok(reference);
-        }
-        if step == 0 {
+        if step > 0 || !self.is_fresh(stage) {
             let adapter = decoder.adapter().ok_or_else(no_adapter)?;
             peft::save(dir, &adapter, "")?;
             reference.attach(adapter.deep_copy()?)?;
-        } else {
+        }
+        Ok(reference)
+    }
+
+    /// What [`Self::keep_reference`] gave after `step` steps.
+    pub fn load_reference(&self, decoder: &Decoder, stage: usize, step: u64, dir: &Path) -> Result<Decoder> {
+        let mut reference = decoder.without_adapter()?;
+        if step > 0 || !self.is_fresh(stage) {
             peft::attach(dir, &mut reference)?;
         }
         Ok(reference)

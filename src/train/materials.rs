@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::place::{self, Opened};
-use crate::config::stages::{Balance, Estimator};
+use crate::config::stages::{Balance, CombineRewards, Estimator};
 use crate::config::{Config, Stage};
 use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::order::Order;
@@ -42,6 +42,11 @@ impl Materials {
             let want = "\"sampled\", or a task file whose [answers] has a text for the negative label too";
             let why = format!("the answers of task `{}` are no closed set", task.name());
             return Err(Error::config("grpo.estimator", "enumerate", want, why));
+        }
+        if config.grpo.combine_rewards == CombineRewards::NormalizeThenSum && task.rewards().len() < 2 {
+            let problem = format!("has no effect: task `{}` has a single reward", task.name());
+            let fix = "Remove the key, or give the task [extra_rewards]";
+            return Err(Error::input("grpo.combine_rewards", problem, fix));
         }
         let materials = match (&config.model.path, &config.model.random) {
             (Some(dir), _) => Self::from_folder(config, &place, task, dir, sinks),

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::weights::{self, SaveOptions};
@@ -30,6 +31,9 @@ pub struct Cursor {
     /// Of the weights that a run with adapters started from: `lora::base_digest`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// Running success rates, of a stage that orders its prompts by them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difficulty: Option<Difficulty>,
     /// Evaluations for the final table.
     pub results: Vec<Evaluated>,
 }

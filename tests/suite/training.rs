@@ -137,6 +137,78 @@ fn resumes_bit_for_bit(root: &Path, whole: &Path, stops: &[u64], files: &[&str])
     }
 }
 
+#[test]
+fn a_run_with_a_state_of_its_own_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let extra = [
+        "checkpoint.keep_last=2",
+        "grpo.order=difficulty",
+        "grpo.max_resamples=2",
+        "grpo.kl_in=reward",
+        "grpo.reference_sync_steps=2",
+        "grpo.entropy_coef=0.001",
+        "grpo.baseline=leave_one_out",
+        "grpo.truncated=mask",
+        "grpo.importance_cap=2.0",
+        "grpo.loss.type=cispo",
+    ];
+    let whole = train(dir.path(), "whole", &extra);
+    let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
+    let want = metrics(&whole);
+    for event in want.iter().filter(|event| event["event"] == "step" && event["stage"] == "grpo") {
+        let number = |name: &str| event[name].as_f64().unwrap_or_else(|| panic!("{name} in {event}"));
+        let (groups, missing) = (number("dynamic_sampling/groups"), number("dynamic_sampling/missing"));
+        let live = groups * (1.0 - number("frac_reward_zero_std"));
+        assert_eq!(missing, (4.0 - live).round().max(0.0), "{event}");
+        assert!(missing == 0.0 || number("dynamic_sampling/rounds") == 2.0, "{event}");
+        assert!(number("kl").is_finite() && number("cispo_clip_ratio") == 0.0);
+    }
+    // 5 SFT steps, 6 GRPO steps; the checkpoint of step 9 is GRPO's fourth, right after a sync.
+    let stopped = dir.path().join("stopped");
+    copy(&whole, &stopped);
+    std::fs::remove_dir_all(stopped.join("model")).unwrap();
+    let steps: Vec<_> =
+        std::fs::read_dir(stopped.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    for path in steps.iter().filter(|path| !path.ends_with("step-9")) {
+        std::fs::remove_dir_all(path).unwrap();
+    }
+    let output = rlvr(&["train", "--resume", stopped.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(stopped.join("model/model.safetensors")).unwrap() == weights);
+    assert_eq!(metrics(&stopped), want);
+}
+
+#[test]
+fn an_enumerated_run_lifts_the_expected_reward_without_sampling() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(
+        dir.path(),
+        "enumerated",
+        &[
+            "grpo.estimator=enumerate",
+            "sft.epochs=4",
+            "grpo.steps=30",
+            "grpo.prompts_per_step=16",
+            "eval.every_steps=0",
+        ],
+    );
+    let events = metrics(&run);
+    let steps: Vec<_> = events.iter().filter(|e| e["event"] == "step" && e["stage"] == "grpo").collect();
+    let mean = |of: &[&serde_json::Value]| {
+        of.iter().map(|e| e["reward"].as_f64().unwrap()).sum::<f64>() / of.len() as f64
+    };
+    let (first, last) = (mean(&steps[..8]), mean(&steps[22..]));
+    assert!(last > first + 0.03, "{first} {last}");
+    assert!(steps[0].get("sampling/sampling_logp_difference/mean").is_none(), "nothing was sampled");
+    let root = format!("run.root={}", dir.path().display());
+    let sets = ["task=riskcue", "grpo.estimator=enumerate", &root].map(|set| ["--set", set]).concat();
+    let refused = rlvr(&[&["train", "demo"], sets.as_slice()].concat());
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(text.contains("grpo.estimator") && text.contains("no closed set"), "{text}");
+    assert_eq!(refused.status.code(), Some(2), "{text}");
+}
+
 /// On a GPU, or on the twin of the driver; `cuda_twin.rs` says how.
 #[cfg(feature = "cuda")]
 #[test]
@@ -145,47 +217,57 @@ fn a_run_on_a_device_trains_saves_and_resumes_bit_for_bit() {
         eprintln!("CUDA is not checked here: {error}");
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    for (name, extra) in [
-        ("f32", vec!["model.dtype=f32"]),
-        (
-            "bf16",
-            vec!["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"],
-        ),
-    ] {
-        let tiny = [
-            "device=cuda",
-            "checkpoint.keep_last=99",
-            "data.synthetic.valid_rows=4",
-            "sft.epochs=0.08",
-            "grpo.steps=3",
-            "grpo.prompts_per_step=2",
-            "grpo.group_size=4",
-            "model.random.hidden_size=32",
-            "model.random.intermediate_size=48",
-            "model.random.attention_heads=2",
-            "model.random.key_value_heads=1",
-        ];
-        let whole = train(dir.path(), name, &[&tiny[..], &extra].concat());
-        let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
-        let want = metrics(&whole);
-        let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let mixed = ["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"];
+    for (dtype, extra) in [("f32", &[][..]), ("bf16", &mixed)] {
+        let raw = trains_saves_and_resumes("device=cuda", dtype, extra);
         assert!(raw.contains("memory/device_peak_gib"), "the steps ran on the device");
-        let difference = |event: &serde_json::Value| {
-            event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0)
-        };
-        let worst = want.iter().map(difference).fold(0.0, f64::max);
-        assert!(worst < if name == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
-        std::fs::remove_dir_all(whole.join("model")).unwrap();
-        // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
-        for late in ["step-5", "step-6"] {
-            let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
-        }
-        let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{name}");
-        assert_eq!(metrics(&whole), want, "{name}");
     }
+}
+
+#[test]
+fn a_run_in_bf16_on_the_cpu_trains_saves_and_resumes_bit_for_bit() {
+    trains_saves_and_resumes("device=cpu", "bf16", &["grpo.optim.gradients=bf16"]);
+    trains_saves_and_resumes("device=cpu", "bf16", &["sft.optim.bf16_weights=masters"]);
+}
+
+/// A tiny run with weights of `dtype`, and the same run stopped within GRPO and resumed. Returns its metrics.
+fn trains_saves_and_resumes(device: &str, dtype: &str, extra: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let dtype_key = format!("model.dtype={dtype}");
+    let tiny = [
+        device,
+        &dtype_key,
+        "checkpoint.keep_last=99",
+        "data.synthetic.valid_rows=4",
+        "sft.epochs=0.08",
+        "grpo.steps=3",
+        "grpo.prompts_per_step=2",
+        "grpo.group_size=4",
+        "model.random.hidden_size=32",
+        "model.random.intermediate_size=48",
+        "model.random.attention_heads=2",
+        "model.random.key_value_heads=1",
+    ];
+    let whole = train(dir.path(), "run", &[&tiny[..], extra].concat());
+    let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
+    let stored = weights.windows(6).any(|w| w == br#""BF16""#);
+    assert_eq!(stored, dtype == "bf16", "the weights are stored as what they are");
+    let want = metrics(&whole);
+    let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let difference =
+        |event: &serde_json::Value| event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0);
+    let worst = want.iter().map(difference).fold(0.0, f64::max);
+    assert!(worst < if dtype == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
+    std::fs::remove_dir_all(whole.join("model")).unwrap();
+    // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
+    for late in ["step-5", "step-6"] {
+        let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
+    }
+    let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{dtype}");
+    assert_eq!(metrics(&whole), want, "{dtype}");
+    raw
 }
 
 #[test]

@@ -1,0 +1,12 @@
+//! `rlvr report`: runs as one HTML page that needs no network, and as Markdown.
+
+mod charts;
+mod html;
+mod markdown;
+mod run;
+mod svg;
+mod tables;
+
+pub use html::html;
+pub use markdown::markdown;
+pub use run::{Evaluation, Run};

@@ -1,0 +1,231 @@
+//! What a run's folder says, whole or half-written.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::observe::SampleRecord;
+
+/// A run as its files tell it.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    pub name: String,
+    /// Config keys `a.b` and values as TOML writes them.
+    pub config: BTreeMap<String, String>,
+    pub steps: Vec<Step>,
+    pub evaluations: Vec<Evaluation>,
+    /// Of the last evaluation that has them.
+    pub samples: Vec<SampleRecord>,
+    /// `model/threshold.json`.
+    pub threshold: Option<Value>,
+    /// What was missing or damaged.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub stage: String,
+    pub step: u64,
+    /// Step of the whole run: the stages' steps one after another.
+    pub total: u64,
+    pub metrics: BTreeMap<String, f64>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Evaluation {
+    /// "vanilla", "sft 400", or the name of an eval file.
+    pub name: String,
+    /// Step of the whole run; None for an evaluation of its own.
+    pub total: Option<u64>,
+    /// `EvalReport` as JSON.
+    pub report: Value,
+}
+
+impl Evaluation {
+    /// A number of the report: `number(&["strict", "accuracy"])`.
+    pub fn number(&self, path: &[&str]) -> Option<f64> {
+        path.iter().try_fold(&self.report, |value, key| value.get(*key))?.as_f64()
+    }
+
+    pub fn labels(&self) -> Vec<&str> {
+        self.report["labels"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// Gold label by verdict, the last column malformed.
+    pub fn confusion(&self) -> Vec<Vec<u64>> {
+        let row = |row: &Value| row.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+        self.report["confusion"].as_array().into_iter().flatten().map(row).collect()
+    }
+}
+
+impl Run {
+    /// # Errors
+    /// The folder is no run: it has neither a config nor metrics.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let (config, metrics) = (folder.join("config.resolved.toml"), folder.join("metrics.jsonl"));
+        if !config.is_file() && !metrics.is_file() {
+            let problem = "is not a run: it has no config.resolved.toml and no metrics.jsonl";
+            let fix = "Name the directory that `rlvr train` printed as `run:`";
+            return Err(Error::input(folder.display(), problem, fix));
+        }
+        let name = folder.canonicalize().unwrap_or_else(|_| folder.into());
+        let name = name.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
+        let mut run = Self { name, ..Self::default() };
+        match std::fs::read_to_string(&config).map(|text| text.parse::<toml::Table>()) {
+            Ok(Ok(table)) => flatten("", &toml::Value::Table(table), &mut run.config),
+            _ => run.notes.push("config.resolved.toml is missing or damaged".into()),
+        }
+        match std::fs::read(&metrics) {
+            Ok(content) => run.read_metrics(&content),
+            Err(_) => run.notes.push("metrics.jsonl is missing: nothing was measured yet".into()),
+        }
+        if !folder.join("model").is_dir() {
+            run.notes.push("the run has not finished: it has no final model".into());
+        }
+        run.read_eval_files(folder);
+        run.read_samples(&folder.join("samples"));
+        let threshold = std::fs::read(folder.join("model/threshold.json")).ok();
+        run.threshold = threshold.and_then(|text| serde_json::from_slice(&text).ok());
+        Ok(run)
+    }
+
+    fn read_metrics(&mut self, content: &[u8]) {
+        let mut stages: Vec<(String, u64)> = Vec::new();
+        let mut damaged = 0;
+        for line in content.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+            let Ok(event) = serde_json::from_slice::<Value>(line) else {
+                damaged += 1;
+                continue;
+            };
+            let stage = event["stage"].as_str().unwrap_or_default().to_string();
+            let step = event["step"].as_u64().unwrap_or(0);
+            match stages.iter_mut().find(|(name, _)| *name == stage) {
+                Some((_, last)) => *last = (*last).max(step),
+                None => stages.push((stage.clone(), step)),
+            }
+            let before: u64 =
+                stages.iter().take_while(|(name, _)| *name != stage).map(|(_, last)| last).sum();
+            let total = before + step;
+            match event["event"].as_str() {
+                Some("step") => {
+                    let numbers = event.as_object().into_iter().flatten();
+                    let metrics = numbers.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)));
+                    let metrics = metrics.filter(|(name, _)| name != "step").collect();
+                    self.steps.push(Step { stage, step, total, metrics });
+                }
+                Some("evaluation") => {
+                    let name = if step == 0 { stage } else { format!("{stage} {step}") };
+                    let report = event["report"].clone();
+                    self.evaluations.push(Evaluation { name, total: Some(total), report });
+                }
+                _ => {}
+            }
+        }
+        if damaged > 0 {
+            self.notes.push(format!("metrics.jsonl: {damaged} lines are cut or damaged, and left out"));
+        }
+    }
+
+    /// What `rlvr eval --out` wrote into the folder.
+    fn read_eval_files(&mut self, folder: &Path) {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|e| e == "json")) {
+            let report =
+                std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            if let Some(report) = report.filter(|report| report["confusion"].is_array()) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                self.evaluations.push(Evaluation { name, total: None, report });
+            }
+        }
+    }
+
+    /// The newest file of evaluation samples.
+    fn read_samples(&mut self, folder: &Path) {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let of_evaluation = |path: &std::path::PathBuf| path.to_string_lossy().ends_with("-evaluation.jsonl");
+        let order = |path: &std::path::PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let stage = name.split('-').next().unwrap_or_default();
+            // In the order of the run, not of the alphabet.
+            let last = self.steps.iter().rposition(|step| step.stage == stage).map_or(0, |at| at + 1);
+            (last, name)
+        };
+        let Some(path) = entries.map(|entry| entry.path()).filter(of_evaluation).max_by_key(order) else {
+            return;
+        };
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        self.samples = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    }
+
+    /// Points (step of the stage, value) of a metric.
+    pub fn curve(&self, stage: &str, metric: &str) -> Vec<(f64, f64)> {
+        let of_stage = self.steps.iter().filter(|step| step.stage == stage);
+        of_stage.filter_map(|step| Some((step.step as f64, *step.metrics.get(metric)?))).collect()
+    }
+
+    /// Points (step of the run, value) of a score of the evaluations.
+    pub fn evaluation_curve(&self, path: &[&str]) -> Vec<(f64, f64)> {
+        self.evaluations.iter().filter_map(|e| Some((e.total? as f64, e.number(path)?))).collect()
+    }
+
+    /// The last evaluation made while training, or else the last of all.
+    pub fn last_evaluation(&self) -> Option<&Evaluation> {
+        self.evaluations.iter().rfind(|e| e.total.is_some()).or(self.evaluations.last())
+    }
+
+    /// Before training and at the end of each stage, and evaluations of their own.
+    pub fn milestones(&self) -> Vec<&Evaluation> {
+        let stage = |e: &Evaluation| e.name.split(' ').next().unwrap_or_default().to_string();
+        let last_of_stage = |i: usize| match self.evaluations.get(i + 1) {
+            Some(next) => next.total.is_none() || stage(next) != stage(&self.evaluations[i]),
+            None => true,
+        };
+        let kept = self.evaluations.iter().enumerate();
+        kept.filter(|(i, e)| e.total.is_none() || last_of_stage(*i)).map(|(_, e)| e).collect()
+    }
+
+    pub fn stages(&self) -> Vec<&str> {
+        let mut stages: Vec<&str> = self.steps.iter().map(|step| step.stage.as_str()).collect();
+        stages.dedup();
+        stages
+    }
+
+    /// What a stage took: name and text.
+    pub fn cost(&self, stage: &str) -> Vec<(String, f64)> {
+        let of_stage = || self.steps.iter().filter(|step| step.stage == stage);
+        let sum = |metric: &str| of_stage().filter_map(|step| step.metrics.get(metric)).sum::<f64>();
+        let most =
+            |metric: &str| of_stage().filter_map(|step| step.metrics.get(metric)).copied().reduce(f64::max);
+        let mut names: Vec<&String> = of_stage().flat_map(|step| step.metrics.keys()).collect();
+        names.sort();
+        names.dedup();
+        let mut cost =
+            vec![("steps".to_string(), of_stage().count() as f64), ("step_time".into(), sum("step_time"))];
+        for name in names {
+            if name.starts_with("time/") {
+                cost.push((name.clone(), sum(name)));
+            } else if name.starts_with("memory/") {
+                cost.extend(most(name).map(|value| (name.clone(), value)));
+            }
+        }
+        cost
+    }
+}
+
+fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&key, value, out);
+            }
+        }
+        other => {
+            out.insert(prefix.to_string(), other.to_string());
+        }
+    }
+}
