@@ -134,10 +134,10 @@ fn no_cut(cut: Option<&SamplingConfig>) -> Result<()> {
 ///
 /// # Errors
 /// Slopes of another number than the targets; derivatives by entropies on a CUDA device, which has none.
-pub fn backward<'s>(
+pub fn backward<'s, 'h>(
     inputs: Inputs,
     slopes: impl Into<Slopes<'s>>,
-    dhead_vh: impl Into<Option<&'s Tensor>>,
+    dhead_vh: impl Into<Option<&'h Tensor>>,
 ) -> Result<Tensor> {
     let dhead_vh = dhead_vh.into();
     let Slopes { dlogprobs, dentropies, cut } = slopes.into();
