@@ -124,22 +124,19 @@ fn loops(draw: &Draw) -> Trial {
     let inputs = (draw.scaled(n, 4.0), draw.normal(n));
     let run = |(x, y): &(Vec<f64>, Vec<f64>), _: &Place| -> Result<Vec<Output>> {
         let (x, y) = (narrow(x), narrow(y));
-        Ok(simd::vectorize(
-            #[inline(always)]
-            || {
-                let mut scaled = x.clone();
-                let sum = simd::exp_scaled_in_place(&mut scaled, SCALE, SHIFT);
-                let (total, weighted) = simd::exp_sums(&x, SCALE, SHIFT);
-                vec![
-                    output("exp", x.iter().map(|x| simd::exp(*x).into()).collect()),
-                    output("sigmoid", x.iter().map(|x| simd::sigmoid(*x).into()).collect()),
-                    output("dot", vec![simd::dot(&x, &y).into(), x.len() as f64]),
-                    output("max", vec![simd::max(&x).into()]),
-                    output("exp_scaled_in_place", wide(&scaled)),
-                    output("exp sums", wide(&[sum, total, weighted])),
-                ]
-            },
-        ))
+        Ok(simd::vectorize!({
+            let mut scaled = x.clone();
+            let sum = simd::exp_scaled_in_place(&mut scaled, SCALE, SHIFT);
+            let (total, weighted) = simd::exp_sums(&x, SCALE, SHIFT);
+            vec![
+                output("exp", x.iter().map(|x| simd::exp(*x).into()).collect()),
+                output("sigmoid", x.iter().map(|x| simd::sigmoid(*x).into()).collect()),
+                output("dot", vec![simd::dot(&x, &y).into(), x.len() as f64]),
+                output("max", vec![simd::max(&x).into()]),
+                output("exp_scaled_in_place", wide(&scaled)),
+                output("exp sums", wide(&[sum, total, weighted])),
+            ]
+        }))
     };
     let reference = |(x, y): &(Vec<f64>, Vec<f64>)| {
         let each = |f: &dyn Fn(f64) -> f64| -> Vec<f64> { x.iter().map(|x| f(*x)).collect() };

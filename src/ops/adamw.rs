@@ -220,12 +220,7 @@ pub fn update(parameter: &Parameter, update: &Update) -> Result<()> {
                 second,
             })
             .collect();
-        tasks.into_par_iter().for_each(|mut task| {
-            vectorize(
-                #[inline(always)]
-                || task.run(gradient, scalars, stream),
-            )
-        });
+        tasks.into_par_iter().for_each(|mut task| vectorize!(task.run(gradient, scalars, stream)));
     })?)
 }
 

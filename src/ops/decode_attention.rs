@@ -180,42 +180,33 @@ impl Slices<'_> {
         let queries = columns((0..lanes).map(query), dim);
         let mut scores = vec![[f32::NEG_INFINITY; LANES]; task.prefix.len + self.own.len];
         dot_rows(prefix_rows(0), &queries, &mut scores[..task.prefix.len]);
-        vectorize(
-            #[inline(always)]
-            || {
-                for i in 0..self.own.len {
-                    let scores = &mut scores[task.prefix.len + i];
-                    for (lane, score) in scores.iter_mut().enumerate().take(lanes) {
-                        *score = dot(query(lane), self.own_row(0, task, lane, i));
-                    }
+        vectorize!({
+            for i in 0..self.own.len {
+                let scores = &mut scores[task.prefix.len + i];
+                for (lane, score) in scores.iter_mut().enumerate().take(lanes) {
+                    *score = dot(query(lane), self.own_row(0, task, lane, i));
                 }
-            },
-        );
-        let (sums, shift) = vectorize(
-            #[inline(always)]
-            || softmax_weights(&mut scores, heads.scale()),
-        );
+            }
+        });
+        let (sums, shift) = vectorize!(softmax_weights(&mut scores, heads.scale()));
         let mut out = vec![[0f32; LANES]; dim];
         add_weighted_rows(prefix_rows(1), &scores, &mut out);
         let mut lse = [0f32; LANES];
-        vectorize(
-            #[inline(always)]
-            || {
-                let mut own = vec![0f32; dim];
-                for lane in 0..lanes {
-                    own.fill(0.0);
-                    for i in 0..self.own.len {
-                        let p = scores[task.prefix.len + i][lane];
-                        own.iter_mut().zip(self.own_row(1, task, lane, i)).for_each(|(sum, v)| *sum += p * v);
-                    }
-                    out.iter_mut().zip(&own).for_each(|(out, own)| out[lane] += own);
+        vectorize!({
+            let mut own = vec![0f32; dim];
+            for lane in 0..lanes {
+                own.fill(0.0);
+                for i in 0..self.own.len {
+                    let p = scores[task.prefix.len + i][lane];
+                    own.iter_mut().zip(self.own_row(1, task, lane, i)).for_each(|(sum, v)| *sum += p * v);
                 }
-                for out in &mut out {
-                    (0..LANES).for_each(|j| out[j] /= sums[j]);
-                }
-                (0..LANES).for_each(|j| lse[j] = shift[j] + sums[j].ln());
-            },
-        );
+                out.iter_mut().zip(&own).for_each(|(out, own)| out[lane] += own);
+            }
+            for out in &mut out {
+                (0..LANES).for_each(|j| out[j] /= sums[j]);
+            }
+            (0..LANES).for_each(|j| lse[j] = shift[j] + sums[j].ln());
+        });
         Part { out, lse }
     }
 }

@@ -117,12 +117,7 @@ pub fn sum_squares(tensors: &[&Tensor]) -> Result<f64> {
         let view = View::new(values)?;
         let partial: Vec<f64> = view
             .par_chunks(1 << 14)
-            .map(|chunk| {
-                f64::from(simd::vectorize(
-                    #[inline(always)]
-                    || simd::dot(chunk, chunk),
-                ))
-            })
+            .map(|chunk| f64::from(simd::vectorize!(simd::dot(chunk, chunk))))
             .collect();
         sum += partial.iter().sum::<f64>();
     }

@@ -24,17 +24,14 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
     let (x, w) = (View::new(x_nh)?, View::new(w_h)?);
     let mut y = vec![0f32; n * h];
     y.par_chunks_mut(h * CHUNK_ROWS).zip(x.par_chunks(h * CHUNK_ROWS)).for_each(|(y, x)| {
-        vectorize(
-            #[inline(always)]
-            || {
-                for (y, x) in y.chunks_exact_mut(h).zip(x.chunks_exact(h)) {
-                    let r = inverse_rms(x, eps);
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(&*w) {
-                        *y = x * r * w;
-                    }
+        vectorize!({
+            for (y, x) in y.chunks_exact_mut(h).zip(x.chunks_exact(h)) {
+                let r = inverse_rms(x, eps);
+                for ((y, x), w) in y.iter_mut().zip(x).zip(&*w) {
+                    *y = x * r * w;
                 }
-            },
-        );
+            }
+        });
     });
     tensor_as(y, (n, h), x_nh.dtype())
 }
@@ -68,19 +65,16 @@ pub fn backward<'a>(
             .par_chunks(chunk)
             .zip(dy.par_chunks(chunk))
             .map(|(x, dy)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let mut dw = vec![0f32; h];
-                        for (x, dy) in x.chunks_exact(h).zip(dy.chunks_exact(h)) {
-                            let r = inverse_rms(x, norm.eps);
-                            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                                *dw += dy * x * r;
-                            }
+                vectorize!({
+                    let mut dw = vec![0f32; h];
+                    for (x, dy) in x.chunks_exact(h).zip(dy.chunks_exact(h)) {
+                        let r = inverse_rms(x, norm.eps);
+                        for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                            *dw += dy * x * r;
                         }
-                        dw
-                    },
-                )
+                    }
+                    dw
+                })
             })
             .collect();
         let mut dw = vec![0f32; h];
@@ -123,24 +117,20 @@ impl InplaceOp2 for AddInputGradient<'_> {
         let chunk = h * CHUNK_ROWS;
         dx.par_chunks_mut(chunk).zip(dy.par_chunks(chunk)).zip(self.x.par_chunks(chunk)).for_each(
             |((dx, dy), x)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((dx, dy), x) in
-                            dx.chunks_exact_mut(h).zip(dy.chunks_exact(h)).zip(x.chunks_exact(h))
-                        {
-                            let r = inverse_rms(x, self.eps);
-                            let mut gx = 0f32;
-                            for j in 0..h {
-                                gx += dy[j] * self.w[j] * x[j];
-                            }
-                            let c = gx * r * r * r / h as f32;
-                            for j in 0..h {
-                                dx[j] += dy[j] * self.w[j] * r - x[j] * c;
-                            }
+                vectorize!({
+                    for ((dx, dy), x) in dx.chunks_exact_mut(h).zip(dy.chunks_exact(h)).zip(x.chunks_exact(h))
+                    {
+                        let r = inverse_rms(x, self.eps);
+                        let mut gx = 0f32;
+                        for j in 0..h {
+                            gx += dy[j] * self.w[j] * x[j];
                         }
-                    },
-                );
+                        let c = gx * r * r * r / h as f32;
+                        for j in 0..h {
+                            dx[j] += dy[j] * self.w[j] * r - x[j] * c;
+                        }
+                    }
+                });
             },
         );
         Ok(())

@@ -105,19 +105,16 @@ impl InplaceOp1 for Rotate<'_> {
         rows.for_each(|(row, &position)| {
             let start = position as usize * half;
             let (cos, sin) = (&self.table.cos[start..start + half], &self.table.sin[start..start + half]);
-            vectorize(
-                #[inline(always)]
-                || {
-                    for head in row.chunks_exact_mut(2 * half) {
-                        let (a, b) = head.split_at_mut(half);
-                        for j in 0..half {
-                            let (x, y, s) = (a[j], b[j], sin[j] * sign);
-                            a[j] = x * cos[j] - y * s;
-                            b[j] = y * cos[j] + x * s;
-                        }
+            vectorize!({
+                for head in row.chunks_exact_mut(2 * half) {
+                    let (a, b) = head.split_at_mut(half);
+                    for j in 0..half {
+                        let (x, y, s) = (a[j], b[j], sin[j] * sign);
+                        a[j] = x * cos[j] - y * s;
+                        b[j] = y * cos[j] + x * s;
                     }
-                },
-            );
+                }
+            });
         });
         Ok(())
     }

@@ -70,18 +70,13 @@ const BLOCK: usize = 1024;
 
 /// One draw from one row. `uniform` in [0, 1).
 pub fn sample_row(logits_v: &[f32], config: &SamplingConfig, uniform: f32) -> Sampled {
-    let largest = vectorize(
-        #[inline(always)]
-        || if any_nan(logits_v) { f32::NAN } else { max(logits_v) },
-    );
+    let largest = vectorize!(if any_nan(logits_v) { f32::NAN } else { max(logits_v) });
     if !largest.is_finite() {
         return NO_DISTRIBUTION;
     }
     let row = Row { logits: logits_v, max: largest, scale: inverse_temperature(config) };
-    let blocks: Vec<f64> = vectorize(
-        #[inline(always)]
-        || logits_v.chunks(BLOCK).map(|block| f64::from(row.block_sum(block))).collect(),
-    );
+    let blocks: Vec<f64> =
+        vectorize!(logits_v.chunks(BLOCK).map(|block| f64::from(row.block_sum(block))).collect());
     let whole: f64 = blocks.iter().sum();
     let cut = (config.top_k > 0 && config.top_k < logits_v.len()) || config.top_p < 1.0 || config.min_p > 0.0;
     // Half a step of 2^-24 is added: a token that has next to no probability is not drawn even by a uniform of 0.
@@ -198,10 +193,7 @@ impl Row<'_> {
 
     /// A logit that at least `top_k` tokens reach: a block's largest is one token of it.
     fn bound_of_top(&self, top_k: usize) -> f32 {
-        let mut largest: Vec<f32> = vectorize(
-            #[inline(always)]
-            || self.logits.chunks(128).map(max).collect(),
-        );
+        let mut largest: Vec<f32> = vectorize!(self.logits.chunks(128).map(max).collect());
         if largest.len() < top_k {
             return f32::NEG_INFINITY;
         }

@@ -4,9 +4,22 @@
 /// not depend on the instruction set.
 const LANES: usize = 16;
 
-/// Runs `f` compiled for the best instruction set of this machine. What `f` calls must be `#[inline(always)]`.
+/// Evaluates an expression compiled for the best instruction set of this machine. What it calls must be
+/// `#[inline(always)]`. A macro, because the closure it makes must be so too: else it is compiled for the oldest
+/// processor, and runs several times slower without a word.
+macro_rules! vectorize {
+    ($body:expr) => {
+        $crate::ops::simd::dispatch_inlined(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use vectorize;
+
+/// For [`vectorize!`] only.
 #[inline(always)]
-pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+pub fn dispatch_inlined<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
@@ -127,37 +140,14 @@ mod tests {
         for n in 0..70 {
             let x: Vec<f32> = (0..n).map(|i| ((i * 37) % 19) as f32 / 7.0 - 1.0).collect();
             let plain: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
-            assert!(
-                (f64::from(vectorize(
-                    #[inline(always)]
-                    || dot(&x, &x)
-                )) - plain)
-                    .abs()
-                    < 1e-4
-            );
-            assert_eq!(
-                vectorize(
-                    #[inline(always)]
-                    || max(&x)
-                ),
-                x.iter().copied().fold(f32::NEG_INFINITY, f32::max)
-            );
-            let (sum, weighted) = vectorize(
-                #[inline(always)]
-                || exp_sums(&x, 0.5, 0.25),
-            );
+            assert!((f64::from(vectorize!(dot(&x, &x))) - plain).abs() < 1e-4);
+            assert_eq!(vectorize!(max(&x)), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            let (sum, weighted) = vectorize!(exp_sums(&x, 0.5, 0.25));
             let z = |x: &f32| f64::from(*x) * 0.5 - 0.25;
             assert!((f64::from(sum) - x.iter().map(|x| z(x).exp()).sum::<f64>()).abs() < 1e-4);
             assert!((f64::from(weighted) - x.iter().map(|x| z(x).exp() * z(x)).sum::<f64>()).abs() < 1e-4);
             let mut y = x.clone();
-            assert!(
-                (vectorize(
-                    #[inline(always)]
-                    || exp_scaled_in_place(&mut y, 0.5, 0.25)
-                ) - sum)
-                    .abs()
-                    < 1e-4
-            );
+            assert!((vectorize!(exp_scaled_in_place(&mut y, 0.5, 0.25)) - sum).abs() < 1e-4);
         }
     }
 }

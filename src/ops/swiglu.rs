@@ -18,14 +18,11 @@ pub fn forward(gate_nf: &Tensor, up_nf: &Tensor) -> Result<Tensor> {
     let mut act = vec![0f32; gate.len()];
     act.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(
         |((act, gate), up)| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
-                        *a = g * sigmoid(*g) * u;
-                    }
-                },
-            );
+            vectorize!({
+                for ((a, g), u) in act.iter_mut().zip(gate).zip(up) {
+                    *a = g * sigmoid(*g) * u;
+                }
+            });
         },
     );
     tensor_as(act, gate_nf.shape(), gate_nf.dtype())
@@ -51,19 +48,16 @@ pub fn backward(gate_nf: &Tensor, up_nf: &Tensor, dact_nf: &Tensor) -> Result<Ba
         .zip(dup.par_chunks_mut(CHUNK))
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(dact.par_chunks(CHUNK)))
         .for_each(|(((act, dgate), dup), ((gate, up), dact))| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for j in 0..act.len() {
-                        let (g, u, d) = (gate[j], up[j], dact[j]);
-                        let s = sigmoid(g);
-                        let silu = g * s;
-                        act[j] = silu * u;
-                        dup[j] = d * silu;
-                        dgate[j] = d * u * (s + silu * (1.0 - s));
-                    }
-                },
-            );
+            vectorize!({
+                for j in 0..act.len() {
+                    let (g, u, d) = (gate[j], up[j], dact[j]);
+                    let s = sigmoid(g);
+                    let silu = g * s;
+                    act[j] = silu * u;
+                    dup[j] = d * silu;
+                    dgate[j] = d * u * (s + silu * (1.0 - s));
+                }
+            });
         });
     let result = |values| tensor_as(values, gate_nf.shape(), gate_nf.dtype());
     Ok(Backward { act_nf: result(act)?, dgate_nf: result(dgate)?, dup_nf: result(dup)? })

@@ -89,16 +89,13 @@ pub fn forward_within(inputs: Inputs, cut: Option<&SamplingConfig>) -> Result<To
             .par_chunks_exact(v)
             .zip(targets)
             .map(|(row, &target)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let shift = max(row) * scale;
-                        let (sum, weighted) = exp_sums(row, scale, shift);
-                        let log_sum = sum.ln();
-                        // H = log Z - E[z], both relative to the shift.
-                        (row[target as usize] * scale - shift - log_sum, log_sum - weighted / sum)
-                    },
-                )
+                vectorize!({
+                    let shift = max(row) * scale;
+                    let (sum, weighted) = exp_sums(row, scale, shift);
+                    let log_sum = sum.ln();
+                    // H = log Z - E[z], both relative to the shift.
+                    (row[target as usize] * scale - shift - log_sum, log_sum - weighted / sum)
+                })
             })
             .collect();
         for (logprob, entropy) in chunk {

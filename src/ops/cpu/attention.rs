@@ -117,21 +117,15 @@ pub fn forward(layout: &AttentionLayout, slices: Slices) -> (Vec<f32>, Vec<f32>)
             slices.stack(slices.q, block, kv, &mut scratch.q);
             scratch.p.resize(block.rows * share * stride_of(block), 0.0);
             slices.outer(block, &scratch.q, slices.k, kv, &mut scratch.p);
-            let sums = vectorize(
-                #[inline(always)]
-                || softmax_weights(block, heads, kv, &mut scratch.p, l),
-            );
+            let sums = vectorize!(softmax_weights(block, heads, kv, &mut scratch.p, l));
             slices.inner(block, &scratch.p, slices.v, kv, &mut scratch.out);
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (i, (from, sum)) in scratch.out.chunks_exact(dim).zip(&sums).enumerate() {
-                        let at = i / share * width + (kv * share + i % share) * dim;
-                        let inverse = 1.0 / sum;
-                        o[at..at + dim].iter_mut().zip(from).for_each(|(o, x)| *o = x * inverse);
-                    }
-                },
-            );
+            vectorize!({
+                for (i, (from, sum)) in scratch.out.chunks_exact(dim).zip(&sums).enumerate() {
+                    let at = i / share * width + (kv * share + i % share) * dim;
+                    let inverse = 1.0 / sum;
+                    o[at..at + dim].iter_mut().zip(from).for_each(|(o, x)| *o = x * inverse);
+                }
+            });
         }
     });
     (out, lse)
@@ -242,25 +236,22 @@ fn part_backward(
         ds.resize(stacked * stride, 0.0);
         slices.outer(block, q, slices.k, kv, p);
         slices.outer(block, dout, slices.v, kv, ds);
-        vectorize(
-            #[inline(always)]
-            || {
-                for i in 0..stacked {
-                    let row = i * dim..(i + 1) * dim;
-                    let d = dot(&out[row.clone()], &dout[row]);
-                    let lse = saved.lse[(block.start + i / share) * heads.query + kv * share + i % share];
-                    let keys = i * stride..i * stride + block.keys();
-                    let seen = block.prefix_len + block.visible(i / share);
-                    let (p, ds) = (&mut p[keys.clone()], &mut ds[keys]);
-                    for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                        *p = exp(*p * scale - lse);
-                        *ds = *p * (*ds - d) * scale;
-                    }
-                    p[seen..].fill(0.0);
-                    ds[seen..].fill(0.0);
+        vectorize!({
+            for i in 0..stacked {
+                let row = i * dim..(i + 1) * dim;
+                let d = dot(&out[row.clone()], &dout[row]);
+                let lse = saved.lse[(block.start + i / share) * heads.query + kv * share + i % share];
+                let keys = i * stride..i * stride + block.keys();
+                let seen = block.prefix_len + block.visible(i / share);
+                let (p, ds) = (&mut p[keys.clone()], &mut ds[keys]);
+                for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+                    *p = exp(*p * scale - lse);
+                    *ds = *p * (*ds - d) * scale;
                 }
-            },
-        );
+                p[seen..].fill(0.0);
+                ds[seen..].fill(0.0);
+            }
+        });
         let mut dq = Vec::new();
         slices.inner(block, ds, slices.k, kv, &mut dq);
         partial.dq.push((block.start - tree_start, dq));

@@ -64,12 +64,12 @@ pub fn columns<'a>(rows: impl Iterator<Item = &'a [f32]>, h: usize) -> Vec<Lanes
 
 /// `out[i] = sum_k w[i][k] columns[k]`, one output a row of `w`.
 pub fn dot_rows(w: Rows, columns: &[Lanes], out: &mut [Lanes]) {
-    pulp::Arch::new().dispatch(DotRows { w, columns, out });
+    pulp::Arch::new().dispatch(Dispatched(DotRows { w, columns, out }));
 }
 
 /// `out[i] += sum_k w[k][i] columns[k]`: the rows of `w`, weighted and summed.
 pub fn add_weighted_rows(w: Rows, columns: &[Lanes], out: &mut [Lanes]) {
-    pulp::Arch::new().dispatch(AddWeightedRows { w, columns, out });
+    pulp::Arch::new().dispatch(Dispatched(AddWeightedRows { w, columns, out }));
 }
 
 struct DotRows<'a> {
@@ -84,36 +84,29 @@ struct AddWeightedRows<'a> {
     out: &'a mut [Lanes],
 }
 
-impl WithSimd for DotRows<'_> {
+/// A loop over 16 lanes, written for the number of registers they take.
+trait LaneLoop: Sized {
+    fn run<S: Simd, const REGISTERS: usize>(self, simd: S);
+}
+
+struct Dispatched<L>(L);
+
+impl<L: LaneLoop> WithSimd for Dispatched<L> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // Registers that hold 16 lanes: 1 with AVX-512, 2 with AVX2, 4 with SSE and NEON.
+        // 1 register with AVX-512, 2 with AVX2, 4 with SSE and NEON.
         match LANES / S::F32_LANES {
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            4 => self.run::<S, 4>(simd),
-            _ => self.run::<S, LANES>(simd),
+            1 => self.0.run::<S, 1>(simd),
+            2 => self.0.run::<S, 2>(simd),
+            4 => self.0.run::<S, 4>(simd),
+            _ => self.0.run::<S, LANES>(simd),
         }
     }
 }
 
-impl WithSimd for AddWeightedRows<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        match LANES / S::F32_LANES {
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            4 => self.run::<S, 4>(simd),
-            _ => self.run::<S, LANES>(simd),
-        }
-    }
-}
-
-impl DotRows<'_> {
+impl LaneLoop for DotRows<'_> {
     #[inline(always)]
     fn run<S: Simd, const REGISTERS: usize>(self, simd: S) {
         let Self { w, columns, out } = self;
@@ -132,7 +125,9 @@ impl DotRows<'_> {
             S::as_mut_simd_f32s(out).0.copy_from_slice(&sums);
         }
     }
+}
 
+impl DotRows<'_> {
     #[inline(always)]
     fn block<S: Simd, const ROWS: usize, const REGISTERS: usize>(
         simd: S,
@@ -156,7 +151,7 @@ impl DotRows<'_> {
     }
 }
 
-impl AddWeightedRows<'_> {
+impl LaneLoop for AddWeightedRows<'_> {
     #[inline(always)]
     fn run<S: Simd, const REGISTERS: usize>(self, simd: S) {
         let Self { w, columns, out } = self;
@@ -169,7 +164,9 @@ impl AddWeightedRows<'_> {
             Self::block::<S, 1, REGISTERS>(simd, w, whole + i, columns, out);
         }
     }
+}
 
+impl AddWeightedRows<'_> {
     #[inline(always)]
     fn block<S: Simd, const ROWS: usize, const REGISTERS: usize>(
         simd: S,
