@@ -16,6 +16,7 @@ use crate::export::{ExportReport, Format, Source, export, refuse_present};
 use crate::hub::Parts;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
+use crate::model::peft;
 use crate::model::weights::SaveOptions;
 use crate::observe::peak_memory_gib;
 
@@ -28,6 +29,9 @@ pub struct Args {
     out: PathBuf,
     #[arg(long, value_enum)]
     format: FormatArg,
+    /// Folder with a LoRA adapter in PEFT layout, for instance runs/NAME/adapter, to merge into the weights.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// gguf: how matrices are stored; norms stay f32. [default: f16]
     #[arg(long, value_enum)]
     quant: Option<QuantArg>,
@@ -101,9 +105,15 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let text = args.probe.as_deref().map(probe_text).transpose()?;
     let probe = Probe::new(&companions, config.vocab_size, text.as_deref())?;
-    let decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
+    let mut decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
+    let mut lossless = stored;
+    if let Some(dir) = &args.adapter {
+        peft::attach(dir, &mut decoder)?;
+        decoder.merge()?;
+        lossless = DType::F32;
+    }
     let name = args.name.clone().unwrap_or_else(|| own_name(&args.model));
-    let source = Source { decoder, stored, companions: &companions, name: &name, probe: &probe };
+    let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
     let report = export(source, format, &args.out)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);

@@ -27,6 +27,7 @@ mod kernels_decode;
 mod kernels_sampling;
 mod kernels_state;
 mod layering;
+mod lora;
 mod losses;
 mod model_parity;
 mod ops;
