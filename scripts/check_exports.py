@@ -235,7 +235,7 @@ def check_adapter(model, work):
     """PEFT's adapter merged by rlvr, and rlvr's copy of it read by PEFT."""
     print(f"{model.name} with an adapter", flush=True)
     work.mkdir()
-    config = peft.LoraConfig(r=4, lora_alpha=16, use_rslora=True, target_modules="all-linear",
+    config = peft.LoraConfig(r=4, lora_alpha=4, use_rslora=True, target_modules="all-linear",
                              init_lora_weights=False, task_type="CAUSAL_LM")
     with_adapter = peft.get_peft_model(load(model), config).eval()
     with_adapter.save_pretrained(work / "adapter")

@@ -65,17 +65,17 @@ pub fn weight_bound(kind: &str, stored: DType) -> f64 {
     }
 }
 
-/// Largest and mean difference of log-probs, in nats, that a format may bring: `docs/export.md` says why.
-fn logprob_bounds(written: &Written, format: Format, stored: DType) -> (f64, f64) {
-    let kinds = || written.stored_as.values().map(String::as_str);
-    let exact = kinds().all(|kind| weight_bound(kind, stored) == 0.0);
-    match format {
-        Format::Folder(_) | Format::Adapter if exact => (0.0, 0.0),
+/// Largest and mean difference of log-probs, in nats, that such weights may bring: `docs/export.md` says why.
+fn logprob_bounds(weights: &BTreeMap<String, WeightCheck>, format: Format) -> (f64, f64) {
+    let exact = weights.values().all(|check| check.relative_error == 0.0);
+    let loosest = weights.values().map(|check| check.bound).fold(0.0, f64::max);
+    match (exact, format) {
+        (true, Format::Folder(_) | Format::Adapter) => (0.0, 0.0),
         // GGUF keeps the rotary base and table and the norms' epsilon in f32.
-        Format::Gguf(_) if exact => (1e-3, 1e-4),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 1e-3) => (0.2, 0.02),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 3e-3) => (1.0, 0.1),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 0.03) => (2.0, 0.2),
+        (true, Format::Gguf(_)) => (1e-3, 1e-4),
+        _ if loosest <= weight_bound("F16", DType::F32) => (0.2, 0.02),
+        _ if loosest <= weight_bound("BF16", DType::F32) => (1.0, 0.1),
+        _ if loosest <= weight_bound("Q8_0", DType::F32) => (2.0, 0.2),
         _ => (10.0, 1.5),
     }
 }
@@ -112,7 +112,7 @@ pub fn read_back(source: Source, format: Format, written: &Written, path: &Path)
     }
     let memory = probe.ask(&decoder)?;
     let read_back = probe.ask(&opened.decoder(decoder, path, probe.positions())?)?;
-    let logprobs = compare(&memory, &read_back, logprob_bounds(written, format, stored));
+    let logprobs = compare(&memory, &read_back, logprob_bounds(&weights, format));
     let LogprobCheck { max_difference: max, mean_difference: mean, max_bound, mean_bound, .. } = logprobs;
     if mean.is_nan() || max > max_bound || mean > mean_bound {
         return Err(failed(
