@@ -1,10 +1,12 @@
 //! Data rows: reading, checking, ordering, and making synthetic ones.
 
 pub mod check;
+pub mod difficulty;
 pub mod jsonl;
 pub mod order;
 pub mod predictions;
 mod recorded;
 pub mod synthetic;
+pub mod unlabelled;
 
 pub use jsonl::{Dataset, EncodedRow, Limits, Source, Targets};

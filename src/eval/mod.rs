@@ -1,12 +1,15 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
+pub mod audit;
 pub mod enumerate;
 pub mod paired;
+pub mod roc;
 mod summary;
 mod table;
+pub mod threshold;
 
 pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
-pub use table::summary_text;
+pub use table::{summary_text, threshold_text};
 
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;

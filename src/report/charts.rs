@@ -101,7 +101,7 @@ pub fn steps(runs: &[Run]) -> Vec<(String, Vec<Figure>)> {
                 title,
                 x: "step",
                 lines: &lines,
-                drawn: Drawn::Smoothed,
+                drawn: if *metric == "learning_rate" { Drawn::Marked } else { Drawn::Smoothed },
                 range: *range,
                 baseline: None,
             };

@@ -33,7 +33,7 @@ impl AnswersSection {
     pub fn check(self, check: &Check) -> Result<Answers> {
         let fields = self.fields.into_iter().map(|(name, entry)| {
             let key = format!("answers.fields.{name}");
-            let regex = check.regex(&format!("{key}.regex"), &entry.regex)?;
+            let regex = check.regex(&key, &entry.regex)?;
             if regex.captures_len() != 2 {
                 let problem = format!("the regex has {} capture groups", regex.captures_len() - 1);
                 return Err(check.at(&format!("{key}.regex"), problem, "Put (...) around the value, once"));

@@ -6,9 +6,11 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
+use super::outcome::ExtraReward;
+use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
-use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
+use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
 use crate::error::{Error, Result};
 use crate::types::FinishReason;
 
@@ -32,6 +34,8 @@ struct TaskFile {
     paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
+    #[serde(default)]
+    extra_rewards: BTreeMap<String, ExtraReward>,
 }
 
 #[derive(Deserialize)]
@@ -87,12 +91,6 @@ struct RuleEntry {
     paper: Option<PaperReading>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PaperSection {
-    flagged: String,
-}
-
 /// `place` is what errors call the file.
 pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
@@ -105,10 +103,19 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
-    let paper_flag = file.paper.map(|section| check.paper(section, &file.verdict)).transpose()?;
+    let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
+    let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
-    check.reward(&file.reward)?;
+    let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
+    rewards.extend(file.extra_rewards.into_iter().map(|(name, extra)| {
+        let (weight, reward) = extra.parts();
+        NamedReward { name, weight, reward }
+    }));
+    for (i, named) in rewards.iter().enumerate() {
+        let key = if i == 0 { "reward".to_string() } else { format!("extra_rewards.{}", named.name) };
+        check.reward(&key, named)?;
+    }
     let attack_succeeded =
         file.attack_succeeded.map(|path| check.path("attack_succeeded", &path)).transpose()?;
     let task = Task {
@@ -119,7 +126,7 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
         target,
         answers,
         rules,
-        reward: file.reward,
+        rewards,
         retries: file.retries,
         attack_succeeded,
     };
@@ -260,14 +267,13 @@ impl Check<'_> {
         }
     }
 
-    /// `key` is the whole key, for the error.
     pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
         Regex::new(pattern).map_err(|e| {
             // The last line says what is wrong; those before draw the pattern.
             let why = e.to_string().lines().last().unwrap_or_default().to_string();
             let fix =
                 "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(key, format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
         })
     }
 
@@ -297,19 +303,6 @@ impl Check<'_> {
         Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
     }
 
-    fn paper(&self, section: PaperSection, rules: &[RuleEntry]) -> Result<Regex> {
-        if let Some(i) = rules.iter().position(|rule| rule.paper.is_some()) {
-            let problem = "paper has no effect, because [paper] decides for all rules";
-            return Err(self.at(&format!("verdict[{i}].paper"), problem, "Remove it, or [paper]"));
-        }
-        let regex = self.regex("paper.flagged", &section.flagged)?;
-        if regex.captures_len() < 2 {
-            let problem = "the pattern has no capture group";
-            return Err(self.at("paper.flagged", problem, "Put (...) around the label in it"));
-        }
-        Ok(regex)
-    }
-
     fn paper_without_effect(&self, key: &str) -> Error {
         let problem = "paper has no effect, because this rule never yields a malformed verdict";
         self.at(&format!("{key}.paper"), problem, "Remove it, or set the label to \"@malformed\" or \"$1\"")
@@ -324,7 +317,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = self.regex(&format!("{key}.regex"), &pattern)?;
+        let regex = self.regex(&key, &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {
@@ -357,17 +350,18 @@ impl Check<'_> {
         Ok(Rule { regex, label: rule_label, take, paper })
     }
 
-    fn reward(&self, reward: &Reward) -> Result<()> {
-        let entries = reward.entries();
-        for (key, value) in entries {
+    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
+        let weight = [("weight", named.weight)];
+        let entries = named.reward.entries();
+        for (name, value) in weight.into_iter().chain(entries) {
             if !value.is_finite() {
-                let key = format!("reward.{key}");
+                let key = format!("{key}.{name}");
                 return Err(self.at(&key, format!("{value} is not a finite number"), "Give a finite number"));
             }
         }
         if entries.iter().all(|(_, value)| *value == entries[0].1) {
             let fix = "Give exact_positive and exact_negative more than the others";
-            return Err(self.at("reward", "all six rewards are equal, so nothing can be learned", fix));
+            return Err(self.at(key, "all six rewards are equal, so nothing can be learned", fix));
         }
         Ok(())
     }

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Gold, LabelId, Place, Task, describe, shorten};
+use super::{Gold, LabelId, Place, Task, Verdict, describe, shorten};
 use crate::error::Result;
+use crate::types::{FinishReason, Message};
 
 /// What a row says of the log that its answer follows, and of those before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,34 @@ pub struct GoldLabels {
 }
 
 impl Task {
+    /// Whether the rules take any text that is nothing else for the negative label.
+    pub fn takes_any_text(&self) -> bool {
+        self.rules.default == Verdict::Negative
+    }
+
+    /// A well-formed positive answer to a row and the label in it, from `[answers]` or from the answer to imitate. None
+    /// where neither has one.
+    pub fn refusal(&self, row: &Value, file: &Path, line: usize) -> Option<(String, String)> {
+        let labelled = |text: String| {
+            let label = self.labels().iter().skip(1).find(|label| text.contains(label.as_str()))?.clone();
+            self.judge(&text, FinishReason::Stop).is_positive().then_some((text, label))
+        };
+        let known = self.answers(row, file, line).ok();
+        let positive = known.into_iter().flatten().find(|answer| !answer.label.is_negative());
+        positive
+            .and_then(|answer| labelled(answer.text))
+            .or_else(|| labelled(self.sample(row, file, line).ok()?.target?))
+    }
+
+    /// The conversation of a row that may have no label. Errors begin with `file:line`.
+    pub fn messages(&self, row: &Value, file: &Path, line: usize) -> Result<Vec<Message>> {
+        let at = Place { task: self, file, line };
+        if !row.is_object() {
+            return Err(at.error("the row is not an object", "Write one JSON object a line"));
+        }
+        at.messages(row)
+    }
+
     /// The gold labels of a row of recorded answers. `fallback` names other keys that may hold the label, where the
     /// task's own path finds nothing. Errors begin with `file:line`.
     pub fn gold_labels(

@@ -7,6 +7,7 @@ mod file;
 mod gold;
 mod metrics;
 mod outcome;
+mod paper;
 mod row;
 mod verdict;
 
@@ -19,7 +20,7 @@ pub use answers::Answer;
 pub use confusion::Confusion;
 pub use gold::GoldLabels;
 pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
-pub use outcome::{Outcome, Reward};
+pub use outcome::{NamedReward, Outcome, Reward};
 pub use verdict::{LabelId, PaperReading, Verdict};
 
 use crate::error::{Error, Result};
@@ -50,7 +51,8 @@ pub struct Task {
     target: Option<Target>,
     answers: Option<answers::Answers>,
     rules: Rules,
-    reward: Reward,
+    /// `[reward]` by the task's name, then the extra ones.
+    rewards: Vec<NamedReward>,
     retries: u32,
     attack_succeeded: Option<RowPath>,
 }
@@ -144,8 +146,14 @@ impl Task {
         self.rules.judge(&self.labels, completion, finish)
     }
 
+    /// The weighted sum of all rewards.
     pub fn reward(&self, outcome: Outcome) -> f32 {
-        self.reward.of(outcome)
+        self.rewards.iter().map(|r| r.weight * r.reward.of(outcome)).sum()
+    }
+
+    /// Of weight 1 and the task's name first, then the extra ones.
+    pub fn rewards(&self) -> &[NamedReward] {
+        &self.rewards
     }
 
     /// Reads one row of a data file. Errors begin with `file:line`.
@@ -296,7 +304,7 @@ mod tests {
             assert_eq!((task.name(), task.labels().len(), task.labels()[0].as_str()), (name, 10, "Safe"));
             assert_eq!(task.label_id("Log Explosion Attacks"), Some(LabelId(9)));
             let paid = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0];
-            assert_eq!(task.reward.entries().map(|(_, value)| value), paid);
+            assert_eq!(task.rewards()[0].reward.entries().map(|(_, value)| value), paid);
         }
     }
 

@@ -13,6 +13,8 @@ mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
+mod enumerate;
+mod export;
 mod families;
 mod golden;
 mod hub;
@@ -25,6 +27,7 @@ mod kernels_decode;
 mod kernels_sampling;
 mod kernels_state;
 mod layering;
+mod lora;
 mod losses;
 mod model_parity;
 mod ops;
