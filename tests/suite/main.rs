@@ -35,6 +35,7 @@ mod parity_fixture;
 mod policy;
 mod shared_prefix;
 mod shim;
+mod sister_tasks;
 mod smollm2;
 mod templates;
 mod training;
