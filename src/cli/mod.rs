@@ -13,6 +13,7 @@ pub mod fetch;
 mod hub;
 pub mod import;
 mod machine;
+pub mod plan;
 pub mod predict;
 pub mod report;
 mod text;
@@ -40,6 +41,7 @@ enum Command {
     Import(import::Args),
     Export(export::Args),
     Fetch(fetch::Args),
+    Plan(plan::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Report(report::Args),
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Fetch(args) => fetch::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),

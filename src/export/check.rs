@@ -72,10 +72,10 @@ fn logprob_bounds(written: &Written, format: Format, stored: DType) -> (f64, f64
         Format::Folder(_) if exact => (0.0, 0.0),
         // GGUF keeps the rotary base and table and the norms' epsilon in f32.
         Format::Gguf(_) if exact => (1e-3, 1e-4),
-        _ if kinds().all(|kind| kind != "BF16" && weight_bound(kind, stored) < 1e-3) => (0.1, 0.01),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 3e-3) => (0.5, 0.05),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 0.03) => (1.0, 0.1),
-        _ => (8.0, 1.0),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 1e-3) => (0.2, 0.02),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 3e-3) => (1.0, 0.1),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 0.03) => (2.0, 0.2),
+        _ => (10.0, 1.5),
     }
 }
 

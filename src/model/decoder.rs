@@ -22,7 +22,7 @@ use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
-/// A decoder of the families of [`super::config::Family`]: f32 on the CPU, f32 or bf16 on a CUDA device.
+/// A decoder of the families of [`super::config::Family`]: f32 or bf16.
 pub struct Decoder {
     pub config: ModelConfig,
     /// HF names, in `ModelConfig::parameter_names` order.
@@ -78,7 +78,7 @@ pub struct Forward {
 #[derive(Clone, Debug)]
 pub struct Placement {
     pub device: Device,
-    /// f32, or on a CUDA device bf16.
+    /// f32 or bf16.
     pub dtype: DType,
 }
 
@@ -95,8 +95,8 @@ pub struct Head<'a> {
 }
 
 impl Decoder {
-    /// `tensors`: every name of `config.parameter_names()`, all on one device and, on a CUDA device, all f32 or all
-    /// bf16; on the CPU they become f32. `max_positions` bounds prompt plus completion.
+    /// `tensors`: every name of `config.parameter_names()`, all on one device, all f32 or all bf16; other types
+    /// become f32 on the CPU. `max_positions` bounds prompt plus completion.
     pub fn new(
         config: ModelConfig,
         tensors: impl IntoIterator<Item = (String, Tensor)>,

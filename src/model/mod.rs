@@ -12,5 +12,6 @@ pub mod gradients;
 pub mod kv_cache;
 pub mod projection;
 pub mod rope_scaling;
+mod shards;
 pub mod tape;
 pub mod weights;

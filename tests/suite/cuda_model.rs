@@ -43,7 +43,8 @@ fn pair(bench: &Bench, dtype: DType, tied: bool) -> (Decoder, Decoder) {
     let there = Decoder::new(config(tied), there.collect::<Vec<_>>(), POSITIONS).unwrap();
     assert_eq!(there.dtype(), dtype);
     assert!(there.device().is_cuda());
-    (Decoder::new(config(tied), rounded, POSITIONS).unwrap(), there)
+    let here = rounded.into_iter().map(|(name, w)| (name, w.to_dtype(DType::F32).unwrap()));
+    (Decoder::new(config(tied), here.collect::<Vec<_>>(), POSITIONS).unwrap(), there)
 }
 
 /// Two groups, one of them with a completion of a single token, and a row alone.

@@ -13,6 +13,8 @@ mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
+mod evidence;
+mod export;
 mod families;
 mod golden;
 mod hub;

@@ -23,7 +23,7 @@ pub fn rlvr(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
 }
 
-fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
+pub fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
     let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
     let mut args = vec!["train", "demo"];
     for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
@@ -91,6 +91,9 @@ fn a_stopped_run_resumes_bit_for_bit() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(std::fs::read(stopped.join("model/model.safetensors")).unwrap() == weights, "from {stop}");
         assert_eq!(metrics(&stopped), want, "from {stop}");
+        // The version, and a record a line: no step is there twice.
+        let records = crate::evidence::records(&stopped.join("events.out.tfevents.rlvr"));
+        assert_eq!(records, want.len() + 1, "from {stop}");
     }
 }
 
@@ -102,47 +105,57 @@ fn a_run_on_a_device_trains_saves_and_resumes_bit_for_bit() {
         eprintln!("CUDA is not checked here: {error}");
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    for (name, extra) in [
-        ("f32", vec!["model.dtype=f32"]),
-        (
-            "bf16",
-            vec!["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"],
-        ),
-    ] {
-        let tiny = [
-            "device=cuda",
-            "checkpoint.keep_last=99",
-            "data.synthetic.valid_rows=4",
-            "sft.epochs=0.08",
-            "grpo.steps=3",
-            "grpo.prompts_per_step=2",
-            "grpo.group_size=4",
-            "model.random.hidden_size=32",
-            "model.random.intermediate_size=48",
-            "model.random.attention_heads=2",
-            "model.random.key_value_heads=1",
-        ];
-        let whole = train(dir.path(), name, &[&tiny[..], &extra].concat());
-        let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
-        let want = metrics(&whole);
-        let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let mixed = ["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"];
+    for (dtype, extra) in [("f32", &[][..]), ("bf16", &mixed)] {
+        let raw = trains_saves_and_resumes("device=cuda", dtype, extra);
         assert!(raw.contains("memory/device_peak_gib"), "the steps ran on the device");
-        let difference = |event: &serde_json::Value| {
-            event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0)
-        };
-        let worst = want.iter().map(difference).fold(0.0, f64::max);
-        assert!(worst < if name == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
-        std::fs::remove_dir_all(whole.join("model")).unwrap();
-        // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
-        for late in ["step-5", "step-6"] {
-            let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
-        }
-        let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{name}");
-        assert_eq!(metrics(&whole), want, "{name}");
     }
+}
+
+#[test]
+fn a_run_in_bf16_on_the_cpu_trains_saves_and_resumes_bit_for_bit() {
+    trains_saves_and_resumes("device=cpu", "bf16", &["grpo.optim.gradients=bf16"]);
+    trains_saves_and_resumes("device=cpu", "bf16", &["sft.optim.bf16_weights=masters"]);
+}
+
+/// A tiny run with weights of `dtype`, and the same run stopped within GRPO and resumed. Returns its metrics.
+fn trains_saves_and_resumes(device: &str, dtype: &str, extra: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let dtype_key = format!("model.dtype={dtype}");
+    let tiny = [
+        device,
+        &dtype_key,
+        "checkpoint.keep_last=99",
+        "data.synthetic.valid_rows=4",
+        "sft.epochs=0.08",
+        "grpo.steps=3",
+        "grpo.prompts_per_step=2",
+        "grpo.group_size=4",
+        "model.random.hidden_size=32",
+        "model.random.intermediate_size=48",
+        "model.random.attention_heads=2",
+        "model.random.key_value_heads=1",
+    ];
+    let whole = train(dir.path(), "run", &[&tiny[..], extra].concat());
+    let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
+    let stored = weights.windows(6).any(|w| w == br#""BF16""#);
+    assert_eq!(stored, dtype == "bf16", "the weights are stored as what they are");
+    let want = metrics(&whole);
+    let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let difference =
+        |event: &serde_json::Value| event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0);
+    let worst = want.iter().map(difference).fold(0.0, f64::max);
+    assert!(worst < if dtype == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
+    std::fs::remove_dir_all(whole.join("model")).unwrap();
+    // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
+    for late in ["step-5", "step-6"] {
+        let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
+    }
+    let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{dtype}");
+    assert_eq!(metrics(&whole), want, "{dtype}");
+    raw
 }
 
 #[test]

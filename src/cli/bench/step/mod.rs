@@ -118,14 +118,8 @@ struct Setup {
 impl Setup {
     fn new(args: &Args) -> Result<Self> {
         let device = args.device.open()?;
-        let dtype = match (args.dtype, device.is_cuda()) {
-            (Some(dtype), true) => dtype.candle(),
-            (None, true) => DType::BF16,
-            (Some(Dtype::Bf16), false) => {
-                return Err(Error::config("--dtype", "bf16", "f32 on the CPU", "its ops are f32").into());
-            }
-            (_, false) => DType::F32,
-        };
+        let usual = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+        let dtype = args.dtype.map_or(usual, Dtype::candle);
         let optim = OptimConfig {
             moments: value("--moments", &args.moments)?,
             bf16_weights: value("--bf16-weights", &args.bf16_weights)?,
