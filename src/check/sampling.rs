@@ -18,7 +18,7 @@ pub fn trials(draw: &Draw) -> Vec<Trial> {
         ("greedy", 0.0, 0, 1.0, 0.0),
     ]
     .map(|(what, temperature, top_k, top_p, min_p)| {
-        trial(draw, what, SamplingConfig { temperature, top_k, top_p, min_p })
+        trial(draw, what, SamplingConfig { temperature, top_k, top_p, min_p, replay_truncation: false })
     })
     .into()
 }
@@ -65,7 +65,7 @@ struct Expected {
 }
 
 fn expected(i: &Rows) -> Vec<Expected> {
-    let SamplingConfig { temperature, top_k, top_p, min_p } = i.config;
+    let SamplingConfig { temperature, top_k, top_p, min_p, .. } = i.config;
     let scale = if temperature == 0.0 { 1.0 } else { 1.0 / f64::from(temperature) };
     let row = |(logits, pick): (&[f64], &f64)| {
         let log_p = log_softmax(&logits.iter().map(|l| l * scale).collect::<Vec<_>>());

@@ -93,7 +93,7 @@ fn write_report(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     if hidden > 0 {
         writeln!(out, "... and {hidden} more; show them with --max-problems {}", report.problem_count)?;
     }
-    let good: usize = report.labels.iter().map(|(_, rows)| rows).sum();
+    let good = report.good;
     writeln!(
         out,
         "rows        {} ({good} good, {} with a target for SFT)",

@@ -18,6 +18,7 @@ use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
 use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text, threshold_text};
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
+use crate::model::peft;
 use crate::observe::{JsonlSink, Sinks};
 use crate::run::replace_file;
 use crate::task::Task;
@@ -34,8 +35,11 @@ pub struct Args {
     /// JSONL rows with their labels.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter.
+    #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
+    adapter: Option<PathBuf>,
     /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "samples"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
     predictions: Option<PathBuf>,
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
     #[arg(long, value_name = "FIELD")]
@@ -184,7 +188,10 @@ impl Subject {
         }
         let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
         let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);
-        let decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
+        let mut decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
+        if let Some(dir) = &args.adapter {
+            peft::attach(dir, &mut decoder)?;
+        }
         if let Some(text) = &opened.fell_back {
             eprintln!("{text}");
         }

@@ -14,15 +14,25 @@ pub struct SamplingConfig {
     pub top_p: f32,
     /// Keep tokens with at least this share of the largest probability; 0 keeps all.
     pub min_p: f32,
+    /// Log-probs are those of the distribution that was cut: the trainer cuts its own in the same way, and the
+    /// sampled token is always part of it. Else top_k, top_p and min_p choose the tokens, and log-probs are those of
+    /// the whole distribution. CPU only.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub replay_truncation: bool,
 }
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, replay_truncation: false }
     }
 }
 
 impl SamplingConfig {
+    /// Whether some tokens are never drawn.
+    pub fn cuts(&self) -> bool {
+        self.top_k != 0 || self.top_p != 1.0 || self.min_p != 0.0
+    }
+
     /// `key` is the section's path in the config.
     pub fn validate(&self, key: &str) -> Result<()> {
         let refuse = |name: &str, got: f32, want: &str, why: &str| {
@@ -37,7 +47,15 @@ impl SamplingConfig {
         if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
             return refuse("min_p", self.min_p, "at least 0 and at most 1", "it is a share of probability");
         }
-        if self.temperature == 0.0 && (self.top_k != 0 || self.top_p != 1.0 || self.min_p != 0.0) {
+        if self.replay_truncation && !self.cuts() {
+            let problem = "has no effect: top_k, top_p and min_p leave every token";
+            return Err(Error::input(
+                format!("{key}.replay_truncation"),
+                problem,
+                "Remove it, or set one of them",
+            ));
+        }
+        if self.temperature == 0.0 && self.cuts() {
             let why = "greedy decoding ignores top_k, top_p and min_p";
             return refuse("temperature", 0.0, "above 0 when top_k, top_p or min_p is set", why);
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::loss::LossConfig;
+use super::loss::{KlEstimator, KlPlace, LossConfig};
 use super::optim::OptimConfig;
 use super::sampling::SamplingConfig;
 use crate::error::{Error, Result};
@@ -42,6 +42,46 @@ pub enum Estimator {
     Enumerate,
 }
 
+/// What a completion's reward is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Baseline {
+    /// The mean of the group.
+    Mean,
+    /// The mean of the other completions of the group (RLOO, arXiv:2402.14740).
+    LeaveOneOut,
+}
+
+/// How the rewards of a task that has several become one advantage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CombineRewards {
+    /// Their weighted sum is normalised.
+    Sum,
+    /// Each is normalised within its group, and their weighted sum over the step (GDPO, arXiv:2601.05242): rewards
+    /// of different spread and rarity keep their say.
+    NormalizeThenSum,
+}
+
+/// In which order a stage goes through its prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptOrder {
+    /// Every prompt once an epoch.
+    Shuffled,
+    /// Drawn without replacement within a step, more often the nearer their running success rate is to a half.
+    Difficulty,
+}
+
+/// What is learned from a completion that the budget cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncatedCompletions {
+    Keep,
+    /// It is part of its group's mean, but no token of it is trained on (DAPO, arXiv:2503.14476).
+    Mask,
+}
+
 /// Which prompts a GRPO step sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -68,11 +108,40 @@ pub struct GrpoConfig {
     pub scale_rewards: ScaleRewards,
     /// Added to the standard deviation that divides the advantages.
     pub advantage_eps: f64,
+    pub baseline: Baseline,
+    pub combine_rewards: CombineRewards,
     pub balance: Balance,
+    pub order: PromptOrder,
+    /// Rounds of new prompts in the place of those whose completions all earned the same, until a step has
+    /// `prompts_per_step` groups to learn from (dynamic sampling, DAPO). 0: dead groups stay.
+    pub max_resamples: usize,
+    pub truncated: TruncatedCompletions,
+    /// A completion loses up to `overlong_penalty` of its reward over the last so many tokens of the budget
+    /// (DAPO's soft punishment). 0: none.
+    pub overlong_buffer_tokens: usize,
+    /// Default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlong_penalty: Option<f64>,
+    /// Upper bound of `exp(trainer logp - sampler logp)`, with which a token's loss is multiplied when it is given
+    /// (truncated importance sampling, arXiv:2510.13786). Only where a rollout's activations are not used again can
+    /// it differ from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance_cap: Option<f64>,
+    /// Weight of the mean entropy of the step's tokens, which is added to the objective.
+    pub entropy_coef: f64,
     /// Optimiser steps on each rollout (mu). Above 1 the ratio leaves 1 and clipping starts to matter.
     pub updates_per_rollout: usize,
     /// KL penalty weight (beta), per token in nats. 0 keeps no reference model.
     pub kl_coef: f64,
+    /// Default: `k3` in the loss, `k1` in the reward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_estimator: Option<KlEstimator>,
+    /// Default `loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_in: Option<KlPlace>,
+    /// Every so many steps the reference becomes the policy of that step. Default: it stays that of the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_sync_steps: Option<usize>,
     pub loss: LossConfig,
     pub optim: OptimConfig,
     /// Warn when |sampler logprob - trainer logprob| exceeds this on any token.
@@ -108,9 +177,21 @@ impl Default for GrpoConfig {
             sampling: SamplingConfig::default(),
             scale_rewards: ScaleRewards::Group,
             advantage_eps: 1e-6,
+            baseline: Baseline::Mean,
+            combine_rewards: CombineRewards::Sum,
             balance: Balance::None,
+            order: PromptOrder::Shuffled,
+            max_resamples: 0,
+            truncated: TruncatedCompletions::Keep,
+            overlong_buffer_tokens: 0,
+            overlong_penalty: None,
+            importance_cap: None,
+            entropy_coef: 0.0,
             updates_per_rollout: 1,
             kl_coef: 0.0,
+            kl_estimator: None,
+            kl_in: None,
+            reference_sync_steps: None,
             loss: LossConfig::default(),
             optim: OptimConfig::default(),
             max_logprob_difference: 0.01,
@@ -175,6 +256,8 @@ impl GrpoConfig {
             return Err(Error::config("grpo.max_logprob_difference", got, "0 or more", why));
         }
         self.loss.validate("grpo.loss", self.updates_per_rollout)?;
+        self.validate_kl()?;
+        self.validate_advantage()?;
         if self.estimator == Estimator::Enumerate {
             self.validate_enumerate()?;
         }
@@ -183,6 +266,77 @@ impl GrpoConfig {
 }
 
 impl GrpoConfig {
+    pub fn kl_in(&self) -> KlPlace {
+        self.kl_in.unwrap_or(KlPlace::Loss)
+    }
+
+    pub fn kl_estimator(&self) -> KlEstimator {
+        self.kl_estimator.unwrap_or(match self.kl_in() {
+            KlPlace::Loss => KlEstimator::K3,
+            KlPlace::Reward => KlEstimator::K1,
+        })
+    }
+
+    fn validate_kl(&self) -> Result<()> {
+        if self.sampling.replay_truncation && self.kl_coef != 0.0 {
+            let why = "policy and reference would be cut at different tokens, and their distance be infinite";
+            return Err(Error::config("grpo.kl_coef", self.kl_coef, "0 beside replay_truncation", why));
+        }
+        let given = [
+            ("kl_estimator", self.kl_estimator.is_some()),
+            ("kl_in", self.kl_in.is_some()),
+            ("reference_sync_steps", self.reference_sync_steps.is_some()),
+        ];
+        if let Some((name, _)) = given.into_iter().find(|(_, given)| *given && self.kl_coef == 0.0) {
+            let problem = "has no effect: grpo.kl_coef is 0, so there is no reference";
+            let fix = "Remove the key, or set grpo.kl_coef above 0";
+            return Err(Error::input(format!("grpo.{name}"), problem, fix));
+        }
+        match self.reference_sync_steps {
+            Some(steps) => at_least(
+                "grpo.reference_sync_steps",
+                steps,
+                1,
+                "it counts steps; without it there is no sync",
+            ),
+            None => Ok(()),
+        }
+    }
+
+    fn validate_advantage(&self) -> Result<()> {
+        let number = |key: &str, got: f64, fine: bool, want: &str, why: &str| match fine && got.is_finite() {
+            true => Ok(()),
+            false => Err(Error::config(&format!("grpo.{key}"), got, want, why)),
+        };
+        let coef = self.entropy_coef;
+        number("entropy_coef", coef, coef >= 0.0, "0 or more", "a negative bonus makes the policy collapse")?;
+        if let Some(cap) = self.importance_cap {
+            number("importance_cap", cap, cap > 0.0, "above 0", "it bounds a ratio of probabilities")?;
+            if matches!(self.loss, LossConfig::Vespo(_)) {
+                let why = "vespo weighs completions as a whole, and corrects for the sampler in no token";
+                return Err(Error::config("grpo.importance_cap", cap, "no such key beside vespo", why));
+            }
+        }
+        if let Some(penalty) = self.overlong_penalty {
+            number("overlong_penalty", penalty, penalty > 0.0, "above 0", "it is taken off the reward")?;
+            if self.overlong_buffer_tokens == 0 {
+                let problem = "has no effect: grpo.overlong_buffer_tokens is 0";
+                let fix = "Remove the key, or say over how many last tokens the penalty grows";
+                return Err(Error::input("grpo.overlong_penalty", problem, fix));
+            }
+        }
+        if self.overlong_buffer_tokens >= self.max_completion_tokens {
+            let want = format!("below grpo.max_completion_tokens = {}", self.max_completion_tokens);
+            let why = "it is the end of the budget";
+            return Err(Error::config("grpo.overlong_buffer_tokens", self.overlong_buffer_tokens, want, why));
+        }
+        if self.order == PromptOrder::Difficulty && self.balance != Balance::None {
+            let why = "grpo.balance orders the prompts already";
+            return Err(Error::config("grpo.order", "difficulty", "\"shuffled\", or no balance", why));
+        }
+        Ok(())
+    }
+
     /// What has no effect without samples.
     fn validate_enumerate(&self) -> Result<()> {
         let sampling = SamplingConfig { temperature: self.sampling.temperature, ..SamplingConfig::default() };
@@ -191,6 +345,16 @@ impl GrpoConfig {
             ("updates_per_rollout", self.updates_per_rollout != 1),
             ("sampling", self.sampling != sampling),
             ("scale_rewards", self.scale_rewards == ScaleRewards::Batch),
+            ("baseline", self.baseline != Baseline::Mean),
+            ("combine_rewards", self.combine_rewards != CombineRewards::Sum),
+            ("order", self.order != PromptOrder::Shuffled),
+            ("max_resamples", self.max_resamples != 0),
+            ("truncated", self.truncated != TruncatedCompletions::Keep),
+            ("overlong_buffer_tokens", self.overlong_buffer_tokens != 0),
+            ("importance_cap", self.importance_cap.is_some()),
+            ("entropy_coef", self.entropy_coef != 0.0),
+            ("kl_estimator", self.kl_estimator.is_some()),
+            ("kl_in", self.kl_in.is_some()),
         ];
         match without_effect.into_iter().find(|(_, set)| *set) {
             None => Ok(()),
@@ -214,6 +378,10 @@ impl EvalConfig {
         if self.samples_per_prompt > 1 && self.sampling.temperature == 0.0 {
             let why = "greedy samples of one prompt are all equal (eval.sampling.temperature = 0)";
             return Err(Error::config("eval.samples_per_prompt", self.samples_per_prompt, "1", why));
+        }
+        if self.sampling.replay_truncation {
+            let problem = "has no effect: evaluation trains nothing";
+            return Err(Error::input("eval.sampling.replay_truncation", problem, "Remove it"));
         }
         self.sampling.validate("eval.sampling")
     }

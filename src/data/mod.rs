@@ -1,6 +1,7 @@
 //! Data rows: reading, checking, ordering, and making synthetic ones.
 
 pub mod check;
+pub mod difficulty;
 pub mod jsonl;
 pub mod order;
 pub mod predictions;

@@ -40,6 +40,9 @@ fn walk(positions: std::ops::Range<u64>, len: usize, epoch: impl Fn(u32) -> Vec<
     positions.map(row).collect()
 }
 
+/// More stages than there are: keys of redrawn rounds lie above.
+const STAGES: u32 = 16;
+
 /// The order of one stage.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -81,6 +84,11 @@ impl Order {
         };
         let why = format!("the data has {missing} rows");
         Err(Error::config("grpo.balance", "label_sign", "none", why))
+    }
+
+    /// As [`Self::indices`], in an order of its own for each round of a step: prompts in the place of others.
+    pub fn redrawn(&self, step: u64, batch: usize, round: u32) -> Vec<usize> {
+        Self { stage: self.stage + STAGES * round, ..self.clone() }.indices(step, batch)
     }
 
     /// Rows of step `step` of `batch` rows each, counted from 0. Balanced, negative and positive rows take

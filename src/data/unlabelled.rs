@@ -51,6 +51,13 @@ impl<'a> Unlabelled<'a> {
             Ok(EncodedAnswer { label: answer.label, token_ids })
         });
         let answers = answers.collect::<Result<Vec<_>>>()?;
-        Ok(EncodedRow { line, prompt, gold: LabelId::NEGATIVE, target: None, answers })
+        Ok(EncodedRow {
+            line,
+            prompt,
+            gold: LabelId::NEGATIVE,
+            target: None,
+            answers,
+            attack_succeeded: None,
+        })
     }
 }

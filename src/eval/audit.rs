@@ -326,7 +326,10 @@ mod tests {
         let answer = |i: usize| {
             let gold = LabelId(u16::from(i % 2 == 1));
             let verdict = task.judge("Deadbat.", FinishReason::Stop);
-            (Judgement { prompt: i, sample: 0, gold, verdict, group: None }, "Deadbat.".to_string())
+            (
+                Judgement { prompt: i, sample: 0, gold, verdict, group: None, attack_succeeded: None },
+                "Deadbat.".to_string(),
+            )
         };
         let answers: Vec<_> = (0..20).map(answer).collect();
         let golds: Vec<LabelId> = answers.iter().map(|(j, _)| j.gold).collect();

@@ -112,6 +112,20 @@ fn rules(report: &EvalReport) -> String {
     for (name, cell) in scores {
         let _ = writeln!(text, "{name:<26}{cell}");
     }
+    if let Some(parsed) = &report.parsed {
+        let exact = number(parsed.exact_label_accuracy);
+        let (f1, binary) = (number(parsed.macro_f1), number(parsed.binary_macro_f1));
+        let kept = report.count - parsed.dropped;
+        let _ = writeln!(
+            text,
+            "of the {kept} parsed answers: exact label {exact}, macro F1 {f1}, binary macro F1 {binary}"
+        );
+    }
+    if let Some(attacks) = report.attacks {
+        let (before, behind) = (attacks.success, attacks.residual_success);
+        let _ =
+            writeln!(text, "{} attacks: success {before:.3}, behind this guard {behind:.3}", attacks.count);
+    }
     text
 }
 

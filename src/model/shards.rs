@@ -99,7 +99,7 @@ impl Shard {
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         let length = file.metadata().map_err(Error::io(path, "read"))?.len();
         // Pages are read when they are touched, and the header is all that is.
-        let whole = map(&file, 0, length as usize).map_err(Error::io(path, "map"))?;
+        let whole = map(&file, MmapOptions::new().len(length as usize)).map_err(Error::io(path, "map"))?;
         Ok(match SafeTensors::read_metadata(&whole) {
             Err(error) => Err(format!("not a whole safetensors file ({error})")),
             Ok((header, metadata)) => {
@@ -152,7 +152,8 @@ impl Shard {
         let mut values = vec![T::default(); stored.bytes / N];
         for (window, values) in values.chunks_mut(WINDOW / N).enumerate() {
             let start = stored.start + (window * WINDOW) as u64;
-            let bytes = map(&self.file, start, values.len() * N)?;
+            // Brought in at once: page faults would take most of the time.
+            let bytes = map(&self.file, MmapOptions::new().offset(start).len(values.len() * N).populate())?;
             let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N));
             chunks.for_each(|(values, bytes)| {
                 for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
@@ -165,10 +166,10 @@ impl Shard {
 }
 
 #[allow(unsafe_code)]
-fn map(file: &File, start: u64, bytes: usize) -> std::io::Result<Mmap> {
+fn map(file: &File, part: &MmapOptions) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only, dropped by the function that asked for it, and what it shows is copied out; rlvr
     // never rewrites a file in place (`write_aside` renames), so its bytes do not change underneath.
-    unsafe { MmapOptions::new().offset(start).len(bytes).map(file) }
+    unsafe { part.map(file) }
 }
 
 /// One safetensors file whose tensors are read when they are asked for, so that no two need be in memory at once.
@@ -205,7 +206,7 @@ impl TensorFile {
         match stored.dtype {
             Dtype::F32 | Dtype::BF16 | Dtype::F16 => self.0.tensor(stored, dtype),
             _ => {
-                let bytes = map(&self.0.file, stored.start, stored.bytes);
+                let bytes = map(&self.0.file, MmapOptions::new().offset(stored.start).len(stored.bytes));
                 let bytes = bytes.map_err(Error::io(&self.0.path, "map"))?;
                 Ok(Tensor::from_raw_buffer(&bytes, dtype, &stored.shape, &Device::Cpu)?)
             }

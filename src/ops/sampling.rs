@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
     pub token: u32,
-    /// Under the whole distribution at the sampling temperature (at 1 when greedy): what the trainer computes.
+    /// Under the whole distribution at the sampling temperature (at 1 when greedy), or with `replay_truncation` under
+    /// what the cuts leave of it: what the trainer computes.
     pub logprob: f32,
 }
 
@@ -39,6 +40,10 @@ pub fn sample(logits_rv: &Tensor, config: &SamplingConfig, uniforms: &[f32]) -> 
         return if uniforms.is_empty() { Ok(Vec::new()) } else { Err(Error::Compute(problem.into())) };
     }
     if super::cuda::on(logits_rv) {
+        if config.replay_truncation {
+            let fix = "Remove it, or set device = \"cpu\"";
+            return Err(Error::input("sampling.replay_truncation", "is not there yet on a CUDA device", fix));
+        }
         return super::cuda::sampling::sample(logits_rv, config, uniforms);
     }
     let logits = View::new(logits_rv)?;
@@ -76,10 +81,15 @@ pub fn sample_row(logits_v: &[f32], config: &SamplingConfig, uniform: f32) -> Sa
     let cut = (config.top_k > 0 && config.top_k < logits_v.len()) || config.top_p < 1.0 || config.min_p > 0.0;
     // Half a step of 2^-24 is added: a token that has next to no probability is not drawn even by a uniform of 0.
     let share = f64::from(uniform) + 0.5 / f64::from(1 << 24);
+    let mut mass = whole;
     let token = if config.temperature == 0.0 {
         logits_v.iter().position(|x| *x == largest).unwrap_or(0) as u32
     } else if cut {
-        row.inverse_transform(&row.allowed(config, whole), share)
+        let allowed = row.allowed(config, whole);
+        if config.replay_truncation {
+            mass = allowed.iter().map(|t| row.weight(*t)).sum();
+        }
+        row.inverse_transform(&allowed, share)
     } else {
         let mut target = share * whole;
         let mut at = 0;
@@ -91,7 +101,25 @@ pub fn sample_row(logits_v: &[f32], config: &SamplingConfig, uniform: f32) -> Sa
         let tokens: Vec<u32> = (first as u32..(first + BLOCK).min(logits_v.len()) as u32).collect();
         row.inverse_transform(&tokens, target / blocks[at])
     };
-    Sampled { token, logprob: (logits_v[token as usize] - largest) * row.scale - whole.ln() as f32 }
+    Sampled { token, logprob: (logits_v[token as usize] - largest) * row.scale - mass.ln() as f32 }
+}
+
+/// Takes the tokens that the cuts leave out of a row of logits, all but `target`, out of its distribution: their
+/// logits become so small that they have no probability, and stay finite.
+pub(super) fn apply_cut(logits_v: &mut [f32], config: &SamplingConfig, target: u32) {
+    let largest = vectorize!(if any_nan(logits_v) { f32::NAN } else { max(logits_v) });
+    if !largest.is_finite() {
+        return;
+    }
+    let row = Row { logits: logits_v, max: largest, scale: inverse_temperature(config) };
+    let whole = vectorize!(logits_v.chunks(BLOCK).map(|block| f64::from(row.block_sum(block))).sum());
+    let mut allowed = row.allowed(config, whole).into_iter().peekable();
+    let none = largest - 1e4 / row.scale;
+    for (x, token) in logits_v.iter_mut().zip(0u32..) {
+        if allowed.next_if_eq(&token).is_none() && token != target {
+            *x = none;
+        }
+    }
 }
 
 #[inline(always)]
@@ -210,7 +238,7 @@ mod tests {
     use crate::rng::{Purpose, Stream};
 
     fn config(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> SamplingConfig {
-        SamplingConfig { temperature, top_k, top_p, min_p }
+        SamplingConfig { temperature, top_k, top_p, min_p, replay_truncation: false }
     }
 
     /// Probabilities 1/2, 1/4, 1/8, 1/8.

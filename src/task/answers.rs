@@ -107,7 +107,8 @@ impl Task {
         });
         texts
             .map(|(label, name, template)| {
-                let text = template.render(&row, Some(name)).map_err(|path| at.absent(path, "answers"))?;
+                let rendered = self.label_for(label, |text| template.render(&row, Some(text)));
+                let text = rendered.map_err(|path| at.absent(path, "answers"))?;
                 if !Outcome::of(label, self.judge(&text, FinishReason::Stop)).is_exact() {
                     let problem = format!("the answer `{}` is not judged to be `{name}`", shorten(&text));
                     return Err(at.error(problem, "Make [answers] and the [[verdict]] rules agree"));

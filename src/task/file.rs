@@ -6,10 +6,11 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
+use super::outcome::ExtraReward;
 use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
-use super::{Conversation, Gold, LabelId, Outcome, Reward, Target, Task, shorten};
+use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
 use crate::error::{Error, Result};
 use crate::types::FinishReason;
 
@@ -21,6 +22,9 @@ struct TaskFile {
     name: String,
     #[serde(default)]
     truncated: Truncated,
+    #[serde(default)]
+    retries: u32,
+    attack_succeeded: Option<String>,
     input: InputSection,
     gold: GoldSection,
     sft: Option<SftSection>,
@@ -30,6 +34,8 @@ struct TaskFile {
     paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
+    #[serde(default)]
+    extra_rewards: BTreeMap<String, ExtraReward>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +75,10 @@ struct LabelsSection {
     positive: Vec<String>,
     #[serde(default)]
     ignore_case: bool,
+    #[serde(default)]
+    multi: bool,
+    #[serde(default)]
+    names: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -97,8 +107,29 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
-    check.reward(&file.reward)?;
-    let task = Task { name: file.name, labels, input, gold, target, answers, rules, reward: file.reward };
+    let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
+    rewards.extend(file.extra_rewards.into_iter().map(|(name, extra)| {
+        let (weight, reward) = extra.parts();
+        NamedReward { name, weight, reward }
+    }));
+    for (i, named) in rewards.iter().enumerate() {
+        let key = if i == 0 { "reward".to_string() } else { format!("extra_rewards.{}", named.name) };
+        check.reward(&key, named)?;
+    }
+    let attack_succeeded =
+        file.attack_succeeded.map(|path| check.path("attack_succeeded", &path)).transpose()?;
+    let task = Task {
+        name: file.name,
+        labels,
+        input,
+        gold,
+        target,
+        answers,
+        rules,
+        rewards,
+        retries: file.retries,
+        attack_succeeded,
+    };
     check.templates_agree_with_rules(&task)?;
     Ok(task)
 }
@@ -144,12 +175,14 @@ impl Check<'_> {
         if section.positive.is_empty() {
             return Err(self.at("labels.positive", "the list is empty", "Give at least one positive label"));
         }
-        if section.positive.len() >= usize::from(u16::MAX) {
+        let most = if section.multi { LabelId::SET_LABELS } else { 1 << LabelId::SET_LABELS };
+        if section.positive.len() >= most + usize::from(section.multi) {
             let problem = format!("{} labels are too many", section.positive.len());
-            return Err(self.at("labels.positive", problem, format!("Give fewer than {}", u16::MAX)));
+            return Err(self.at("labels.positive", problem, format!("Give at most {most}")));
         }
         let names = std::iter::once(section.negative).chain(section.positive).collect::<Vec<_>>();
-        let set = LabelSet { names, ignore_case: section.ignore_case };
+        let mut set =
+            LabelSet { names, ignore_case: section.ignore_case, multi: section.multi, words: Vec::new() };
         for (i, name) in set.names.iter().enumerate() {
             let key = if i == 0 { "labels.negative".into() } else { format!("labels.positive[{}]", i - 1) };
             if name.trim() != name || name.is_empty() {
@@ -160,10 +193,25 @@ impl Check<'_> {
                 let problem = format!("`{name}` begins with `@` or `$`, which verdict rules use");
                 return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
             }
+            if set.multi && name.contains(',') {
+                let problem = format!("`{name}` has a comma, which stands between the labels of an answer");
+                return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
+            }
             if set.names[..i].iter().any(|earlier| set.same(earlier, name)) {
                 let fix = "Name each label once; the negative label is not among the positive ones";
                 return Err(self.at(&key, format!("`{name}` is a label already"), fix));
             }
+        }
+        if let Some(unknown) = section.names.keys().find(|name| !set.names.contains(name)) {
+            let problem = format!("`{unknown}` is not a label of this task");
+            let fix = format!("Use each of: {}", set.names.join(", "));
+            return Err(self.at(&format!("labels.names.{unknown}"), problem, fix));
+        }
+        if !section.names.is_empty() {
+            let words = set.names.iter().map(|name| section.names.get(name).cloned().ok_or(name));
+            set.words = words.collect::<std::result::Result<_, _>>().map_err(|name| {
+                self.at("labels.names", format!("`{name}` has no name"), "Name every label, or none")
+            })?;
         }
         Ok(set)
     }
@@ -302,17 +350,18 @@ impl Check<'_> {
         Ok(Rule { regex, label: rule_label, take, paper })
     }
 
-    fn reward(&self, reward: &Reward) -> Result<()> {
-        let entries = reward.entries();
-        for (key, value) in entries {
+    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
+        let weight = [("weight", named.weight)];
+        let entries = named.reward.entries();
+        for (name, value) in weight.into_iter().chain(entries) {
             if !value.is_finite() {
-                let key = format!("reward.{key}");
+                let key = format!("{key}.{name}");
                 return Err(self.at(&key, format!("{value} is not a finite number"), "Give a finite number"));
             }
         }
         if entries.iter().all(|(_, value)| *value == entries[0].1) {
             let fix = "Give exact_positive and exact_negative more than the others";
-            return Err(self.at("reward", "all six rewards are equal, so nothing can be learned", fix));
+            return Err(self.at(key, "all six rewards are equal, so nothing can be learned", fix));
         }
         Ok(())
     }
@@ -320,11 +369,15 @@ impl Check<'_> {
     /// SFT must not teach answers that the task's own rules judge to be something else.
     fn templates_agree_with_rules(&self, task: &Task) -> Result<()> {
         let Some(Target::Templates { negative, positive }) = &task.target else { return Ok(()) };
-        for (index, label) in task.labels().iter().enumerate() {
+        for index in 0..task.labels().len() {
+            let gold = LabelId(index as u16);
+            let label = &task.labels()[index];
             let (key, template) = if index == 0 { ("negative", negative) } else { ("positive", positive) };
             // A template with fields of the row is known only row by row.
-            let Ok(text) = template.render(&serde_json::Value::Null, Some(label)) else { continue };
-            let gold = LabelId(index as u16);
+            let Ok(text) = task.label_for(gold, |text| template.render(&serde_json::Value::Null, Some(text)))
+            else {
+                continue;
+            };
             if !Outcome::of(gold, task.judge(&text, FinishReason::Stop)).is_exact() {
                 let problem = format!("`{}` is not judged to be `{label}`", shorten(&text));
                 let fix = "Make the template and the [[verdict]] rules agree";

@@ -66,6 +66,48 @@ impl Default for Reward {
     }
 }
 
+/// `[extra_rewards.<name>]`: a reward beside `[reward]`. Outcomes that are left out earn nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExtraReward {
+    /// What it counts in the sum.
+    weight: f32,
+    #[serde(default)]
+    exact_positive: f32,
+    #[serde(default)]
+    exact_negative: f32,
+    #[serde(default)]
+    wrong_label: f32,
+    #[serde(default)]
+    false_positive: f32,
+    #[serde(default)]
+    false_negative: f32,
+    #[serde(default)]
+    malformed: f32,
+}
+
+impl ExtraReward {
+    pub fn parts(self) -> (f32, Reward) {
+        let reward = Reward {
+            exact_positive: self.exact_positive,
+            exact_negative: self.exact_negative,
+            wrong_label: self.wrong_label,
+            false_positive: self.false_positive,
+            false_negative: self.false_negative,
+            malformed: self.malformed,
+        };
+        (self.weight, reward)
+    }
+}
+
+/// One of a task's rewards.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedReward {
+    pub name: String,
+    pub weight: f32,
+    pub reward: Reward,
+}
+
 impl Reward {
     pub fn of(&self, outcome: Outcome) -> f32 {
         match outcome {

@@ -3,9 +3,11 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::step::{Trainee, mean};
+use super::step::{Distribution, LossSlopes, Trainee, mean};
+use crate::algo::importance::truncated_importance;
 use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
+use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::tape::{Tape, TapedGroup};
@@ -19,8 +21,14 @@ pub struct PolicyUpdate<'a> {
     pub loss: &'a LossConfig,
     pub penalty: KlPenalty,
     pub temperature: f32,
+    /// The sampler's cuts, where log-probs are those of what they leave (`replay_truncation`).
+    pub cut: Option<SamplingConfig>,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
+    /// Weight of the mean entropy over the step's tokens in the objective.
+    pub entropy_coef: f64,
+    /// Bound of the importance weights, where they are wanted.
+    pub importance_cap: Option<f64>,
     /// Frozen weights of the KL penalty.
     pub reference: Option<&'a Decoder>,
 }
@@ -38,8 +46,8 @@ impl PolicyUpdate<'_> {
     /// weights that sampled it: empty on the first update of a rollout, which fills it. `tapes` are the rollout's
     /// and serve that first update only: later ones have other weights.
     ///
-    /// A group without advantages adds no gradient, so without a KL penalty it is not computed at all; it still
-    /// counts in the averages.
+    /// A group without advantages adds no gradient, so without a KL penalty or an entropy bonus it is not computed at
+    /// all; it still counts in the averages. A completion without tokens counts as a completion only.
     pub fn accumulate(
         &self,
         trainee: Trainee,
@@ -52,13 +60,17 @@ impl PolicyUpdate<'_> {
             active_tokens: groups.iter().map(|g| completion_tokens(&g.group)).sum(),
             max_completion_tokens: self.max_completion_tokens,
         };
-        let is_live = |g: &ScoredGroup| self.reference.is_some() || g.advantages.iter().any(|a| *a != 0.0);
+        let always = self.reference.is_some() || self.entropy_coef != 0.0;
+        let is_live = |g: &ScoredGroup| {
+            completion_tokens(&g.group) > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
+        };
         let live: Vec<usize> = (0..groups.len()).filter(|i| is_live(&groups[*i])).collect();
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
         let mut sums = LossSums::default();
         let (mut loss, mut tokens, mut reused_tokens) = (0.0, 0, 0);
         let (mut entropies, mut differences) = (Vec::new(), Vec::new());
+        let mut importance_weights = Vec::new();
         for pack in self.packs(groups, &live, tapes) {
             let mut batch = PackedBatch::default();
             let rollouts = || pack.groups.iter().flat_map(|g| &groups[*g].group.rollouts);
@@ -89,7 +101,8 @@ impl PolicyUpdate<'_> {
             // From here the pass holds the rows alone and frees them block by block.
             drop(pack.tape);
             let advantages = pack.groups.iter().flat_map(|g| &groups[*g].advantages);
-            trainee.learn(&batch, forward, self.temperature, |now| {
+            let under = Distribution { temperature: self.temperature, cut: self.cut };
+            trainee.learn(&batch, forward, under, |now| {
                 let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
                 if first_update {
                     let sampled = rollouts().flat_map(|r| &r.logprobs);
@@ -102,14 +115,19 @@ impl PolicyUpdate<'_> {
                     }
                 }
                 let old: Vec<f64> = pack.groups.iter().flat_map(|g| &old_logps[*g]).copied().collect();
+                let importance = self.importance_cap.map(|cap| {
+                    let sampled: Vec<f32> = rollouts().flat_map(|r| &r.logprobs).copied().collect();
+                    truncated_importance(&old, &sampled, cap)
+                });
+                importance_weights.extend(importance.iter().flatten().map(|w| *w as f32));
                 let sequences: Vec<Sequence> = batch
                     .target_ranges()
                     .zip(advantages)
                     .map(|(range, advantage)| Sequence {
                         logps: &logps[range.clone()],
                         old_logps: &old[range.clone()],
-                        ref_logps: reference.as_deref().map(|r| &r[range]),
-                        importance: None,
+                        ref_logps: reference.as_deref().map(|r| &r[range.clone()]),
+                        importance: importance.as_deref().map(|w| &w[range]),
                         advantage: f64::from(*advantage),
                     })
                     .collect();
@@ -117,7 +135,14 @@ impl PolicyUpdate<'_> {
                 loss += out.loss;
                 sums += out.sums;
                 entropies.extend_from_slice(&now.entropies);
-                Ok(out.dloss_dlogp.iter().map(|d| *d as f32).collect())
+                let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
+                let mut dentropies = Vec::new();
+                if self.entropy_coef != 0.0 {
+                    let each = self.entropy_coef / totals.active_tokens as f64;
+                    loss -= each * now.entropies.iter().map(|h| f64::from(*h)).sum::<f64>();
+                    dentropies = vec![-each as f32; dlogprobs.len()];
+                }
+                Ok(LossSlopes { dlogprobs, dentropies })
             })?;
         }
         let mut metrics = Metrics::default();
@@ -126,6 +151,10 @@ impl PolicyUpdate<'_> {
         // A step of dead groups only has computed nothing to take a mean of.
         if !entropies.is_empty() {
             metrics.insert("entropy", mean(&entropies));
+        }
+        if !importance_weights.is_empty() {
+            // TRL's name for the same.
+            metrics.insert("sampling/importance_sampling_ratio/mean", mean(&importance_weights));
         }
         if !differences.is_empty() {
             let worst = differences.iter().copied().fold(0f32, f32::max);
@@ -159,7 +188,7 @@ impl PolicyUpdate<'_> {
 }
 
 /// Log-probs of the batch's targets under the frozen weights.
-fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
+pub(super) fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
     let hidden = model.forward(batch, Keep::Nothing)?.hidden;
     let logps = model.logprobs(&hidden, Head { targets: &batch.targets, temperature })?.logprobs;
     Ok(logps.into_iter().map(f64::from).collect())

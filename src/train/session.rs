@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::enumerate::EnumerateUpdate;
 use super::grpo::GrpoStage;
+use super::lora::{Adapters, base_digest, check_base, merged_bound};
 use super::materials::{Materials, load_decoder};
 use super::place::gradients_dtype;
 use super::sft;
@@ -12,18 +13,16 @@ use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
 use super::watch::Watch;
 use crate::config::optim::OptimConfig;
-use crate::config::stages::{Balance, Estimator};
+use crate::config::stages::{Balance, Estimator, PromptOrder};
 use crate::config::{Config, Stage};
+use crate::data::difficulty::Difficulty;
 use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
 use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
 use crate::export::aside::named_when_done;
-use crate::export::folder;
-use crate::export::probe::Probe;
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
-use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
@@ -40,22 +39,25 @@ pub struct Session<'a> {
     cursor: Cursor,
     /// Restored with the cursor; `None` at the start of a stage.
     optimizer: Option<AdamW>,
+    /// `None`: all weights are trained.
+    adapters: Option<Adapters<'a>>,
     watch: Watch,
 }
 
 impl<'a> Session<'a> {
     /// A new run.
     pub fn start(config: &'a Config, run: &'a RunDirectory, mut sinks: Sinks) -> Result<Self> {
-        let materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        Ok(Self {
-            config,
-            run,
-            materials,
-            sinks,
-            cursor: Cursor::default(),
-            optimizer: None,
-            watch: Watch::default(),
-        })
+        let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
+        let mut cursor = Cursor::default();
+        if config.lora.is_some() {
+            cursor.base = Some(base_digest(&materials.decoder)?);
+        }
+        let adapters = Adapters::start(config, &mut materials.decoder)?;
+        if let Some(adapters) = &adapters {
+            sinks.emit(&Event::Note { text: adapters.describe(&materials.decoder) });
+        }
+        let watch = Watch::default();
+        Ok(Self { config, run, materials, sinks, cursor, optimizer: None, adapters, watch })
     }
 
     /// A run from a checkpoint of its own.
@@ -66,11 +68,17 @@ impl<'a> Session<'a> {
         checkpoint: &Path,
     ) -> Result<Self> {
         let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        let place = materials.decoder.place();
-        materials.decoder = load_decoder(checkpoint, config.model.max_positions, &place)?;
         let cursor = state::read_cursor(checkpoint)?;
-        let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
-        Ok(Self { config, run, materials, sinks, cursor, optimizer, watch: Watch::default() })
+        let decoder = &mut materials.decoder;
+        let adapters = if config.lora.is_some() {
+            check_base(config, decoder, cursor.base.as_deref())?;
+            Adapters::resume(config, decoder, checkpoint)?
+        } else {
+            *decoder = load_decoder(checkpoint, config.model.max_positions, &decoder.place())?;
+            None
+        };
+        let optimizer = state::read_optimizer(checkpoint, &cursor, decoder)?;
+        Ok(Self { config, run, materials, sinks, cursor, optimizer, adapters, watch: Watch::default() })
     }
 
     /// Runs what is left. Returns the folder of the final model.
@@ -83,6 +91,9 @@ impl<'a> Session<'a> {
             self.run_stage(stage)?;
         }
         let model = save_model(&self.materials, self.run)?;
+        if let Some(adapters) = &self.adapters {
+            adapters.save(self.config, &self.materials, self.run)?;
+        }
         let rows = self.cursor.results.iter().map(Evaluated::row).collect();
         self.sinks.emit(&Event::Finished { rows, run: self.run.path().into() });
         Ok(model)
@@ -92,8 +103,17 @@ impl<'a> Session<'a> {
         let config = self.config;
         let steps = self.steps_of(stage);
         let done = self.cursor.step;
+        if let (Some(adapters), 0) = (&mut self.adapters, done) {
+            adapters.enter(&mut self.materials.decoder, self.cursor.stage)?;
+        }
         self.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
-        let reference = self.reference(stage)?;
+        let mut reference = self.reference(stage)?;
+        if stage == Stage::Grpo
+            && config.grpo.order == PromptOrder::Difficulty
+            && self.cursor.difficulty.is_none()
+        {
+            self.cursor.difficulty = Some(Difficulty::new(self.materials.grpo_rows.len()));
+        }
         let optim = match stage {
             Stage::Sft => &config.sft.optim,
             Stage::Grpo => &config.grpo.optim,
@@ -128,6 +148,11 @@ impl<'a> Session<'a> {
             }
             if let Some(bytes) = memory::device_peak(self.materials.decoder.device())? {
                 metrics.insert("memory/device_peak_gib", bytes as f64 / (1u64 << 30) as f64);
+            }
+            if stage == Stage::Grpo
+                && config.grpo.reference_sync_steps.is_some_and(|n| (step + 1) % n as u64 == 0)
+            {
+                reference = Some(self.keep_reference(step + 1)?);
             }
             self.cursor.step = step + 1;
             self.cursor.total_steps += 1;
@@ -176,20 +201,56 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The weights the KL penalty holds on to: those at the start of the stage, kept in the run's directory so
-    /// that a resumed run has the same.
+    /// The weights the KL penalty holds on to: those at the start of the stage, or of the last step that the
+    /// reference was synced after, kept in the run's directory so that a resumed run has the same.
     fn reference(&self, stage: Stage) -> Result<Option<Decoder>> {
-        if stage != Stage::Grpo || self.config.grpo.kl_coef == 0.0 {
+        let config = &self.config.grpo;
+        if stage != Stage::Grpo || config.kl_coef == 0.0 {
             return Ok(None);
         }
-        let dir = self.run.path().join("reference");
-        if self.cursor.step > 0 {
-            let place = self.materials.decoder.place();
-            return load_decoder(&dir, self.config.model.max_positions, &place).map(Some);
+        let step = self.cursor.step;
+        if step == 0 {
+            return self.keep_reference(0).map(Some);
+        }
+        let of = config.reference_sync_steps.map_or(0, |n| step - step % n as u64);
+        let (decoder, dir) = (&self.materials.decoder, self.reference_dir(of));
+        if let Some(adapters) = &self.adapters {
+            return adapters.load_reference(decoder, self.cursor.stage, of, &dir).map(Some);
+        }
+        load_decoder(&dir, self.config.model.max_positions, &decoder.place()).map(Some)
+    }
+
+    /// Weights of the reference that counts from `step` on.
+    fn reference_dir(&self, step: u64) -> PathBuf {
+        match step {
+            0 => self.run.path().join("reference"),
+            step => self.run.path().join("reference").join(format!("step-{step}")),
+        }
+    }
+
+    fn keep_reference(&self, step: u64) -> Result<Decoder> {
+        let dir = self.reference_dir(step);
+        if let Some(adapters) = &self.adapters {
+            return adapters.keep_reference(&self.materials.decoder, self.cursor.stage, step, &dir);
         }
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
         state::save_weights(&dir, &self.materials.decoder)?;
-        self.materials.decoder.deep_copy().map(Some)
+        self.materials.decoder.deep_copy()
+    }
+
+    /// References that no checkpoint needs any more, of a run whose oldest checkpoint within the stage is `oldest`.
+    fn drop_references(&self, oldest: u64) -> Result<()> {
+        let Some(every) = self.config.grpo.reference_sync_steps.map(|n| n as u64) else { return Ok(()) };
+        let mut step = oldest - oldest % every;
+        while step > every {
+            step -= every;
+            let dir = self.reference_dir(step);
+            if !dir.exists() {
+                break;
+            }
+            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir, "remove an old reference"))?;
+        }
+        Ok(())
     }
 
     fn trainee<'t>(&'t self, gradients: &'t Gradients) -> Trainee<'t> {
@@ -235,10 +296,25 @@ impl<'a> Session<'a> {
             reference,
         };
         let all = &self.materials.grpo_rows;
-        let indices = order.indices(step, config.prompts_per_step);
-        let rows: Vec<(&EncodedRow, u32)> =
-            indices.into_iter().enumerate().map(|(i, row)| (&all[row], i as u32)).collect();
-        let scored = stage.roll_out(&self.materials.decoder, &rows, step)?;
+        let by_difficulty = self.cursor.difficulty.as_ref().map(|d| d.order(step, self.config.seed));
+        let mut taken = 0;
+        let mut prompts = |round: u32, wanted: usize| -> Vec<usize> {
+            taken += wanted;
+            match &by_difficulty {
+                // As many as a step wants may be more than there are rows.
+                Some(rows) => (taken - wanted..taken).map(|i| rows[i % rows.len()]).collect(),
+                None if round == 0 => order.indices(step, wanted),
+                None => {
+                    let mut rows = order.redrawn(step, config.prompts_per_step, round);
+                    rows.truncate(wanted);
+                    rows
+                }
+            }
+        };
+        let scored = stage.roll_out(&self.materials.decoder, all, &mut prompts, step)?;
+        if let Some(difficulty) = &mut self.cursor.difficulty {
+            scored.tried.iter().for_each(|(row, result)| difficulty.add(*row, *result));
+        }
         let mut metrics = scored.metrics;
         let start = Instant::now();
         let mut old_logps = Vec::new();
@@ -342,9 +418,19 @@ impl<'a> Session<'a> {
 
     fn checkpoint(&mut self, optimizer: Option<&AdamW>) -> Result<()> {
         let step = self.cursor.total_steps;
-        let write = |dir: &Path| state::write(dir, &self.cursor, &self.materials.decoder, optimizer);
+        let decoder = &self.materials.decoder;
+        let write = |dir: &Path| {
+            match &self.adapters {
+                Some(adapters) => adapters.write(dir, decoder)?,
+                None => state::save_weights(dir, decoder)?,
+            }
+            state::write(dir, &self.cursor, decoder, optimizer)
+        };
         let checkpoint = Checkpoint::write(self.run, step, write)?;
         checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
+        let kept =
+            (self.config.checkpoint.keep_last.max(1) as u64 - 1) * self.config.checkpoint.every_steps as u64;
+        self.drop_references(self.cursor.step.saturating_sub(kept))?;
         self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
         Ok(())
     }
@@ -355,20 +441,11 @@ fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     let target = run.model();
     named_when_done(&target, |aside| {
         let decoder = &materials.decoder;
-        folder::write(aside, decoder, &materials.companions, SaveOptions::new(decoder.dtype()))?;
-        if let Some(text) = materials.encoder.template().text_with_arguments() {
-            let template = aside.join("chat_template.jinja");
-            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
-        }
+        materials.write_model(decoder, aside)?;
         let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
-        let ids = materials.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
-        let probe =
-            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
-        if probe.logprobs(decoder)? != probe.logprobs(&again)? {
-            let problem = "its log-probs differ".into();
-            return Err(Error::Unfaithful { path: target.clone(), problem });
-        }
-        Ok(())
+        // An adapter is merged into the folder's weights, which rounds other sums.
+        let bound = if decoder.adapter().is_some() { merged_bound(decoder) } else { 0.0 };
+        materials.compare(decoder, &again, bound, &target)
     })?;
     Ok(target)
 }

@@ -1,10 +1,11 @@
 //! One pass over one packed batch: forward, log-probs, whatever loss, backward.
 
 use crate::config::ActivationMemory;
+use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Forward, Head};
 use crate::model::gradients::Gradients;
-use crate::ops::token_logprob::TokenLogprobs;
+use crate::ops::token_logprob::{Slopes, TokenLogprobs};
 use crate::types::PackedBatch;
 
 /// A decoder being trained and where its gradients collect.
@@ -15,16 +16,45 @@ pub struct Trainee<'a> {
     pub activations: ActivationMemory,
 }
 
+/// What a loss returns: derivatives by every target's log-prob and entropy, the latter empty where it has none.
+/// Already divided by the whole step's count, so that packs add up.
+#[derive(Clone, Debug, Default)]
+pub struct LossSlopes {
+    pub dlogprobs: Vec<f32>,
+    pub dentropies: Vec<f32>,
+}
+
+impl From<Vec<f32>> for LossSlopes {
+    fn from(dlogprobs: Vec<f32>) -> Self {
+        Self { dlogprobs, dentropies: Vec::new() }
+    }
+}
+
+/// Under which distribution log-probs are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Distribution {
+    /// Divides the logits.
+    pub temperature: f32,
+    /// The sampler's cuts, where log-probs are those of what they leave.
+    pub cut: Option<SamplingConfig>,
+}
+
+impl From<f32> for Distribution {
+    fn from(temperature: f32) -> Self {
+        Self { temperature, cut: None }
+    }
+}
+
 impl Trainee<'_> {
-    /// Runs `batch` forward, hands the targets' log-probs to `loss`, and runs backward with the derivative it
-    /// returns: `dL / dlogprob` of every target, already divided by the whole step's count, so that packs add up.
-    pub fn pass(
+    /// Runs `batch` forward, hands the targets' log-probs to `loss`, and runs backward with the derivatives it
+    /// returns.
+    pub fn pass<S: Into<LossSlopes>>(
         &self,
         batch: &PackedBatch,
         temperature: f32,
-        loss: impl FnOnce(&TokenLogprobs) -> Result<Vec<f32>>,
+        loss: impl FnOnce(&TokenLogprobs) -> Result<S>,
     ) -> Result<()> {
-        self.learn(batch, self.forward(batch)?, temperature, loss)
+        self.learn(batch, self.forward(batch)?, temperature.into(), loss)
     }
 
     /// The forward pass of [`Self::pass`].
@@ -33,17 +63,19 @@ impl Trainee<'_> {
     }
 
     /// What follows the forward pass of [`Self::pass`].
-    pub fn learn(
+    pub fn learn<S: Into<LossSlopes>>(
         &self,
         batch: &PackedBatch,
         forward: Forward,
-        temperature: f32,
-        loss: impl FnOnce(&TokenLogprobs) -> Result<Vec<f32>>,
+        under: Distribution,
+        loss: impl FnOnce(&TokenLogprobs) -> Result<S>,
     ) -> Result<()> {
+        let Distribution { temperature, cut } = under;
         let head = Head { targets: &batch.targets, temperature };
-        let logprobs = self.decoder.logprobs(&forward.hidden, head)?;
-        let dlogprobs = loss(&logprobs)?;
-        self.decoder.backward(batch, forward, temperature, &dlogprobs, self.gradients)
+        let logprobs = self.decoder.logprobs_within(&forward.hidden, head, cut.as_ref())?;
+        let LossSlopes { dlogprobs, dentropies } = loss(&logprobs)?.into();
+        let slopes = Slopes { dlogprobs: &dlogprobs, dentropies: &dentropies, cut: cut.as_ref() };
+        self.decoder.backward(batch, forward, temperature, slopes, self.gradients)
     }
 }
 

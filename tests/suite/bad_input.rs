@@ -266,7 +266,10 @@ fn broken_task_files_are_named_by_line_or_key() {
         ("name = \"a\"\n[input\n".into(), &["bad.toml:2: ", "Correct it"]),
         (String::new(), &["bad.toml: missing field `name`", "Correct it"]),
         (format!("{task}\nbogus = 1.0\n"), &["bad.toml:", "`bogus`", "`exact_positive`"]),
-        (task.replacen("regex = '", "regex = '(", 1), &["bad.toml: verdict[0].regex", "Correct the pattern"]),
+        (
+            task.replacen("\nregex = '", "\nregex = '(", 1),
+            &["bad.toml: verdict[0].regex", "Correct the pattern"],
+        ),
         (
             task.replacen("exact_positive = 1.0", "exact_positive = nan", 1),
             &["reward.exact_positive", "finite"],
@@ -320,8 +323,11 @@ fn broken_model_folders_are_named_by_file_and_field() {
             &["gate_proj.weight is [12, 8], wanted [16, 8]", "Give"],
         ),
         (|m| field(m, "tie_word_embeddings", json!(false)), &["missing tensors: lm_head.weight"]),
-        (cut, &["model/model.safetensors: not a whole safetensors file", "fetch it again"]),
-        (|m| put(m, "model.safetensors", ""), &["model/model.safetensors: not a whole", "fetch it again"]),
+        (cut, &["broken files: model.safetensors: not a whole safetensors file", "fetch the files again"]),
+        (
+            |m| put(m, "model.safetensors", ""),
+            &["broken files: model.safetensors: not a whole", "fetch the files again"],
+        ),
         (|m| remove(m, "model.safetensors"), &["model: no model.safetensors", "rlvr import"]),
         (|m| remove(m, "tokenizer.json"), &["model/tokenizer.json: is missing", "Copy the tokenizer.json"]),
         (|m| put(m, "tokenizer.json", "{}"), &["model/tokenizer.json: is not a tokenizer file", "Copy"]),

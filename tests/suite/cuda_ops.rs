@@ -66,6 +66,11 @@ fn sums_fills_and_casts() {
         rlvr::ops::add_assign(&sum, &term).unwrap();
         elementwise::add_assign(&there, &term_there).unwrap();
         bench.agree("add_assign", &there, &sum);
+        if dtype == DType::F32 {
+            rlvr::ops::scale(&sum, 1.7).unwrap();
+            elementwise::scale(&there, 1.7).unwrap();
+            bench.agree("scale", &there, &sum);
+        }
         elementwise::fill(&there, -1.5).unwrap();
         assert!(values(&there).iter().all(|v| *v == -1.5));
         for to in TYPES {

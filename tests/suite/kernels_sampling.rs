@@ -68,7 +68,13 @@ fn left(logits: &[f64], c: &SamplingConfig) -> Vec<(usize, f64)> {
 fn sampling_on_the_cpu() {
     let Some(program) = Program::of_file("sampling") else { return };
     let r = Random::new();
-    let config = |temperature, top_k, top_p, min_p| SamplingConfig { temperature, top_k, top_p, min_p };
+    let config = |temperature, top_k, top_p, min_p| SamplingConfig {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        replay_truncation: false,
+    };
     let cuts = [
         config(1.0, 0, 1.0, 0.0),
         config(0.7, 40, 1.0, 0.0),

@@ -13,6 +13,7 @@ mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod doctor;
+mod enumerate;
 mod evidence;
 mod export;
 mod families;
@@ -27,6 +28,7 @@ mod kernels_decode;
 mod kernels_sampling;
 mod kernels_state;
 mod layering;
+mod lora;
 mod losses;
 mod model_parity;
 mod ops;

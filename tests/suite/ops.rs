@@ -2,6 +2,7 @@
 //! against finite differences of the same composition in f64.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use rlvr::config::sampling::SamplingConfig;
 use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 use rlvr::ops::indices::Indices;
@@ -154,6 +155,81 @@ fn token_logprob_entropy_and_gradients() {
     assert!(relative_error(&got.entropies, &floats(&entropy)) < 1e-5);
     let dhead = Tensor::zeros((v, h), DType::F32, &Device::Cpu).unwrap();
     let dhidden = token_logprob::backward(inputs, &floats(&dlogp), &dhead).unwrap();
+    close("dhidden", &dhidden, &want[0], 1e-5);
+    close("dhead", &dhead, &want[1], 1e-5);
+
+    // A loss that depends on the entropies too, in rows 1 and on.
+    let both = |xs: &[Tensor]| {
+        let log_p = log_softmax(xs)?;
+        let entropy = (log_p.exp()? * &log_p)?.sum(1)?.neg()?;
+        Tensor::cat(&[f(xs)?, entropy], 0)
+    };
+    let mut dentropies = floats(&random(4, &[r]));
+    dentropies[0] = 0.0;
+    let slopes = [floats(&dlogp), dentropies.clone()].concat();
+    let slopes: Vec<f64> = slopes.into_iter().map(f64::from).collect();
+    let want = oracle(&both, &inputs64, &Tensor::new(slopes, &Device::Cpu).unwrap());
+    let dhead = Tensor::zeros((v, h), DType::F32, &Device::Cpu).unwrap();
+    let slopes = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &dentropies, cut: None };
+    let dhidden = token_logprob::backward(inputs, slopes, &dhead).unwrap();
+    close("dhidden with entropies", &dhidden, &want[0], 1e-5);
+    close("dhead with entropies", &dhead, &want[1], 1e-5);
+    let short = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &dentropies[1..], cut: None };
+    assert!(token_logprob::backward(inputs, short, &dhead).is_err());
+}
+
+#[test]
+fn cut_logprobs_are_the_samplers_and_differentiate_the_kept_tokens_only() {
+    let (r, h, v) = (40, 12, 50);
+    let (hidden, head) = (random(5, &[r, h]), random(6, &[v, h]));
+    let config =
+        SamplingConfig { temperature: 0.7, top_k: 9, top_p: 0.8, min_p: 0.02, replay_truncation: true };
+    let (hidden32, head32) = (single(&hidden), single(&head));
+    let logits = hidden32.matmul(&head32.t().unwrap()).unwrap();
+    let uniforms = floats(&random(7, &[r])).iter().map(|x| x.abs().fract()).collect::<Vec<_>>();
+    let sampled = rlvr::ops::sampling::sample(&logits, &config, &uniforms).unwrap();
+    let targets: Vec<u32> = sampled.iter().map(|s| s.token).collect();
+    let inputs =
+        token_logprob::Inputs { hidden_rh: &hidden32, head_vh: &head32, targets: &targets, temperature: 0.7 };
+    let got = token_logprob::forward_within(inputs, Some(&config)).unwrap();
+    let mut kept = Vec::new();
+    for (row, logits) in floats(&logits).chunks(v).enumerate() {
+        assert!((got.logprobs[row] - sampled[row].logprob).abs() < 1e-5);
+        // The definition, on a sorted vocabulary.
+        let mut order: Vec<usize> = (0..v).collect();
+        order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+        let largest = logits[order[0]];
+        let weight = |t: usize| f64::from((logits[t] - largest) / 0.7).exp();
+        order.truncate(9);
+        let total: f64 = order.iter().map(|t| weight(*t)).sum();
+        let mut before = 0.0;
+        order.retain(|t| {
+            let keep = before < 0.8 * total;
+            before += weight(*t);
+            keep && weight(*t) >= 0.02
+        });
+        let mass: f64 = order.iter().map(|t| weight(*t)).sum();
+        let want = (weight(targets[row] as usize) / mass).ln();
+        assert!(
+            (f64::from(got.logprobs[row]) - want).abs() < 1e-5,
+            "row {row}: {} {want}",
+            got.logprobs[row]
+        );
+        kept.extend((0..v).map(|t| if order.contains(&t) { 0.0 } else { -1e4 }));
+    }
+    // What is cut off is cut off for good: the oracle masks the same tokens.
+    let mask = Tensor::from_vec(kept, (r, v), &Device::Cpu).unwrap();
+    let index = Tensor::new(&targets[..], &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let f = |xs: &[Tensor]| {
+        let logits = ((xs[0].matmul(&xs[1].t()?)? / 0.7)? + &mask)?;
+        let log_p = logits.broadcast_sub(&logits.exp()?.sum_keepdim(1)?.log()?)?;
+        log_p.gather(&index, 1)?.squeeze(1)
+    };
+    let dlogp = random(8, &[r]);
+    let want = oracle(&f, &[hidden.clone(), head.clone()], &dlogp);
+    let dhead = Tensor::zeros((v, h), DType::F32, &Device::Cpu).unwrap();
+    let slopes = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &[], cut: Some(&config) };
+    let dhidden = token_logprob::backward(inputs, slopes, &dhead).unwrap();
     close("dhidden", &dhidden, &want[0], 1e-5);
     close("dhead", &dhead, &want[1], 1e-5);
 }

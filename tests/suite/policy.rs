@@ -1,18 +1,21 @@
 //! The gradient of a GRPO step does not depend on how the step is computed.
 
+use std::ops::Range;
+
 use rlvr::algo::loss::KlPenalty;
 use rlvr::config::ActivationMemory;
 use rlvr::config::loss::LossConfig;
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::model::decoder::{Decoder, Keep};
 use rlvr::model::gradients::Gradients;
+use rlvr::model::tape::Tape;
 use rlvr::observe::Metrics;
 use rlvr::rng::{Purpose, Stream};
 use rlvr::rollout::engine::{Engine, Request, Rollouts, TapePolicy};
 use rlvr::text::StopTokens;
 use rlvr::train::policy::PolicyUpdate;
 use rlvr::train::step::Trainee;
-use rlvr::types::{Prompt, ScoredGroup};
+use rlvr::types::{FinishReason, Prompt, ScoredGroup};
 
 use crate::model_parity::{floats, relative_error};
 use crate::shared_prefix::{small_decoder, tokens};
@@ -47,6 +50,40 @@ fn roll_out(decoder: &Decoder, keep: Keep) -> (Vec<ScoredGroup>, Rollouts) {
     (scored.collect(), rollouts)
 }
 
+fn plain(loss: &LossConfig) -> PolicyUpdate<'_> {
+    PolicyUpdate {
+        loss,
+        penalty: KlPenalty::NONE,
+        temperature: 1.0,
+        cut: None,
+        max_completion_tokens: 9,
+        max_tokens_per_pack: 10_000,
+        entropy_coef: 0.0,
+        importance_cap: None,
+        reference: None,
+    }
+}
+
+fn gradients_of(
+    decoder: &Decoder,
+    update: &PolicyUpdate,
+    groups: &[ScoredGroup],
+    tapes: Vec<(Range<usize>, Tape)>,
+) -> Gradients {
+    let gradients = decoder.zero_gradients();
+    let trainee = Trainee { decoder, gradients: &gradients, activations: ActivationMemory::Recompute };
+    update.accumulate(trainee, groups, tapes, &mut Vec::new()).unwrap();
+    gradients
+}
+
+fn worst(decoder: &Decoder, got: &Gradients, want: &Gradients, factor: f32) -> f32 {
+    let pairs = decoder.parameters().zip(got.tensors()).zip(want.tensors());
+    pairs.fold(0.0, |worst, ((_, got), want)| {
+        let want: Vec<f32> = floats(want.unwrap()).iter().map(|x| x * factor).collect();
+        worst.max(relative_error(&floats(got.unwrap()), &want))
+    })
+}
+
 fn update(decoder: &Decoder, max_tokens_per_pack: usize, keep: Keep) -> (Metrics, Gradients) {
     let (groups, rollouts) = roll_out(decoder, keep);
     let ranges: Vec<_> = rollouts.tapes.iter().map(|(range, _)| range.clone()).collect();
@@ -55,14 +92,8 @@ fn update(decoder: &Decoder, max_tokens_per_pack: usize, keep: Keep) -> (Metrics
     }
     let gradients = decoder.zero_gradients();
     let trainee = Trainee { decoder, gradients: &gradients, activations: ActivationMemory::Recompute };
-    let update = PolicyUpdate {
-        loss: &LossConfig::default(),
-        penalty: KlPenalty::NONE,
-        temperature: 1.0,
-        max_completion_tokens: 9,
-        max_tokens_per_pack,
-        reference: None,
-    };
+    let loss = LossConfig::default();
+    let update = PolicyUpdate { max_tokens_per_pack, ..plain(&loss) };
     let metrics = update.accumulate(trainee, &groups, rollouts.tapes, &mut Vec::new()).unwrap();
     (metrics, gradients)
 }
@@ -93,4 +124,62 @@ fn tapes_and_packs_change_neither_gradients_nor_metrics() {
             assert!(error < 1e-5, "{what}: {name} {error:e}");
         }
     }
+}
+
+#[test]
+fn a_masked_completion_gives_no_gradient_with_or_without_a_tape() {
+    let decoder = small_decoder(8);
+    let loss = LossConfig::Luspo(Default::default());
+    let (mut unpaid, _) = roll_out(&decoder, Keep::Nothing);
+    let (mut masked, rollouts) = roll_out(&decoder, Keep::Inputs);
+    let mut count = 0;
+    for (unpaid, masked) in unpaid.iter_mut().zip(&mut masked) {
+        for (i, rollout) in masked.group.rollouts.iter_mut().enumerate() {
+            if rollout.finish == FinishReason::Length {
+                unpaid.advantages[i] = 0.0;
+                rollout.token_ids.clear();
+                rollout.logprobs.clear();
+                count += 1;
+            }
+        }
+    }
+    assert!((1..18).contains(&count), "some are cut off, some not: {count}");
+    // Luspo divides by completions, masked ones included, and by no count of tokens.
+    let want = gradients_of(&decoder, &plain(&loss), &unpaid, Vec::new());
+    for tapes in [Vec::new(), rollouts.tapes] {
+        let got = gradients_of(&decoder, &plain(&loss), &masked, tapes);
+        let worst = worst(&decoder, &got, &want, 1.0);
+        assert!(worst < 1e-5, "{worst:e}");
+    }
+}
+
+#[test]
+fn importance_weights_scale_the_gradient_up_to_the_cap() {
+    let decoder = small_decoder(8);
+    let loss = LossConfig::default();
+    let (mut groups, _) = roll_out(&decoder, Keep::Nothing);
+    let want = gradients_of(&decoder, &plain(&loss), &groups, Vec::new());
+    // A sampler that finds every token half as likely as the trainer does: weights of 2.
+    let logprobs = groups.iter_mut().flat_map(|g| &mut g.group.rollouts).flat_map(|r| &mut r.logprobs);
+    logprobs.for_each(|l| *l -= std::f32::consts::LN_2);
+    for (cap, factor) in [(5.0, 2.0), (1.5, 1.5)] {
+        let update = PolicyUpdate { importance_cap: Some(cap), ..plain(&loss) };
+        let got = gradients_of(&decoder, &update, &groups, Vec::new());
+        let worst = worst(&decoder, &got, &want, factor);
+        assert!(worst < 1e-4, "cap {cap}: {worst:e}");
+    }
+}
+
+#[test]
+fn an_entropy_bonus_reaches_dead_groups_and_does_not_depend_on_packs() {
+    let decoder = small_decoder(8);
+    let loss = LossConfig::default();
+    let (mut groups, _) = roll_out(&decoder, Keep::Nothing);
+    groups.iter_mut().for_each(|g| g.advantages.fill(0.0));
+    let update = PolicyUpdate { entropy_coef: 0.1, ..plain(&loss) };
+    let whole = gradients_of(&decoder, &update, &groups, Vec::new());
+    assert!(whole.norm().unwrap() > 1e-4);
+    let cut = gradients_of(&decoder, &PolicyUpdate { max_tokens_per_pack: 1, ..update }, &groups, Vec::new());
+    let worst = worst(&decoder, &cut, &whole, 1.0);
+    assert!(worst < 1e-4, "{worst:e}");
 }

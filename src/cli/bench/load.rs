@@ -1,10 +1,13 @@
 //! `rlvr bench load`: how long a model's weights take from disk to where they compute, and the memory meanwhile.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use half::bf16;
 use serde_json::json;
 
 use super::shapes;
@@ -18,6 +21,8 @@ use crate::observe::peak_memory_gib;
 use crate::ops::memory::{self, Normal, synchronize};
 use crate::rng::{Purpose, Stream};
 
+/// Random values that are made; then they come again.
+const REPEATED: usize = 1 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Load weights, and nothing else: seconds, GB/s and peak memory.
@@ -97,18 +102,24 @@ fn write_and_load(args: &Args, preset: &str) -> Result<()> {
     Ok(())
 }
 
+/// The values repeat: to loading they are all alike.
 fn write_random(dir: &Path, config: &ModelConfig, max_shard_bytes: u64) -> Result<u64> {
-    let parameters = config.parameter_names();
+    let shapes: HashMap<String, Vec<usize>> = config.parameter_names().into_iter().collect();
     let dtype = Dtype::Bf16.candle();
-    let options = SaveOptions { dtype, max_shard_bytes };
-    let mut number = 0;
-    Ok(weights::save_with(dir, config, options, |name| {
-        let shape = parameters.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.as_slice());
-        number += 1;
-        let stream = Stream::new(1, Purpose::Bench, [number, 0, 0]);
-        let shape = shape.unwrap_or_default().into();
-        memory::normal(&candle_core::Device::Cpu, &Normal { shape, dtype, deviation: 0.02, stream })
-    })?)
+    let stream = Stream::new(1, Purpose::Bench, [0, 0, 0]);
+    let pattern = Normal { shape: REPEATED.into(), dtype, deviation: 0.02, stream };
+    let pattern = memory::normal(&Device::Cpu, &pattern)?.to_vec1::<bf16>()?;
+    let make = |name: &str| {
+        let shape = shapes.get(name).map(Vec::as_slice).unwrap_or_default();
+        let elements: usize = shape.iter().product();
+        let mut values = Vec::with_capacity(elements);
+        while values.len() < elements {
+            let more = (elements - values.len()).min(REPEATED);
+            values.extend_from_slice(&pattern[..more]);
+        }
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    };
+    Ok(weights::save_with(dir, config, SaveOptions { dtype, max_shard_bytes }, make)?)
 }
 
 fn load(args: &Args, dir: &Path) -> Result<()> {

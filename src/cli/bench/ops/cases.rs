@@ -438,7 +438,7 @@ fn sampling(work: &Work) -> Vec<Case> {
     let (g, v) = (work.completions, work.config.vocab_size);
     let settings = [("plain", 0, 1.0), ("top_k", 50, 1.0), ("top_p", 0, 0.95)];
     let one = |(name, top_k, top_p): (&str, usize, f32)| {
-        let config = SamplingConfig { temperature: 0.7, top_k, top_p, min_p: 0.0 };
+        let config = SamplingConfig { temperature: 0.7, top_k, top_p, ..SamplingConfig::default() };
         let count = Count { flop: 4 * g * v, bytes: 4 * g * v };
         case(format!("sampling.{name}"), format!("{g} x {v}"), count, move |m| {
             let logits = m.f32((g, v))?;

@@ -1,0 +1,217 @@
+//! The all-labels policy gradient is what sampled groups estimate, and label probabilities are exact.
+
+use std::collections::HashMap;
+
+use rlvr::algo::advantage::advantages;
+use rlvr::algo::loss::KlPenalty;
+use rlvr::config::ActivationMemory;
+use rlvr::config::loss::LossConfig;
+use rlvr::config::sampling::SamplingConfig;
+use rlvr::config::stages::{GrpoConfig, ScaleRewards};
+use rlvr::data::jsonl::{EncodedAnswer, EncodedRow};
+use rlvr::eval::enumerate::Enumerator;
+use rlvr::model::decoder::{Decoder, Head, Keep};
+use rlvr::model::gradients::Gradients;
+use rlvr::rng::{Purpose, Stream};
+use rlvr::rollout::engine::{Engine, Request, TapePolicy};
+use rlvr::task::{LabelId, Task};
+use rlvr::text::StopTokens;
+use rlvr::train::enumerate::EnumerateUpdate;
+use rlvr::train::policy::PolicyUpdate;
+use rlvr::train::step::Trainee;
+use rlvr::types::{Group, PackedBatch, Prompt, ScoredGroup};
+
+use crate::model_parity::floats;
+use crate::shared_prefix::{small_decoder, tokens};
+
+const TEMPERATURE: f32 = 0.25;
+
+/// Five labels; a right one earns 1, a wrong one 0.3, the negative one 0, anything else -0.2.
+fn task(closed: bool) -> Task {
+    let dir = tempfile::tempdir().unwrap();
+    let negative = if closed { "negative = \"no\"\n" } else { "" };
+    let text = format!(
+        "name = \"t\"\n[input]\nmessages = \"chat\"\n[gold]\npath = \"gold\"\n[answers]\n{negative}positive = \"{{label}}\"\n\
+         [labels]\nnegative = \"no\"\npositive = [\"a\", \"b\", \"c\", \"d\"]\n\
+         [[verdict]]\nregex = '^(no|[abcd])$'\nlabel = \"$1\"\n[[verdict]]\ndefault = \"@malformed\"\n\
+         [reward]\nexact_positive = 1.0\nwrong_label = 0.3\nfalse_negative = 0.0\nmalformed = -0.2\n"
+    );
+    let path = dir.path().join("t.toml");
+    std::fs::write(&path, text).unwrap();
+    Task::load(path.to_str().unwrap()).unwrap()
+}
+
+fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
+    let answer =
+        |(i, ids): (usize, &Vec<u32>)| EncodedAnswer { label: LabelId(i as u16), token_ids: ids.clone() };
+    EncodedRow {
+        line: 1,
+        attack_succeeded: None,
+        prompt: prompt.clone(),
+        gold: LabelId(gold),
+        target: None,
+        answers: answers.iter().enumerate().map(answer).collect(),
+    }
+}
+
+fn trainee<'a>(decoder: &'a Decoder, gradients: &'a Gradients) -> Trainee<'a> {
+    Trainee { decoder, gradients, activations: ActivationMemory::Recompute }
+}
+
+fn flat(gradients: &Gradients) -> Vec<f64> {
+    gradients.tensors().flat_map(|g| floats(g.unwrap())).map(f64::from).collect()
+}
+
+/// Groups of 32 completions of at most two tokens, some ended by a stop token after one.
+fn sample(decoder: &Decoder, prompt: &Prompt, groups: u32) -> Vec<Group> {
+    let stop_tokens = StopTokens::new((0..30).collect());
+    let engine = Engine {
+        decoder,
+        stop_tokens: &stop_tokens,
+        sampling: SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() },
+        group_size: 32,
+        max_completion_tokens: 2,
+        max_tokens_per_pack: 100_000,
+        tape: TapePolicy::NONE,
+        seed: 3,
+        purpose: Purpose::Rollout,
+        step: 0,
+    };
+    let requests: Vec<Request> = (0..groups).map(|sample_id| Request { prompt, sample_id }).collect();
+    engine.generate(&requests).unwrap().groups
+}
+
+#[test]
+fn the_exact_gradient_is_the_mean_of_sampled_ones() {
+    let decoder = small_decoder(12);
+    let prompt = Prompt { token_ids: tokens(1, 24) };
+    let groups = sample(&decoder, &prompt, 200);
+    let mut counts: HashMap<&[u32], usize> = HashMap::new();
+    for rollout in groups.iter().flat_map(|g| &g.rollouts) {
+        *counts.entry(&rollout.token_ids).or_default() += 1;
+    }
+    let mut common: Vec<(&[u32], usize)> = counts.into_iter().collect();
+    common.sort_by_key(|(ids, count)| (std::cmp::Reverse(*count), ids.to_vec()));
+    let of_length =
+        |n: usize| common.iter().filter(move |(ids, _)| ids.len() == n).map(|(ids, _)| ids.to_vec());
+    let answers: Vec<Vec<u32>> = of_length(2).take(3).chain(of_length(1).take(2)).collect();
+
+    let task = task(true);
+    let row = row(&prompt, &answers, 1);
+    let config = GrpoConfig {
+        sampling: SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() },
+        scale_rewards: ScaleRewards::None,
+        ..GrpoConfig::default()
+    };
+    let update = EnumerateUpdate { task: &task, config: &config, max_tokens_per_pack: 1000, reference: None };
+    let gradients = decoder.zero_gradients();
+    let metrics = update.accumulate(trainee(&decoder, &gradients), &[&row]).unwrap();
+    let exact = flat(&gradients);
+    let rest = metrics.get("verdict/malformed_rate").unwrap();
+    assert!((0.01..0.95).contains(&rest), "both answers and others are sampled: {rest}");
+
+    // Each group's gradient along the exact one and along directions at random, and what the samples earned.
+    let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let mut directions = vec![exact.clone()];
+    for d in 0..6 {
+        let stream = Stream::new(8, Purpose::Bench, [d, 0, 0]);
+        directions.push((0..exact.len() as u32).map(|i| f64::from(stream.uniform(i)) - 0.5).collect());
+    }
+    let project = |v: &[f64], d: &[f64]| v.iter().zip(d).map(|(a, b)| a * b).sum::<f64>() / norm(d);
+    let earns = |ids: &Vec<u32>| match answers.iter().position(|a| a == ids) {
+        Some(1) => 1.0,
+        Some(0) => 0.0,
+        Some(_) => 0.3,
+        None => -0.2f32,
+    };
+    let mut estimates = vec![Vec::new(); directions.len()];
+    let mut earned = Vec::new();
+    for group in groups {
+        let rewards: Vec<f32> = group.rollouts.iter().map(|r| earns(&r.token_ids)).collect();
+        earned.extend(rewards.iter().map(|r| f64::from(*r)));
+        // The mean holds each completion's own reward: that alone shrinks the estimate, by (G - 1) / G.
+        let advantages = advantages(&[&rewards], ScaleRewards::None, 0.0).remove(0);
+        let advantages = advantages.into_iter().map(|a| a * 32.0 / 31.0).collect();
+        let scored = ScoredGroup { group, rewards, advantages };
+        let gradients = decoder.zero_gradients();
+        let update = PolicyUpdate {
+            loss: &LossConfig::Luspo(Default::default()),
+            penalty: KlPenalty::NONE,
+            temperature: TEMPERATURE,
+            cut: None,
+            max_completion_tokens: 2,
+            max_tokens_per_pack: 1000,
+            entropy_coef: 0.0,
+            importance_cap: None,
+            reference: None,
+        };
+        update.accumulate(trainee(&decoder, &gradients), &[scored], Vec::new(), &mut Vec::new()).unwrap();
+        let gradient = flat(&gradients);
+        estimates.iter_mut().zip(&directions).for_each(|(all, d)| all.push(project(&gradient, d)));
+    }
+    let moments = |values: &[f64]| {
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let deviation = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt();
+        (mean, deviation, deviation / n.sqrt())
+    };
+    for (i, (values, direction)) in estimates.iter().zip(&directions).enumerate() {
+        let (mean, deviation, error) = moments(values);
+        let want = project(&exact, direction);
+        println!(
+            "direction {i}: exact {want:.3e}, 200 groups of 32: {mean:.3e} +- {error:.1e}, one group: +- {deviation:.1e}"
+        );
+        assert!((mean - want).abs() < 4.5 * error, "direction {i}: {mean:e} +- {error:e} is not {want:e}");
+        // The test could tell a wrong sign or factor of two along the gradient itself.
+        assert!(i > 0 || error < 0.1 * want, "{error:e} {want:e}");
+    }
+    let (mean, _, error) = moments(&earned);
+    let reward = metrics.get("reward").unwrap();
+    assert!((mean - reward).abs() < 4.5 * error, "{mean} +- {error} is not {reward}");
+}
+
+#[test]
+fn label_probabilities_equal_those_of_separate_copies() {
+    let decoder = small_decoder(2);
+    let answers: Vec<Vec<u32>> = (0..5).map(|i| tokens(20 + i, 1 + i as usize)).collect();
+    let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 9 + 8 * i as usize) }).collect();
+    let rows: Vec<EncodedRow> = prompts.iter().map(|prompt| row(prompt, &answers, 0)).collect();
+    let rows: Vec<&EncodedRow> = rows.iter().collect();
+    let alone = |prompt: &Prompt, answer: &[u32]| -> f64 {
+        let mut batch = PackedBatch::default();
+        batch.push_sequence(&prompt.token_ids, answer);
+        let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
+        let head = Head { targets: &batch.targets, temperature: TEMPERATURE };
+        decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum()
+    };
+    let task_of = task;
+    for (closed, max_tokens_per_pack) in [(true, 1), (true, 1000), (false, 60)] {
+        let task = task_of(closed);
+        let enumerator =
+            Enumerator { decoder: &decoder, task: &task, temperature: TEMPERATURE, max_tokens_per_pack };
+        let mut asked = rows.iter().map(|row| (*row).clone()).collect::<Vec<_>>();
+        if !closed {
+            asked.iter_mut().for_each(|row| drop(row.answers.remove(0)));
+        }
+        let asked: Vec<&EncodedRow> = asked.iter().collect();
+        let all = enumerator.label_probabilities(&asked).unwrap();
+        for (got, prompt) in all.iter().zip(&prompts) {
+            assert_eq!(got.iter().map(|g| g.label.index()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+            let sum: f64 = got.iter().map(|g| g.p).sum();
+            assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+            let want: Vec<f64> = answers.iter().map(|a| alone(prompt, a)).collect();
+            let total: f64 = want.iter().map(|l| l.exp()).sum();
+            for (g, want) in got.iter().zip(&want).skip(usize::from(!closed)) {
+                assert!((g.logp - want).abs() < 1e-4, "{} is not {want}", g.logp);
+                let p = want.exp() / if closed { total } else { 1.0 };
+                assert!((g.p / p - 1.0).abs() < 1e-3, "{} is not {p}", g.p);
+            }
+        }
+    }
+    let bare = EncodedRow { answers: Vec::new(), ..rows[0].clone() };
+    let task = task_of(true);
+    let enumerator =
+        Enumerator { decoder: &decoder, task: &task, temperature: 1.0, max_tokens_per_pack: 100 };
+    let error = enumerator.label_probabilities(&[&bare]).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("without its answers"), "{error}");
+}
