@@ -14,6 +14,7 @@ mod cuda_ops;
 mod cuda_twin;
 mod doctor;
 mod enumerate;
+mod evidence;
 mod export;
 mod families;
 mod golden;
