@@ -18,6 +18,7 @@ use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
 use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text, threshold_text};
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
+use crate::model::peft;
 use crate::observe::{JsonlSink, Sinks};
 use crate::run::replace_file;
 use crate::task::Task;
@@ -34,6 +35,9 @@ pub struct Args {
     /// JSONL rows with their labels.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter.
+    #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
+    adapter: Option<PathBuf>,
     /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
     predictions: Option<PathBuf>,
@@ -184,7 +188,10 @@ impl Subject {
         }
         let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
         let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);
-        let decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
+        let mut decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
+        if let Some(dir) = &args.adapter {
+            peft::attach(dir, &mut decoder)?;
+        }
         if let Some(text) = &opened.fell_back {
             eprintln!("{text}");
         }
@@ -234,18 +241,16 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
     if !(0.0..=1.0).contains(&args.max_fpr) {
         return Err(Error::input("--max-fpr", format!("{} is no rate", args.max_fpr), "Give 0 to 1").into());
     }
-    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
     let saved = match args.fit_threshold {
         true => None,
-        false => match Threshold::load(&subject.dir, task)? {
-            None => {
-                let fix = "Fit one with --fit-threshold on validation rows";
-                let place = Threshold::path(&subject.dir);
-                return Err(Error::input(place.display(), "is not there", fix).into());
-            }
-            found => found,
-        },
+        false => {
+            let dir = folder(model, Parts::Model)?.dir;
+            let fix = "Fit one with --fit-threshold on validation rows";
+            let absent = || Error::input(Threshold::path(&dir).display(), "is not there", fix);
+            Some(Threshold::load(&dir, task)?.ok_or_else(absent)?)
+        }
     };
+    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
     let kind = saved.as_ref().map_or(args.score.into(), |saved| saved.score);
     let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
     let scorer = Scorer { decoder: &subject.decoder, task, kind, max_tokens_per_pack };

@@ -16,6 +16,7 @@ use crate::export::{ExportReport, Format, Source, export, refuse_present};
 use crate::hub::Parts;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
+use crate::model::peft;
 use crate::model::weights::SaveOptions;
 use crate::observe::peak_memory_gib;
 
@@ -28,6 +29,10 @@ pub struct Args {
     out: PathBuf,
     #[arg(long, value_enum)]
     format: FormatArg,
+    /// Folder with a LoRA adapter in PEFT layout, for instance runs/NAME/adapter: hf and gguf merge it into the
+    /// weights, peft writes it alone.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// gguf: how matrices are stored; norms stay f32. [default: f16]
     #[arg(long, value_enum)]
     quant: Option<QuantArg>,
@@ -63,6 +68,8 @@ enum FormatArg {
     Hf,
     /// One file for llama.cpp and its kin.
     Gguf,
+    /// A folder with the adapter alone.
+    Peft,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -101,9 +108,21 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let text = args.probe.as_deref().map(probe_text).transpose()?;
     let probe = Probe::new(&companions, config.vocab_size, text.as_deref())?;
-    let decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
-    let name = args.name.clone().unwrap_or_else(|| own_name(&args.model));
-    let source = Source { decoder, stored, companions: &companions, name: &name, probe: &probe };
+    let mut decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
+    let mut lossless = stored;
+    if let Some(dir) = &args.adapter {
+        peft::attach(dir, &mut decoder)?;
+        lossless = DType::F32;
+        if args.format != FormatArg::Peft {
+            decoder.merge()?;
+        }
+    }
+    let name = match (&args.name, args.format) {
+        (Some(name), _) => name.clone(),
+        (None, FormatArg::Peft) => args.model.display().to_string(),
+        (None, _) => own_name(&args.model),
+    };
+    let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
     let report = export(source, format, &args.out)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
@@ -129,6 +148,10 @@ impl Args {
             ("--dtype", self.dtype.is_some() && !hf, "hf"),
             ("--max-shard-size", self.max_shard_size.is_some() && !hf, "hf"),
         ];
+        if self.format == FormatArg::Peft && self.adapter.is_none() {
+            let fix = "Name its folder with --adapter";
+            return Err(Error::input("--format peft", "there is no adapter to write", fix));
+        }
         match flags.into_iter().find(|(_, useless, _)| *useless) {
             Some((flag, _, format)) => {
                 let problem = format!("has no effect unless --format is {format}");
@@ -151,6 +174,7 @@ impl Args {
                 options.max_shard_bytes = self.max_shard_size.unwrap_or(options.max_shard_bytes);
                 Format::Folder(options)
             }
+            FormatArg::Peft => Format::Adapter,
             FormatArg::Gguf => Format::Gguf(match self.quant {
                 None | Some(QuantArg::F16) => Quantisation::F16,
                 Some(QuantArg::F32) => Quantisation::F32,

@@ -1,5 +1,6 @@
 //! The decoder and its files: configuration, weights, GGUF, forward and backward, key/value cache.
 
+pub mod adapter;
 pub mod block;
 pub mod config;
 mod config_json;
@@ -10,6 +11,7 @@ pub mod gguf_tokenizer;
 pub mod gguf_writer;
 pub mod gradients;
 pub mod kv_cache;
+pub mod peft;
 pub mod projection;
 pub mod rope_scaling;
 mod shards;

@@ -70,7 +70,8 @@ fn options(config: &Config, target: Target) -> Vec<(String, Config)> {
             optim(c, stage).moments = MomentsConfig::Int8;
         }
     });
-    if target.dtype == candle_core::DType::BF16 {
+    // An adapter is f32.
+    if target.dtype == candle_core::DType::BF16 && config.lora.is_none() {
         option(sections("gradients", "bf16"), &|c| {
             for stage in c.stages.clone() {
                 optim(c, stage).gradients = GradientsConfig::Bf16;

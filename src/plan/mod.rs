@@ -12,6 +12,7 @@ pub use self::advice::{Change, advise};
 use self::tokens::{Packs, TokenBytes};
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
 use crate::config::{ActivationMemory, Config, Stage};
+use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
 
 /// Where a run computes.
@@ -116,9 +117,21 @@ impl Sum<'_> {
         )
     }
 
+    /// Numbers of an adapter, which is f32; 0 where all weights are trained.
+    fn adapter(&self) -> u64 {
+        let Some(lora) = &self.config.lora else { return 0 };
+        let tensors = Shape::from(lora).tensors(self.model);
+        tensors.into_iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Numbers that have moments and a gradient.
+    fn trained(&self) -> u64 {
+        if self.config.lora.is_some() { self.adapter() } else { self.model.parameter_count() }
+    }
+
     /// What is there for the whole stage.
     fn standing(&self, name: &str, optim: &OptimConfig) -> Phase {
-        let parameters = self.model.parameter_count();
+        let parameters = self.trained();
         let moments = match optim.moments {
             MomentsConfig::F32 => 8 * parameters,
             // A byte each, and a scale for 256 of them.
@@ -129,6 +142,7 @@ impl Sum<'_> {
             name,
             &[
                 ("weights", self.weights()),
+                ("adapter", 4 * self.adapter()),
                 ("moments", moments),
                 ("f32 masters", if masters { 4 * parameters } else { 0 }),
                 ("program and workspace", BASE),
@@ -139,12 +153,22 @@ impl Sum<'_> {
     fn grpo_standing(&self, name: &str) -> Phase {
         let kl = self.config.grpo.kl_coef != 0.0;
         let standing = self.standing(name, &self.config.grpo.optim);
-        standing.with(&[("reference weights", if kl { self.weights() } else { 0 })])
+        let reference = match &self.config.lora {
+            None => self.weights(),
+            // The weights without the adapter, or with a copy of it.
+            Some(_) => 4 * self.adapter(),
+        };
+        standing.with(&[("reference weights", if kl { reference } else { 0 })])
     }
 
     fn gradients(&self, optim: &OptimConfig) -> u64 {
         let small = self.is_bf16() && optim.gradients == GradientsConfig::Bf16;
-        self.model.parameter_count() * if small { 2 } else { 4 }
+        self.trained() * if small { 2 } else { 4 }
+    }
+
+    /// A layer's input and output in f32, of one token.
+    fn widest(&self) -> u64 {
+        4 * (self.model.hidden_size + self.model.intermediate_size) as u64
     }
 
     fn kept(&self) -> u64 {
@@ -166,6 +190,7 @@ impl Sum<'_> {
             ("gradients", self.gradients(optim)),
             ("activations kept", kept_rows * self.kept()),
             ("one block and its backward pass", packs.rows * self.bytes.backward),
+            ("f32 copies for the adapter", if self.adapter() > 0 { packs.rows * self.widest() } else { 0 }),
             ("hidden states", (2 * packs.rows + 4 * packs.targets) * self.bytes.hidden),
             ("logits of a chunk", logits.min(2 * all_logits)),
         ])

@@ -170,7 +170,7 @@ pub fn thresholds(runs: &[Run]) -> Vec<Figure> {
             return None;
         }
         if key == "roc" {
-            let points = vec![(0.0, 0.0), (1.0, 1.0)];
+            let points = (0..=40).map(|i| (f64::from(i) / 40.0, f64::from(i) / 40.0)).collect();
             lines.push(Line { name: "chance".into(), colour: 6, dashed: true, points });
         }
         let range = Some((0.0, 1.0));

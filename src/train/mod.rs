@@ -3,6 +3,7 @@
 pub mod enumerate;
 pub mod grpo;
 pub mod kl_reward;
+pub mod lora;
 pub mod materials;
 pub mod place;
 pub mod policy;

@@ -96,7 +96,6 @@ fn bench_ops_times_what_it_is_asked_for() {
     for (args, part) in [
         (["bench", "ops", "--only", "no_such_op"], "no op has that in its name"),
         (["bench", "ops", "--preset", "gpt-2"], "llama-3.1-8b"),
-        (["bench", "ops", "--dtype", "bf16"], "f32 on the CPU"),
         (["bench", "ops", "--group-size", "0"], "1 or more"),
     ] {
         let out = rlvr(&args);

@@ -22,7 +22,7 @@ pub fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn integers(tensor: &Tensor) -> Vec<u32> {
+pub fn integers(tensor: &Tensor) -> Vec<u32> {
     tensor.to_dtype(DType::U32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -33,9 +33,9 @@ pub fn relative_error(got: &[f32], want: &[f32]) -> f32 {
     got.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
 }
 
-struct Golden {
-    tensors: HashMap<String, Tensor>,
-    decoder: Decoder,
+pub struct Golden {
+    pub tensors: HashMap<String, Tensor>,
+    pub decoder: Decoder,
 }
 
 /// The models of the golden set: folders with a config.json and what it should compute.
@@ -57,7 +57,7 @@ fn golden(dir: &Path) -> Golden {
 }
 
 /// The group as one packed batch.
-fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
+pub fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
     let prompt = integers(&golden.tensors["prompt"]);
     let flat = integers(&golden.tensors["completions"]);
     let mut rest = &flat[..];
