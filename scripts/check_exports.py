@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import peft
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -230,13 +231,34 @@ def check_model(name, model, work):
         path.unlink()
 
 
+def check_adapter(model, work):
+    """PEFT's adapter merged by rlvr, and rlvr's copy of it read by PEFT."""
+    print(f"{model.name} with an adapter", flush=True)
+    work.mkdir()
+    config = peft.LoraConfig(r=4, lora_alpha=16, use_rslora=True, target_modules="all-linear",
+                             init_lora_weights=False, task_type="CAUSAL_LM")
+    with_adapter = peft.get_peft_model(load(model), config).eval()
+    with_adapter.save_pretrained(work / "adapter")
+    for name, args in [("merged", ["hf", "--dtype", "f32"]), ("copied", ["peft"])]:
+        report = export(model, work / name, "--adapter", work / "adapter", "--format", *args)
+        ids, ours = report["probe"]["token_ids"], report["read_back"]["logprobs"]
+        say(f"{name}: log-probs, PEFT's own", largest(ours, logprobs(with_adapter, ids)), 1e-3)
+        again = load(work / name) if name == "merged" else peft.PeftModel.from_pretrained(load(model), work / name).eval()
+        reader = "transformers" if name == "merged" else "PEFT"
+        say(f"{name}: log-probs, read by {reader}", largest(ours, logprobs(again, ids)), 1e-3)
+    effect = largest(ours, logprobs(load(model), ids))
+    if effect < 0.1:
+        sys.exit(f"the adapter changes log-probs by {effect} only: this shows nothing")
+
+
 def main():
-    versions = {m.__name__: getattr(m, "__version__", "") for m in [transformers, torch]}
+    versions = {m.__name__: getattr(m, "__version__", "") for m in [transformers, peft, torch]}
     print(" ".join(f"{name} {version}" for name, version in versions.items()))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name, model in tiny_models(root):
             check_model(name, model, root / f"{name}-out")
+            check_adapter(model, root / f"{name}-adapter")
         for model in map(Path, sys.argv[2:]):
             check_model(model.name, model, root / f"{model.name}-out")
     print("all as it should be")

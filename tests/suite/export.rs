@@ -11,6 +11,7 @@ use rlvr::export::{ExportReport, Format, Source, check, export, folder, gguf};
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::{Decoder, Placement};
 use rlvr::model::gguf::import;
+use rlvr::model::peft;
 use rlvr::model::weights::{SaveOptions, load, save};
 use rlvr::text::{Tokenizer, byte_tokenizer};
 use serde_json::{Value, json};
@@ -197,6 +198,46 @@ fn golden_folders_export_exactly() {
         assert_eq!(ModelConfig::load(&out).unwrap(), config);
         assert_eq!(weights(&out, &config), weights(&from, &config));
     }
+}
+
+#[test]
+fn golden_adapters_export_alone_and_merged() {
+    let Some(golden) = golden_dir() else { return };
+    let (base, lora, to) =
+        (golden.join("llama-tiny"), golden.join("llama-tiny-lora"), TempDir::new().unwrap());
+    let (config, companions) = (ModelConfig::load(&base).unwrap(), Companions::of(&base));
+    let probe = Probe::new(&companions, config.vocab_size, None).unwrap();
+    let source = || {
+        let mut decoder = Decoder::load(&base, probe.positions(), &Placement::CPU).unwrap();
+        peft::attach(&lora, &mut decoder).unwrap();
+        Source { decoder, stored: DType::F32, companions: &companions, name: "org/base", probe: &probe }
+    };
+    let out = to.path().join("adapter");
+    let alone = export(source(), Format::Adapter, &out).unwrap().findings;
+    assert_eq!(alone.logprobs.max_difference, 0.0);
+    let (want, got) = (peft::load(&lora).unwrap(), peft::load(&out).unwrap());
+    assert_eq!(got.shape, want.shape);
+    assert_eq!(got.tensors.len(), want.tensors.len());
+    let json: Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(json["base_model_name_or_path"], "org/base");
+
+    let mut merged = source();
+    merged.decoder.merge().unwrap();
+    let options = SaveOptions::new(DType::F32);
+    let merged = export(merged, Format::Folder(options), &to.path().join("merged")).unwrap().findings;
+    let plain = Decoder::load(&base, probe.positions(), &Placement::CPU).unwrap();
+    let plain = probe.logprobs(&plain).unwrap();
+    let apart = |other: &[f32]| {
+        let pairs = other.iter().zip(&merged.read_back.logprobs);
+        pairs.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
+    };
+    // Merging rounds other sums; without the adapter the model says something else.
+    assert!(apart(&alone.memory.logprobs) < 1e-4 && apart(&plain) > 1e-2, "{}", apart(&plain));
+    // Nothing to write without an adapter.
+    let mut none = source();
+    none.decoder.detach();
+    assert!(export(none, Format::Adapter, &to.path().join("none")).unwrap_err().is_input());
 }
 
 /// Two rows of a head exchanged, as by a wrong permutation.
