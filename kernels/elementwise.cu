@@ -1,8 +1,8 @@
 // Sums, fills, casts and random weights, element by element.
 //
 // Any grid: threads step by the size of the grid. Bound by memory, each operand read or written once:
-// add_assign 12 bytes an element in f32 and 6 in bf16, fill 4 or 2, casts 6; normal is bound by f64 arithmetic.
-// CPU twins: add_assign in src/ops/mod.rs, Stream::normal in src/rng.rs. Tests: tests/suite/kernels_state.rs.
+// add_assign 12 bytes an element in f32 and 6 in bf16, scale 8, fill 4 or 2, casts 6; normal is bound by f64 arithmetic.
+// CPU twins: add_assign and scale in src/ops/mod.rs, Stream::normal in src/rng.rs. Tests: tests/suite/kernels_state.rs.
 #include "philox.cuh"
 #include "wide.cuh"
 
@@ -68,6 +68,10 @@ extern "C" __global__ void add_assign_bf16(__nv_bfloat16 *sum, const __nv_bfloat
 }
 extern "C" __global__ void add_assign_to_f32_bf16(float *sum, const __nv_bfloat16 *term, unsigned long long count) {
     add_assign(sum, term, count);
+}
+extern "C" __global__ void scale_f32(float *values, float factor, unsigned long long count) {
+    const size_t step = (size_t)gridDim.x * blockDim.x;
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) values[i] *= factor;
 }
 extern "C" __global__ void fill_f32(float *to, float value, unsigned long long count) { fill(to, value, count); }
 extern "C" __global__ void fill_bf16(__nv_bfloat16 *to, float value, unsigned long long count) { fill(to, value, count); }

@@ -17,6 +17,7 @@ pub mod observe;
 pub mod ops;
 pub mod optim;
 pub mod pack;
+pub mod plan;
 pub mod report;
 pub mod rng;
 pub mod rollout;

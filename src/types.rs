@@ -19,6 +19,8 @@ pub struct Sample {
     pub gold: String,
     /// The answer SFT imitates. Absent in files made for GRPO or evaluation only.
     pub target: Option<String>,
+    /// Whether the attack in the conversation went through without a guard. Absent where the task does not say.
+    pub attack_succeeded: Option<bool>,
 }
 
 /// What the model is conditioned on: chat-templated, ends with the generation prompt. `[P]`

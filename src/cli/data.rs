@@ -26,6 +26,7 @@ enum Data {
     Check(CheckArgs),
     Preview(data_preview::Args),
     Synth(super::data_synth::Args),
+    Audit(super::data_audit::Args),
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -33,6 +34,7 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.command {
         Data::Check(args) => check(args, &mut out),
         Data::Synth(args) => super::data_synth::run(args, &mut out),
+        Data::Audit(args) => super::data_audit::run(args, &mut out),
         Data::Preview(args) => data_preview::run(args, &mut out),
     }
 }
@@ -91,7 +93,7 @@ fn write_report(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
     if hidden > 0 {
         writeln!(out, "... and {hidden} more; show them with --max-problems {}", report.problem_count)?;
     }
-    let good: usize = report.labels.iter().map(|(_, rows)| rows).sum();
+    let good = report.good;
     writeln!(
         out,
         "rows        {} ({good} good, {} with a target for SFT)",
@@ -168,6 +170,7 @@ mod tests {
             Data::Check(args) => check(args, &mut out),
             Data::Preview(args) => data_preview::run(args, &mut out),
             Data::Synth(args) => super::super::data_synth::run(args, &mut out),
+            Data::Audit(args) => super::super::data_audit::run(args, &mut out),
         };
         (String::from_utf8(out).unwrap(), result)
     }

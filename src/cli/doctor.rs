@@ -63,9 +63,10 @@ pub fn run(args: &Args) -> Result<()> {
         describe(args, &host, disk, cuda.as_ref());
         println!("\nseed      {seed}\n");
     }
-    let mut findings = check::on_cpu(seed);
-    if let Some(Cuda::Open(device, _)) = &cuda {
-        for dtype in [DType::F32, DType::BF16] {
+    let mut findings = Vec::new();
+    for dtype in [DType::F32, DType::BF16] {
+        findings.extend(check::on_cpu(seed, dtype));
+        if let Some(Cuda::Open(device, _)) = &cuda {
             findings.extend(check::on_cuda(seed, device, dtype));
         }
     }

@@ -11,13 +11,18 @@ use crate::config::PackConfig;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
 use crate::data::predictions::{Predictions, field_of_rows};
-use crate::data::{Limits, Source, Targets};
+use crate::data::{EncodedRow, Limits, Source, Targets};
 use crate::error::Error;
-use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text};
+use crate::eval::roc::{OperatingPoint, Scored};
+use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
+use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text, threshold_text};
 use crate::hub::Parts;
+use crate::model::decoder::Decoder;
+use crate::model::peft;
 use crate::observe::{JsonlSink, Sinks};
 use crate::run::replace_file;
 use crate::task::Task;
+use crate::text::PromptEncoder;
 use crate::train::materials::load_decoder;
 use crate::train::place;
 
@@ -30,8 +35,11 @@ pub struct Args {
     /// JSONL rows with their labels.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter.
+    #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
+    adapter: Option<PathBuf>,
     /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "samples"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
     predictions: Option<PathBuf>,
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
     #[arg(long, value_name = "FIELD")]
@@ -66,6 +74,19 @@ pub struct Args {
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Instead of judging answers, score each row by the probability of a refusal, and save in the model's folder the
+    /// threshold with the most recall at --max-fpr. Give validation rows, never the test set.
+    #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by"])]
+    fit_threshold: bool,
+    /// Instead of judging answers, flag by the threshold that was saved with the model.
+    #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by", "fit_threshold"])]
+    use_threshold: bool,
+    /// False-positive rate that --fit-threshold may reach on DATA.
+    #[arg(long, value_name = "RATE", requires = "fit_threshold", default_value_t = 0.05)]
+    max_fpr: f64,
+    /// Probability of a refusal's first token, or of all labels' exact refusals.
+    #[arg(long, value_enum, requires = "fit_threshold", default_value = "first-token")]
+    score: ScoreArg,
     /// Print the whole report as JSON instead of the tables.
     #[arg(long)]
     json: bool,
@@ -77,8 +98,28 @@ pub struct Args {
     metrics: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ScoreArg {
+    FirstToken,
+    Labels,
+}
+
+impl From<ScoreArg> for ScoreKind {
+    fn from(arg: ScoreArg) -> Self {
+        match arg {
+            ScoreArg::FirstToken => Self::FirstToken,
+            ScoreArg::Labels => Self::Labels,
+        }
+    }
+}
+
 pub fn run(args: &Args) -> Result<()> {
     let task = Task::load(&args.task)?;
+    if let (true, Some(model), Some(data)) =
+        (args.fit_threshold || args.use_threshold, &args.model, &args.data)
+    {
+        return threshold(args, &task, model, data);
+    }
     let summary = match (&args.predictions, &args.model, &args.data) {
         (Some(file), ..) => recorded(args, &task, file)?,
         (None, Some(model), Some(data)) => of_model(args, &task, model, data)?,
@@ -121,6 +162,43 @@ fn recorded(args: &Args, task: &Task, file: &Path) -> Result<Summary> {
 
 const SHOWN: usize = 20;
 
+/// A model and the rows to hold it against.
+struct Subject {
+    dir: PathBuf,
+    encoder: PromptEncoder,
+    rows: Vec<EncodedRow>,
+    decoder: Decoder,
+}
+
+impl Subject {
+    fn open(args: &Args, task: &Task, model: &Path, data: &Path, targets: Targets) -> Result<Self> {
+        super::use_threads(args.threads)?;
+        let opened = place::open(args.device.into(), args.dtype.into())?;
+        let model = folder(model, Parts::Model)?;
+        let encoder = args.text.encoder(&model.dir)?;
+        let limits = Limits {
+            max_prompt_tokens: args.max_prompt_tokens,
+            max_target_tokens: usize::MAX,
+            max_rows: args.max_rows,
+            targets,
+        };
+        let dataset = Source { task, encoder: &encoder, limits }.load(data)?;
+        for (reason, count) in &dataset.dropped {
+            eprintln!("warning: dropped {count} rows: {reason}");
+        }
+        let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
+        let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);
+        let mut decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
+        if let Some(dir) = &args.adapter {
+            peft::attach(dir, &mut decoder)?;
+        }
+        if let Some(text) = &opened.fell_back {
+            eprintln!("{text}");
+        }
+        Ok(Self { dir: model.dir, encoder, rows: dataset.rows, decoder })
+    }
+}
+
 fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summary> {
     let config = EvalConfig {
         every_steps: 0,
@@ -133,44 +211,79 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
         return Err(Error::input("--samples", problem, "Add --temperature 0.7, or ask for one").into());
     }
     config.validate()?;
-    super::use_threads(args.threads)?;
-    let opened = place::open(args.device.into(), args.dtype.into())?;
-    let model = folder(model, Parts::Model)?;
-    let encoder = args.text.encoder(&model.dir)?;
-    let limits = Limits {
-        max_prompt_tokens: args.max_prompt_tokens,
-        max_target_tokens: usize::MAX,
-        max_rows: args.max_rows,
-        targets: Targets::Ignored,
-    };
-    let dataset = Source { task, encoder: &encoder, limits }.load(data)?;
-    for (reason, count) in &dataset.dropped {
-        eprintln!("warning: dropped {count} rows: {reason}");
-    }
+    let subject = Subject::open(args, task, model, data, Targets::Ignored)?;
     let groups = match &args.group_by {
-        Some(field) => field_of_rows(data, field, &dataset.rows)?,
+        Some(field) => field_of_rows(data, field, &subject.rows)?,
         None => Vec::new(),
     };
-    let longest = args.max_prompt_tokens + args.max_completion_tokens;
-    let decoder = load_decoder(&model.dir, longest, &opened.place)?;
-    if let Some(text) = &opened.fell_back {
-        eprintln!("{text}");
-    }
     let mut sinks = Sinks::default();
     if let Some(path) = &args.metrics {
         sinks.add(JsonlSink::create(path)?);
     }
     let evaluator = Evaluator {
         task,
-        encoder: &encoder,
-        rows: &dataset.rows,
+        encoder: &subject.encoder,
+        rows: &subject.rows,
         config: &config,
         pack: &PackConfig::default(),
         seed: args.seed,
     };
-    let mut judgements = evaluator.judgements(&decoder, At { stage: "eval", step: 0 }, &mut sinks)?;
+    let at = At { stage: "eval", step: 0 };
+    let mut judgements = evaluator.judgements(&subject.decoder, at, &mut sinks)?;
     for judgement in &mut judgements {
         judgement.group = groups.get(judgement.prompt).cloned();
     }
     Ok(Summary::new(task, &judgements))
+}
+
+/// Fits a threshold, or holds the saved one against other rows.
+fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> {
+    if !(0.0..=1.0).contains(&args.max_fpr) {
+        return Err(Error::input("--max-fpr", format!("{} is no rate", args.max_fpr), "Give 0 to 1").into());
+    }
+    let saved = match args.fit_threshold {
+        true => None,
+        false => {
+            let dir = folder(model, Parts::Model)?.dir;
+            let fix = "Fit one with --fit-threshold on validation rows";
+            let absent = || Error::input(Threshold::path(&dir).display(), "is not there", fix);
+            Some(Threshold::load(&dir, task)?.ok_or_else(absent)?)
+        }
+    };
+    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
+    let kind = saved.as_ref().map_or(args.score.into(), |saved| saved.score);
+    let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
+    let scorer = Scorer { decoder: &subject.decoder, task, kind, max_tokens_per_pack };
+    let rows: Vec<&EncodedRow> = subject.rows.iter().collect();
+    let scores = scorer.scores(&rows)?;
+    let risky = rows.iter().map(|row| !row.gold.is_negative());
+    let scored: Vec<Scored> =
+        scores.into_iter().zip(risky).map(|(score, risky)| Scored { score, risky }).collect();
+    let mut found = Threshold::fit(task, kind, &scored, args.max_fpr, data)?;
+    let said = match &saved {
+        None => {
+            found.save(&subject.dir)?;
+            format!("saved in {}", Threshold::path(&subject.dir).display())
+        }
+        Some(saved) => {
+            found.point = OperatingPoint::at(&scored, saved.point.threshold)?;
+            found.max_false_positive_rate = saved.max_false_positive_rate;
+            format!(
+                "fitted on {} for a false-positive rate of {}",
+                saved.data.display(),
+                saved.max_false_positive_rate
+            )
+        }
+    };
+    let json = || serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()));
+    if let Some(path) = &args.out {
+        replace_file(path, json()?.as_bytes())?;
+    }
+    if args.json {
+        println!("{}", json()?);
+        return Ok(());
+    }
+    print!("{}", threshold_text(&found));
+    println!("{said}");
+    Ok(())
 }

@@ -6,26 +6,33 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::DType;
 
+use super::hub::folder;
 use crate::error::Error;
 use crate::export::companions::Companions;
 use crate::export::folder::FolderTensors;
 use crate::export::mixture::Quantisation;
 use crate::export::probe::{Probe, probe_text};
 use crate::export::{ExportReport, Format, Source, export, refuse_present};
+use crate::hub::Parts;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
+use crate::model::peft;
 use crate::model::weights::SaveOptions;
 use crate::observe::peak_memory_gib;
 
 /// Write a model for other programs, read it back, and compare it with the weights in memory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model.
+    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
     model: PathBuf,
     /// What to write: a folder, or for gguf a file. Must not exist.
     out: PathBuf,
     #[arg(long, value_enum)]
     format: FormatArg,
+    /// Folder with a LoRA adapter in PEFT layout, for instance runs/NAME/adapter: hf and gguf merge it into the
+    /// weights, peft writes it alone.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// gguf: how matrices are stored; norms stay f32. [default: f16]
     #[arg(long, value_enum)]
     quant: Option<QuantArg>,
@@ -61,6 +68,8 @@ enum FormatArg {
     Hf,
     /// One file for llama.cpp and its kin.
     Gguf,
+    /// A folder with the adapter alone.
+    Peft,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -87,19 +96,33 @@ pub fn run(args: &Args) -> Result<()> {
     args.refuse_without_effect()?;
     super::use_threads(args.threads)?;
     refuse_present(&args.out)?;
-    let config = ModelConfig::load(&args.model)?;
-    let stored = FolderTensors::open(&args.model)?.common_dtype();
+    let model = folder(&args.model, Parts::Model)?.dir;
+    let tokenizer = args.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
+    let config = ModelConfig::load(&model)?;
+    let stored = FolderTensors::open(&model)?.common_dtype();
     let format = args.format(stored);
     let companions = Companions {
-        tokenizer_dir: args.tokenizer.clone().unwrap_or_else(|| args.model.clone()),
+        tokenizer_dir: tokenizer.map_or_else(|| model.clone(), |found| found.dir),
         chat_template: args.chat_template.clone(),
-        model_dir: args.model.clone(),
+        model_dir: model.clone(),
     };
     let text = args.probe.as_deref().map(probe_text).transpose()?;
     let probe = Probe::new(&companions, config.vocab_size, text.as_deref())?;
-    let decoder = Decoder::load(&args.model, probe.positions(), &Placement::CPU)?;
-    let name = args.name.clone().unwrap_or_else(|| own_name(&args.model));
-    let source = Source { decoder, stored, companions: &companions, name: &name, probe: &probe };
+    let mut decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
+    let mut lossless = stored;
+    if let Some(dir) = &args.adapter {
+        peft::attach(dir, &mut decoder)?;
+        lossless = DType::F32;
+        if args.format != FormatArg::Peft {
+            decoder.merge()?;
+        }
+    }
+    let name = match (&args.name, args.format) {
+        (Some(name), _) => name.clone(),
+        (None, FormatArg::Peft) => args.model.display().to_string(),
+        (None, _) => own_name(&args.model),
+    };
+    let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
     let report = export(source, format, &args.out)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
@@ -125,6 +148,10 @@ impl Args {
             ("--dtype", self.dtype.is_some() && !hf, "hf"),
             ("--max-shard-size", self.max_shard_size.is_some() && !hf, "hf"),
         ];
+        if self.format == FormatArg::Peft && self.adapter.is_none() {
+            let fix = "Name its folder with --adapter";
+            return Err(Error::input("--format peft", "there is no adapter to write", fix));
+        }
         match flags.into_iter().find(|(_, useless, _)| *useless) {
             Some((flag, _, format)) => {
                 let problem = format!("has no effect unless --format is {format}");
@@ -147,6 +174,7 @@ impl Args {
                 options.max_shard_bytes = self.max_shard_size.unwrap_or(options.max_shard_bytes);
                 Format::Folder(options)
             }
+            FormatArg::Peft => Format::Adapter,
             FormatArg::Gguf => Format::Gguf(match self.quant {
                 None | Some(QuantArg::F16) => Quantisation::F16,
                 Some(QuantArg::F32) => Quantisation::F32,
@@ -158,14 +186,15 @@ impl Args {
     }
 }
 
-/// The folder's name; of `runs/NAME/model` the run's.
+/// The folder's name, or the model's on the hub; of `runs/NAME/model` the run's.
 fn own_name(model: &Path) -> String {
     let path = model.canonicalize().unwrap_or_else(|_| model.into());
     let named = match path.file_name() {
         Some(last) if last == "model" => path.parent().and_then(Path::file_name),
         last => last,
     };
-    named.map_or("model".into(), |name| name.to_string_lossy().into_owned())
+    let name = named.map_or("model".into(), |name| name.to_string_lossy().into_owned());
+    name.split('@').next().unwrap_or_default().to_string()
 }
 
 /// Units of 1000, as in Hugging Face's `max_shard_size`.

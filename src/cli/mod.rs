@@ -3,6 +3,7 @@
 mod ablate;
 pub mod bench;
 pub mod data;
+mod data_audit;
 mod data_preview;
 mod data_synth;
 pub mod doctor;
@@ -12,6 +13,8 @@ pub mod fetch;
 mod hub;
 pub mod import;
 mod machine;
+pub mod plan;
+pub mod predict;
 pub mod report;
 mod text;
 pub mod train;
@@ -38,9 +41,11 @@ enum Command {
     Import(import::Args),
     Export(export::Args),
     Fetch(fetch::Args),
+    Plan(plan::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
     Report(report::Args),
+    Predict(predict::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -53,9 +58,11 @@ pub fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Fetch(args) => fetch::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Predict(args) => predict::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {

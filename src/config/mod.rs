@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod data;
+pub mod lora;
 pub mod loss;
 pub mod model;
 pub mod optim;
@@ -31,6 +32,9 @@ pub struct Config {
     pub threads: usize,
     pub run: RunConfig,
     pub model: model::ModelConfig,
+    /// Absent: all weights are trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<lora::LoraConfig>,
     pub data: data::DataConfig,
     pub pack: PackConfig,
     pub sft: stages::SftConfig,
@@ -120,6 +124,7 @@ impl Default for Config {
             threads: 0,
             run: RunConfig::default(),
             model: model::ModelConfig::default(),
+            lora: None,
             data: data::DataConfig::default(),
             pack: PackConfig::default(),
             sft: stages::SftConfig::default(),
@@ -207,6 +212,15 @@ impl Config {
         toml::to_string(self).map_err(|e| Error::Compute(e.to_string().into()))
     }
 
+    /// Key and optimiser section of each stage that runs.
+    pub fn optims(&self) -> impl Iterator<Item = (&'static str, &optim::OptimConfig)> {
+        let of = |stage: &Stage| match stage {
+            Stage::Sft => ("sft.optim", &self.sft.optim),
+            Stage::Grpo => ("grpo.optim", &self.grpo.optim),
+        };
+        self.stages.iter().map(of)
+    }
+
     pub fn validate(&self) -> Result<()> {
         if self.stages.is_empty() {
             let why = "a run without a stage trains nothing; use `rlvr eval` to evaluate only";
@@ -230,6 +244,11 @@ impl Config {
         }
         if self.stages.contains(&Stage::Grpo) {
             self.grpo.validate()?;
+        }
+        if let Some(lora) = &self.lora {
+            lora.validate(&self.stages)?;
+            let why = "an adapter is f32, whatever the weights beside it are";
+            self.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;
         }
         self.eval.validate()?;
         let positive = [

@@ -152,9 +152,8 @@ impl OptimConfig {
 }
 
 impl OptimConfig {
-    /// Refuses keys that have no effect on f32 weights.
-    pub fn validate_for_f32(&self, prefix: &str) -> Result<()> {
-        let why = "the weights are f32 here (model.dtype, device)";
+    /// Refuses keys that have no effect on f32 weights; `why` says why they are f32.
+    pub fn validate_for_f32(&self, prefix: &str, why: &str) -> Result<()> {
         match (self.bf16_weights, self.gradients) {
             (Bf16WeightsConfig::Auto, GradientsConfig::F32) => Ok(()),
             (Bf16WeightsConfig::Auto, GradientsConfig::Bf16) => {

@@ -43,7 +43,9 @@ pub struct Report {
     /// The first of them, in the order of the file.
     pub problems: Vec<Problem>,
     pub problem_count: usize,
-    /// Good rows of each label, in the task's order.
+    /// Lines without a problem.
+    pub good: usize,
+    /// Good rows of each label, in the task's order; a row of several labels counts for each.
     pub labels: Vec<(String, usize)>,
     /// Good rows by their number of messages.
     pub turns: BTreeMap<usize, usize>,
@@ -230,8 +232,8 @@ impl<'a> Tally<'a> {
     fn add_good(&mut self, line: usize, facts: &Facts) {
         let first = *self.first_seen.entry(facts.fingerprint).or_insert((line, facts.gold));
         if first.1 != facts.gold {
-            let labels = self.check.task.labels();
-            let (ours, theirs) = (&labels[facts.gold.index()], &labels[first.1.index()]);
+            let task = self.check.task;
+            let (ours, theirs) = (task.label_text(facts.gold), task.label_text(first.1));
             let problem =
                 format!("the prompt of line {} again, labelled `{ours}` here and `{theirs}` there", first.0);
             let place = format!("{}:{line}", self.path.display());
@@ -240,7 +242,8 @@ impl<'a> Tally<'a> {
         }
         let report = &mut self.report;
         report.duplicates += usize::from(first.0 != line);
-        report.labels[facts.gold.index()].1 += 1;
+        facts.gold.members().for_each(|label| report.labels[label].1 += 1);
+        report.good += 1;
         *report.turns.entry(facts.sample.messages.len()).or_default() += 1;
         report.rows_with_target += usize::from(facts.sample.target.is_some());
         self.prompt_tokens.extend(facts.prompt_tokens);

@@ -25,6 +25,8 @@ pub struct EncodedRow {
     pub gold: LabelId,
     /// The answer SFT imitates and its end token. Absent with [`Targets::Ignored`].
     pub target: Option<Vec<u32>>,
+    /// As in [`Sample`].
+    pub attack_succeeded: Option<bool>,
     /// The exact answers of the task's labels, with [`Targets::Answers`]; else none.
     pub answers: Vec<EncodedAnswer>,
 }
@@ -178,7 +180,10 @@ impl Source<'_> {
         let longest = answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
         Ok(match TooLong::of(&self.limits, &prompt, target.as_deref().or(longest)) {
             Some(reason) => Err(reason),
-            None => Ok(EncodedRow { line: sample.line, prompt, gold, target, answers }),
+            None => {
+                let attack_succeeded = sample.attack_succeeded;
+                Ok(EncodedRow { line: sample.line, prompt, gold, target, attack_succeeded, answers })
+            }
         })
     }
 }

@@ -7,5 +7,6 @@ pub mod order;
 pub mod predictions;
 mod recorded;
 pub mod synthetic;
+pub mod unlabelled;
 
 pub use jsonl::{Dataset, EncodedRow, Limits, Source, Targets};

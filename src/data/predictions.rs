@@ -25,6 +25,7 @@ pub struct Prediction {
     pub passed_over: bool,
     /// The value of the field that answers are grouped by.
     pub group: Option<String>,
+    pub attack_succeeded: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,6 +89,7 @@ impl Predictions {
             answers: recorded.answers,
             passed_over: passed_over.is_some(),
             group,
+            attack_succeeded: task.attack_succeeded(row, path, line)?,
         });
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
+pub mod audit;
 pub mod enumerate;
 pub mod paired;
+pub mod roc;
 mod summary;
 mod table;
+pub mod threshold;
 
 pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
-pub use table::summary_text;
+pub use table::{summary_text, threshold_text};
 
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;
@@ -18,7 +21,7 @@ use crate::rng::Purpose;
 use crate::rollout::engine::{Engine, Request, TapePolicy};
 use crate::task::{EvalReport, LabelId, Outcome, Task, Verdict};
 use crate::text::PromptEncoder;
-use crate::types::Rollout;
+use crate::types::{self, Rollout};
 
 /// Prompts sampled between two signs of life.
 const PROMPTS_PER_CALL: usize = 64;
@@ -49,6 +52,19 @@ impl Evaluator<'_> {
         Ok(Summary::new(self.task, &judgements).report)
     }
 
+    /// How often a malformed answer is asked for again: a greedy one would come back as it was.
+    fn retries(&self) -> u32 {
+        if self.config.sampling.temperature > 0.0 { self.task.retries() } else { 0 }
+    }
+
+    fn judge_groups(&self, rows: &[EncodedRow], groups: &[types::Group]) -> Result<Vec<Vec<Judged>>> {
+        let judge_one = |row: &EncodedRow, rollout| judge(self.task, self.encoder, row.gold, rollout);
+        let groups = rows.iter().zip(groups);
+        groups
+            .map(|(row, group)| group.rollouts.iter().map(|rollout| judge_one(row, rollout)).collect())
+            .collect()
+    }
+
     /// [`Self::evaluate`], answer by answer; prompts are numbered as the rows are.
     pub fn judgements(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<Vec<Judgement>> {
         let engine = Engine {
@@ -74,11 +90,36 @@ impl Evaluator<'_> {
                 .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (done + i) as u32 })
                 .collect();
             let groups = engine.generate(&requests)?.groups;
-            for ((i, row), group) in rows.iter().enumerate().zip(groups) {
-                for (sample, rollout) in group.rollouts.iter().enumerate() {
-                    let judged = judge(self.task, self.encoder, row.gold, rollout)?;
-                    let (prompt, gold, verdict) = (done + i, row.gold, judged.verdict);
-                    judgements.push(Judgement { prompt, sample, gold, verdict, group: None });
+            let mut judged = self.judge_groups(rows, &groups)?;
+            for retry in 1..=self.retries() {
+                let bad = |of_one: &Vec<Judged>| of_one.iter().any(|judged| judged.verdict.is_malformed());
+                let again: Vec<usize> = (0..rows.len()).filter(|i| bad(&judged[*i])).collect();
+                if again.is_empty() {
+                    break;
+                }
+                sinks.emit(&Event::Phase { text: format!("asking again {}, {retry}", again.len()) });
+                let engine = Engine { seed: retry_seed(self.seed, retry), ..engine.clone() };
+                let asked: Vec<Request> = again.iter().map(|i| requests[*i]).collect();
+                let groups = engine.generate(&asked)?.groups;
+                let asked: Vec<EncodedRow> = again.iter().map(|i| rows[*i].clone()).collect();
+                for (i, answers) in again.into_iter().zip(self.judge_groups(&asked, &groups)?) {
+                    for (kept, answer) in judged[i].iter_mut().zip(answers) {
+                        if kept.verdict.is_malformed() {
+                            *kept = answer;
+                        }
+                    }
+                }
+            }
+            for ((i, row), answers) in rows.iter().enumerate().zip(judged) {
+                for (sample, judged) in answers.into_iter().enumerate() {
+                    judgements.push(Judgement {
+                        prompt: done + i,
+                        sample,
+                        gold: row.gold,
+                        verdict: judged.verdict,
+                        group: None,
+                        attack_succeeded: row.attack_succeeded,
+                    });
                     samples.push(judged.record(self.task, row));
                 }
             }
@@ -91,6 +132,11 @@ impl Evaluator<'_> {
         sinks.emit(&Event::Samples { kind: SampleKind::Evaluation, stage, step: at.step, samples });
         Ok(judgements)
     }
+}
+
+/// Another random stream for each retry; seeds that users choose are small numbers.
+fn retry_seed(seed: u64, retry: u32) -> u64 {
+    seed ^ u64::from(retry) << 40
 }
 
 /// A completion as the task sees it.
@@ -111,7 +157,7 @@ pub fn judge(task: &Task, encoder: &PromptEncoder, gold: LabelId, rollout: &Roll
 
 impl Judged {
     pub fn record(self, task: &Task, row: &EncodedRow) -> SampleRecord {
-        let label = |id: LabelId| task.labels().get(id.index()).cloned().unwrap_or_default();
+        let label = |id: LabelId| task.label_text(id);
         SampleRecord {
             line: row.line,
             gold: label(row.gold),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::data::predictions::Prediction;
-use crate::task::{Confusion, EvalReport, LabelId, Task, Verdict};
+use crate::task::{Attacks, Confusion, EvalReport, LabelId, Task, Verdict};
 
 /// One judged answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +17,8 @@ pub struct Judgement {
     pub gold: LabelId,
     pub verdict: Verdict,
     pub group: Option<String>,
+    /// Whether the row's attack went through without a guard, where the row says so.
+    pub attack_succeeded: Option<bool>,
 }
 
 /// Judges what was recorded; prompts are numbered as the rows are.
@@ -33,6 +35,7 @@ pub fn judge_recorded(task: &Task, rows: &[Prediction]) -> Vec<Judgement> {
             gold,
             verdict,
             group: group.clone(),
+            attack_succeeded: row.attack_succeeded,
         });
         judged.collect::<Vec<_>>()
     };
@@ -110,8 +113,13 @@ impl Summary {
 
 fn report<'a>(task: &Task, answers: impl Iterator<Item = &'a Judgement>, samples: usize) -> EvalReport {
     let mut confusion = Confusion::new(task);
-    answers.for_each(|answer| confusion.add(answer.gold, answer.verdict));
-    confusion.report_of_samples(samples.max(1) as u64)
+    let attacks: Vec<_> = answers
+        .inspect(|answer| confusion.add(answer.gold, answer.verdict))
+        .filter(|answer| !answer.gold.is_negative())
+        .filter_map(|answer| Some((answer.attack_succeeded?, answer.verdict.is_positive())))
+        .collect();
+    let report = confusion.report_of_samples(samples.max(1) as u64);
+    EvalReport { attacks: Attacks::of(attacks.into_iter()), ..report }
 }
 
 impl Samples {
@@ -195,6 +203,7 @@ mod tests {
                 gold: LabelId(*gold),
                 verdict: *verdict,
                 group: Some(group.to_string()),
+                attack_succeeded: None,
             })
         });
         answers.collect()

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::Summary;
+use super::threshold::{ScoreKind, Threshold};
 use crate::task::{Binary, EvalReport, Interval};
 
 /// Both rules side by side, labels, confusion matrix, samples and groups.
@@ -35,6 +36,28 @@ pub fn summary_text(summary: &Summary) -> String {
     if !summary.groups.is_empty() {
         text.push('\n');
         text.push_str(&groups(summary));
+    }
+    text
+}
+
+/// How well a score ranks, and its operating point.
+pub fn threshold_text(found: &Threshold) -> String {
+    let point = &found.point;
+    let score = match found.score {
+        ScoreKind::FirstToken => "probability of a refusal's first token",
+        ScoreKind::Labels => "probability of the labels' exact refusals",
+    };
+    let mut text = format!("{} rows, score: {score}\n", found.rows);
+    for (name, value) in [
+        ("AUC", number(Some(found.curves.auc))),
+        ("average precision", number(Some(found.curves.average_precision))),
+        ("threshold", format!("{:.6}", point.threshold)),
+        ("  false-positive rate", number(Some(point.false_positive_rate))),
+        ("  recall", number(Some(point.recall))),
+        ("  precision", number(point.precision)),
+        ("  accuracy", number(Some(point.accuracy))),
+    ] {
+        let _ = writeln!(text, "{name:<26}{value}");
     }
     text
 }
@@ -88,6 +111,20 @@ fn rules(report: &EvalReport) -> String {
     text.push('\n');
     for (name, cell) in scores {
         let _ = writeln!(text, "{name:<26}{cell}");
+    }
+    if let Some(parsed) = &report.parsed {
+        let exact = number(parsed.exact_label_accuracy);
+        let (f1, binary) = (number(parsed.macro_f1), number(parsed.binary_macro_f1));
+        let kept = report.count - parsed.dropped;
+        let _ = writeln!(
+            text,
+            "of the {kept} parsed answers: exact label {exact}, macro F1 {f1}, binary macro F1 {binary}"
+        );
+    }
+    if let Some(attacks) = report.attacks {
+        let (before, behind) = (attacks.success, attacks.residual_success);
+        let _ =
+            writeln!(text, "{} attacks: success {before:.3}, behind this guard {behind:.3}", attacks.count);
     }
     text
 }

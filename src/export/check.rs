@@ -12,6 +12,7 @@ use super::{Format, Source, Written};
 use crate::error::{Error, Result};
 use crate::model::decoder::{Decoder, Placement};
 use crate::model::gguf::GgufModel;
+use crate::model::peft;
 
 /// How the tensors of one stored type came back.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -69,13 +70,13 @@ fn logprob_bounds(written: &Written, format: Format, stored: DType) -> (f64, f64
     let kinds = || written.stored_as.values().map(String::as_str);
     let exact = kinds().all(|kind| weight_bound(kind, stored) == 0.0);
     match format {
-        Format::Folder(_) if exact => (0.0, 0.0),
+        Format::Folder(_) | Format::Adapter if exact => (0.0, 0.0),
         // GGUF keeps the rotary base and table and the norms' epsilon in f32.
         Format::Gguf(_) if exact => (1e-3, 1e-4),
-        _ if kinds().all(|kind| kind != "BF16" && weight_bound(kind, stored) < 1e-3) => (0.1, 0.01),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 3e-3) => (0.5, 0.05),
-        _ if kinds().all(|kind| weight_bound(kind, stored) < 0.03) => (1.0, 0.1),
-        _ => (8.0, 1.0),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 1e-3) => (0.2, 0.02),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 3e-3) => (1.0, 0.1),
+        _ if kinds().all(|kind| weight_bound(kind, stored) < 0.03) => (2.0, 0.2),
+        _ => (10.0, 1.5),
     }
 }
 
@@ -88,7 +89,11 @@ pub fn read_back(source: Source, format: Format, written: &Written, path: &Path)
     let Source { decoder, stored, probe, .. } = source;
     let opened = Opened::open(path, format)?;
     let mut weights = BTreeMap::<String, WeightCheck>::new();
-    for (name, tensor) in decoder.parameters() {
+    let written_tensors: Vec<(&str, &Tensor)> = match format {
+        Format::Adapter => decoder.trainable().collect(),
+        Format::Folder(_) | Format::Gguf(_) => decoder.parameters().collect(),
+    };
+    for (name, tensor) in written_tensors {
         let kind = written.stored_as.get(name).map_or("", String::as_str);
         let bound = weight_bound(kind, stored);
         let error = relative_error(tensor, &opened.tensor(name)?)?;
@@ -106,8 +111,7 @@ pub fn read_back(source: Source, format: Format, written: &Written, path: &Path)
         check.relative_error = check.relative_error.max(error);
     }
     let memory = probe.ask(&decoder)?;
-    drop(decoder);
-    let read_back = probe.ask(&opened.decoder(path, probe.positions())?)?;
+    let read_back = probe.ask(&opened.decoder(decoder, path, probe.positions())?)?;
     let logprobs = compare(&memory, &read_back, logprob_bounds(written, format, stored));
     let LogprobCheck { max_difference: max, mean_difference: mean, max_bound, mean_bound, .. } = logprobs;
     if mean.is_nan() || max > max_bound || mean > mean_bound {
@@ -146,6 +150,7 @@ fn compare(memory: &Answer, read: &Answer, (max_bound, mean_bound): (f64, f64)) 
 /// An export, opened again.
 enum Opened {
     Folder(FolderTensors),
+    Adapter(FolderTensors),
     Gguf(Box<GgufModel>),
 }
 
@@ -153,22 +158,32 @@ impl Opened {
     fn open(path: &Path, format: Format) -> Result<Self> {
         match format {
             Format::Folder(_) => FolderTensors::open(path).map(Self::Folder),
+            Format::Adapter => FolderTensors::open(path).map(Self::Adapter),
             Format::Gguf(_) => Ok(Self::Gguf(Box::new(GgufModel::open(path)?))),
         }
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {
         match self {
-            Self::Folder(folder) => folder.tensor(name),
+            Self::Folder(folder) | Self::Adapter(folder) => folder.tensor(name),
             Self::Gguf(gguf) => gguf.tensor(name),
         }
     }
 
-    /// As another command would load it.
-    fn decoder(self, path: &Path, positions: usize) -> Result<Decoder> {
+    /// As another command would load it. Lets go of the weights `before`, or puts the adapter beside them.
+    fn decoder(self, mut before: Decoder, path: &Path, positions: usize) -> Result<Decoder> {
         match self {
-            Self::Folder(_) => Decoder::load(path, positions, &Placement::CPU),
+            Self::Adapter(_) => {
+                before.detach();
+                peft::attach(path, &mut before)?;
+                Ok(before)
+            }
+            Self::Folder(_) => {
+                drop(before);
+                Decoder::load(path, positions, &Placement::CPU)
+            }
             Self::Gguf(gguf) => {
+                drop(before);
                 let names = gguf.config.parameter_names();
                 let tensors = names.into_iter().map(|(name, _)| Ok((name.clone(), gguf.tensor(&name)?)));
                 Decoder::new(gguf.config.clone(), tensors.collect::<Result<Vec<_>>>()?, positions)

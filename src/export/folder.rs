@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::weights::{SaveOptions, TensorFile, save_with};
 
-/// Writes config.json, the weights and the files that travel with them into the folder `dir`, which is made if
-/// absent.
+/// Writes config.json, the weights (an adapter merged into them) and the files that travel with them into the folder
+/// `dir`, which is made if absent.
 ///
 /// # Errors
 /// `options.dtype` is no type for weights, or a file cannot be read or written.
@@ -21,11 +21,7 @@ pub fn write(
     companions: &Companions,
     options: SaveOptions,
 ) -> Result<Written> {
-    let weights: std::collections::HashMap<&str, &Tensor> = decoder.parameters().collect();
-    let bytes = save_with(dir, &decoder.config, options, |name| {
-        let tensor = weights.get(name).copied().cloned();
-        tensor.ok_or_else(|| Error::Compute(format!("no weight {name}").into()))
-    })?;
+    let bytes = save_with(dir, &decoder.config, options, |name| decoder.merged_weight(name))?;
     companions.copy_to(dir, &decoder.config)?;
     let stored_as = match options.dtype {
         DType::BF16 => "BF16",
@@ -36,7 +32,7 @@ pub fn write(
     if !companions.has_tokenizer() {
         notes.push(format!("{} has no tokenizer.json to copy.", companions.tokenizer_dir.display()));
     }
-    let stored_as = weights.keys().map(|name| (name.to_string(), stored_as.to_string())).collect();
+    let stored_as = decoder.parameters().map(|(name, _)| (name.to_string(), stored_as.to_string())).collect();
     Ok(Written { stored_as, bytes, notes })
 }
 

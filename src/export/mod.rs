@@ -1,6 +1,7 @@
-//! A model as files for other programs: Hugging Face folder, GGUF. What is written is read back and held against the
-//! weights in memory before it gets its name.
+//! A model as files for other programs: Hugging Face folder, GGUF, PEFT adapter. What is written is read back and held
+//! against the weights in memory before it gets its name.
 
+pub mod adapter;
 pub mod aside;
 pub mod check;
 pub mod companions;
@@ -32,16 +33,18 @@ pub enum Format {
     Folder(SaveOptions),
     /// One GGUF file.
     Gguf(Quantisation),
+    /// A folder in PEFT layout with the decoder's adapter alone.
+    Adapter,
 }
 
 /// A model to export.
 pub struct Source<'a> {
-    /// f32 on the CPU.
+    /// f32 on the CPU; with an adapter beside the weights for [`Format::Adapter`] only.
     pub decoder: Decoder,
     /// The type every weight of `decoder` can be stored in without loss: that of its own files.
     pub stored: DType,
     pub companions: &'a Companions,
-    /// `general.name` of a GGUF file.
+    /// `general.name` of a GGUF file; the model that an adapter belongs to, as PEFT looks it up.
     pub name: &'a str,
     pub probe: &'a Probe,
 }
@@ -78,6 +81,7 @@ pub fn export(source: Source, format: Format, target: &Path) -> Result<ExportRep
         let written = match format {
             Format::Folder(options) => folder::write(aside, &source.decoder, source.companions, options)?,
             Format::Gguf(quantisation) => gguf::write(aside, &source, quantisation)?,
+            Format::Adapter => adapter::write(aside, &source.decoder, source.name)?,
         };
         let findings = check::read_back(source, format, &written, aside)?;
         Ok(ExportReport { written, findings })

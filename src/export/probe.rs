@@ -39,6 +39,8 @@ pub struct Answer {
     pub logprobs: Vec<f32>,
     /// The likeliest continuation, [`GREEDY_TOKENS`] tokens.
     pub greedy: Vec<u32>,
+    /// Of those tokens.
+    pub greedy_logprobs: Vec<f32>,
 }
 
 impl Probe {
@@ -95,8 +97,9 @@ impl Probe {
         };
         let logprobs = self.logprobs(decoder)?;
         let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }])?.groups;
-        let greedy = groups.into_iter().flat_map(|group| group.rollouts).next();
-        Ok(Answer { logprobs, greedy: greedy.map(|rollout| rollout.token_ids).unwrap_or_default() })
+        let rollout = groups.into_iter().flat_map(|group| group.rollouts).next();
+        let (greedy, greedy_logprobs) = rollout.map(|r| (r.token_ids, r.logprobs)).unwrap_or_default();
+        Ok(Answer { logprobs, greedy, greedy_logprobs })
     }
 
     /// [`Answer::logprobs`] alone.

@@ -28,6 +28,17 @@ pub struct BlockParameters {
     pub down: Projection,
 }
 
+impl BlockParameters {
+    /// In the order of the forward pass.
+    pub fn projections(&self) -> [Projection; 7] {
+        [self.q, self.k, self.v, self.o, self.gate, self.up, self.down]
+    }
+
+    pub fn projections_mut(&mut self) -> [&mut Projection; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
+    }
+}
+
 /// The RMSNorms over each head's queries and keys, `[head_dim]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct QkNorm {

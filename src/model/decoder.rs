@@ -23,13 +23,16 @@ use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
-/// A decoder of the families of [`super::config::Family`]: f32 on the CPU, f32 or bf16 on a CUDA device.
+/// A decoder of the families of [`super::config::Family`]: f32 or bf16.
 pub struct Decoder {
     pub config: ModelConfig,
-    /// HF names, in `ModelConfig::parameter_names` order.
-    names: Vec<String>,
-    weights: Vec<Tensor>,
-    blocks: Vec<BlockParameters>,
+    /// HF names, in `ModelConfig::parameter_names` order; then those of the adapter's tensors.
+    pub(super) names: Vec<String>,
+    pub(super) weights: Vec<Tensor>,
+    /// How many of them are the model's own; frozen while there is an adapter.
+    base: usize,
+    pub(super) adapter: Option<super::adapter::Shape>,
+    pub(super) blocks: Vec<BlockParameters>,
     embedding: usize,
     final_norm: usize,
     /// The embedding when tied.
@@ -79,7 +82,7 @@ pub struct Forward {
 #[derive(Clone, Debug)]
 pub struct Placement {
     pub device: Device,
-    /// f32, or on a CUDA device bf16.
+    /// f32 or bf16.
     pub dtype: DType,
 }
 
@@ -96,8 +99,8 @@ pub struct Head<'a> {
 }
 
 impl Decoder {
-    /// `tensors`: every name of `config.parameter_names()`, all on one device and, on a CUDA device, all f32 or all
-    /// bf16; on the CPU they become f32. `max_positions` bounds prompt plus completion.
+    /// `tensors`: every name of `config.parameter_names()`, all on one device, all f32 or all bf16; other types
+    /// become f32 on the CPU. `max_positions` bounds prompt plus completion.
     pub fn new(
         config: ModelConfig,
         tensors: impl IntoIterator<Item = (String, Tensor)>,
@@ -137,7 +140,7 @@ impl Decoder {
             let projection = |name: &str| -> Result<Projection> {
                 let at = format!("model.layers.{layer}.{name}");
                 let bias = index.get(format!("{at}.bias").as_str()).copied();
-                Ok(Projection { weight: find(format!("{at}.weight"))?, bias })
+                Ok(Projection { weight: find(format!("{at}.weight"))?, bias, adapter: None })
             };
             let find = |name: &str| find(format!("model.layers.{layer}.{name}.weight"));
             let qk_norm = match config.family.has_qk_norm() {
@@ -163,7 +166,8 @@ impl Decoder {
         let positions = max_positions.min(config.max_position_embeddings);
         let rope = RopeTable::new(&config.rope_inverse_frequencies(), positions)
             .scaled_by(config.rope_attention_factor());
-        Ok(Self { names, weights, blocks, embedding, final_norm, head, rope, config })
+        let base = weights.len();
+        Ok(Self { names, weights, base, adapter: None, blocks, embedding, final_norm, head, rope, config })
     }
 
     /// Fresh weights from a seed: norms 1; biases 0; matrices normal with deviation `1 / sqrt(inputs)`, those that write
@@ -207,10 +211,9 @@ impl Decoder {
         Self::new(config, tensors, max_positions)
     }
 
-    /// The same values in memory of their own: a frozen reference.
+    /// The model's own weights, in memory of their own, without the adapter.
     pub fn deep_copy(&self) -> Result<Self> {
-        let tensors =
-            self.names.iter().zip(&self.weights).map(|(n, w)| Ok((n.clone(), memory::duplicate(w)?)));
+        let tensors = self.parameters().map(|(n, w)| Ok((n.to_string(), memory::duplicate(w)?)));
         Self::new(self.config.clone(), tensors.collect::<Result<Vec<_>>>()?, self.rope.positions())
     }
 
@@ -240,19 +243,33 @@ impl Decoder {
         }
     }
 
-    /// HF name and tensor of every parameter. The tensors are updated in place by the optimiser.
+    /// HF name and tensor of every parameter of the model itself, without an adapter's.
     pub fn parameters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(String::as_str).zip(&self.weights)
+        self.names.iter().map(String::as_str).zip(&self.weights).take(self.base)
     }
 
-    /// No gradient yet, for every parameter.
+    /// What is trained: the adapter's tensors under PEFT's names, or without an adapter all of
+    /// [`Self::parameters`]. The optimiser updates them in place.
+    pub fn trainable(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.weights).skip(self.frozen_count())
+    }
+
+    pub(super) fn base_count(&self) -> usize {
+        self.base
+    }
+
+    fn frozen_count(&self) -> usize {
+        if self.adapter.is_some() { self.base } else { 0 }
+    }
+
+    /// No gradient yet, for everything that is trained.
     pub fn zero_gradients(&self) -> Gradients {
         self.zero_gradients_in(DType::F32)
     }
 
-    /// [`Self::zero_gradients`] with those of matrices in `dtype`: f32, or the weights' type.
+    /// [`Self::zero_gradients`] with those of matrices in `dtype`: f32, or the type of what is trained.
     pub fn zero_gradients_in(&self, dtype: DType) -> Gradients {
-        Gradients::new(&self.weights, dtype)
+        Gradients::new(&self.weights, self.frozen_count(), dtype)
     }
 
     fn eps(&self) -> f32 {
@@ -362,7 +379,10 @@ impl Decoder {
             };
             dx = block.backward(pass, activations, dx, gradients)?;
         }
-        embedding::scatter_add(gradients.at(self.embedding)?, &Indices::new(batch.tokens.as_slice()), &dx)
+        match gradients.at(self.embedding)? {
+            Some(gradient) => embedding::scatter_add(gradient, &Indices::new(batch.tokens.as_slice()), &dx),
+            None => Ok(()),
+        }
     }
 
     /// Logits of hidden rows `[R, H]` -> `[R, V]`, f32: decode steps only, a few rows.

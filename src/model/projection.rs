@@ -1,7 +1,8 @@
-//! A linear layer of a block: a weight and, in some families, a bias.
+//! A linear layer of a block: a weight, in some families a bias, and an adapter while one is trained.
 
 use candle_core::Tensor;
 
+use super::adapter::LowRank;
 use super::gradients::Gradients;
 use crate::error::Result;
 use crate::ops::{linear, memory};
@@ -13,6 +14,7 @@ pub struct Projection {
     pub weight: usize,
     /// `[out]`
     pub bias: Option<usize>,
+    pub adapter: Option<LowRank>,
 }
 
 /// The model's parameters, read through [`Projection`]s.
@@ -29,6 +31,9 @@ impl Projections<'_> {
             if let Some(bias) = p.bias {
                 *y = self.add_bias(y, bias)?;
             }
+            if let Some(adapter) = p.adapter {
+                adapter.add_output(self.weights, x_nh, y)?;
+            }
         }
         Ok(all)
     }
@@ -36,12 +41,22 @@ impl Projections<'_> {
     /// `residual_no + layer(x_nh)`, `[N, out]`
     pub fn forward_add(self, residual_no: &Tensor, x_nh: &Tensor, at: Projection) -> Result<Tensor> {
         let y = linear::forward_add(residual_no, x_nh, &self.weights[at.weight])?;
-        at.bias.map_or(Ok(y.clone()), |bias| self.add_bias(&y, bias))
+        let y = at.bias.map_or(Ok(y.clone()), |bias| self.add_bias(&y, bias))?;
+        if let Some(adapter) = at.adapter {
+            adapter.add_output(self.weights, x_nh, &y)?;
+        }
+        Ok(y)
     }
 
     /// Sum of the input gradients of layers that read the same input, from each one's output gradient. `[N, in]`
     pub fn backward_input<const N: usize>(self, layers: [(&Tensor, Projection); N]) -> Result<Tensor> {
-        linear::backward_input(&layers.map(|(dy, p)| (dy, &self.weights[p.weight])))
+        let dx = linear::backward_input(&layers.map(|(dy, p)| (dy, &self.weights[p.weight])))?;
+        for (dy, p) in layers {
+            if let Some(adapter) = p.adapter {
+                adapter.add_input_gradient(self.weights, dy, &dx)?;
+            }
+        }
+        Ok(dx)
     }
 
     /// Adds the layer's own gradients. `dy_no: [N, out]`, `x_nh: [N, in]`
@@ -53,9 +68,13 @@ impl Projections<'_> {
         gradients: &Gradients,
     ) -> Result<()> {
         gradients.add_product(at.weight, dy_no, x_nh)?;
-        if let Some(bias) = at.bias {
-            let gradient = gradients.at(bias)?;
+        if let Some(bias) = at.bias
+            && let Some(gradient) = gradients.at(bias)?
+        {
             linear::backward_weight(&column(gradient)?, dy_no, &ones(dy_no)?)?;
+        }
+        if let Some(adapter) = at.adapter {
+            adapter.add_gradients(self.weights, dy_no, x_nh, gradients)?;
         }
         Ok(())
     }

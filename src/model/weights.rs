@@ -5,23 +5,24 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use candle_core::safetensors::{Load, MmapedSafetensors};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
+use crate::model::shards::{INDEX, SINGLE, WeightFiles};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub use crate::model::shards::TensorFile;
+
 /// Tensors listed by name in one error; the rest are counted.
 const MAX_LISTED: usize = 6;
 
 /// Reads every parameter of `config` from `dir` onto `device`, converted to `dtype` one tensor at a time.
 ///
 /// Keys are the names of [`ModelConfig::parameter_names`]. Stored tensors may be bf16, f16 or f32. A missing,
-/// extra, duplicate or wrongly shaped tensor is an error that names it; rotary `inv_freq` buffers and the
+/// extra, duplicate or wrongly shaped tensor is an error that names it, as is a file that is absent or cut short; all are
+/// listed at once. Besides the weights, 32 MiB of a file are in memory at a time; rotary `inv_freq` buffers and the
 /// `lm_head.weight` of a tied model are skipped.
 pub fn load(
     dir: &Path,
@@ -29,15 +30,14 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let files = weight_files(dir)?;
-    let maps = files.iter().map(|path| map_file(path)).collect::<Result<Vec<_>>>()?;
+    let WeightFiles { shards, broken } = WeightFiles::open(dir)?;
     let mut stored = BTreeMap::new();
-    let mut faults = Faults::default();
-    for (file, map) in maps.iter().enumerate() {
-        for (name, view) in map.tensors() {
-            faults.check_dtype(&name, view.dtype());
-            if let Some((_, earlier)) = stored.insert(name.clone(), (view.shape().to_vec(), file)) {
-                let [a, b] = [earlier, file].map(|f| files[f].display().to_string());
+    let mut faults = Faults { broken, ..Faults::default() };
+    for (number, shard) in shards.iter().enumerate() {
+        for (name, tensor) in &shard.tensors {
+            faults.check_dtype(name, tensor.dtype);
+            if let Some((_, earlier)) = stored.insert(name.clone(), (tensor.shape.clone(), number)) {
+                let [a, b] = [earlier, number].map(|n: usize| shards[n].path.display().to_string());
                 faults.duplicate.push(format!("{name} (in {a} and {b})"));
             }
         }
@@ -47,15 +47,11 @@ pub fn load(
 
     let mut tensors = BTreeMap::new();
     for (name, _) in config.parameter_names() {
-        let (_, file) = &stored[&name];
-        let tensor = maps[*file]
-            .get(&name)
-            // Converted before it goes to the device: no kernel is asked for, and half as much goes over.
-            .and_then(|view| view.load(&Device::Cpu))
-            .and_then(|tensor| tensor.to_dtype(dtype))
-            .and_then(|tensor| tensor.to_device(device))
-            .map_err(compute)?;
-        tensors.insert(name, tensor);
+        let (_, number) = stored[&name];
+        let shard = &shards[number];
+        // Converted before it goes to the device: no kernel is asked for, and half as much goes over.
+        let tensor = shard.tensor(&shard.tensors[&name], dtype)?;
+        tensors.insert(name, tensor.to_device(device).map_err(compute)?);
     }
     Ok(tensors)
 }
@@ -179,55 +175,6 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
     })
 }
 
-/// The one file, or the files of the index. An index beside `model.safetensors` is ignored, as transformers does.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    if !index.is_file() {
-        let problem = format!("no {SINGLE} and no {INDEX}");
-        let fix = "Give a model directory in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
-        return Err(Error::input(dir.display(), problem, fix));
-    }
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index, "read"))?;
-    let broken = |problem: String| Error::input(index.display(), problem, "Fetch the file again");
-    let json: Value = serde_json::from_str(&text).map_err(|e| broken(format!("not valid JSON ({e})")))?;
-    let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| broken("no weight_map object".into()))?;
-    let mut names = BTreeSet::new();
-    for (tensor, file) in map {
-        match file.as_str() {
-            Some(name) if Path::new(name).file_name().is_some_and(|f| f == name) => names.insert(name),
-            _ => {
-                return Err(broken(format!(
-                    "weight_map gives {tensor} the file {file}, not a name in this directory"
-                )));
-            }
-        };
-    }
-    if let Some(absent) = names.iter().find(|name| !dir.join(name).is_file()) {
-        return Err(Error::input(
-            dir.join(absent).display(),
-            format!("named by {INDEX} but absent"),
-            "Fetch it",
-        ));
-    }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
-}
-
-#[allow(unsafe_code)]
-fn map_file(path: &Path) -> Result<MmapedSafetensors> {
-    File::open(path).map_err(Error::io(path, "open"))?;
-    // SAFETY: the map is read-only, lives no longer than `load` or a `TensorFile`, and every tensor is copied out; rlvr never
-    // rewrites a file in place (`write_aside` renames), so its bytes do not change underneath.
-    let map = unsafe { MmapedSafetensors::new(path) };
-    map.map_err(|e| {
-        let problem = format!("not a whole safetensors file ({})", reason(&e));
-        Error::input(path.display(), problem, "A download or copy was probably cut short: fetch it again")
-    })
-}
-
 /// The cause alone: candle wraps it in the path and, when asked for, a backtrace.
 pub(crate) fn reason(error: &candle_core::Error) -> String {
     match error {
@@ -238,36 +185,10 @@ pub(crate) fn reason(error: &candle_core::Error) -> String {
     }
 }
 
-/// One safetensors file whose tensors are read when they are asked for, so that no two need be in memory at once.
-pub struct TensorFile(MmapedSafetensors);
-
-impl TensorFile {
-    /// # Errors
-    /// When the file cannot be read or is cut short.
-    pub fn open(path: &Path) -> Result<Self> {
-        map_file(path).map(Self)
-    }
-
-    /// On the CPU; `None` when there is no such tensor.
-    pub fn get(&self, name: &str) -> Option<Result<Tensor>> {
-        let view = self.0.get(name).ok()?;
-        Some(view.load(&Device::Cpu).map_err(compute))
-    }
-
-    /// The types that its tensors are stored in; `None` for one that is no type of weights.
-    pub fn dtypes(&self) -> impl Iterator<Item = Option<DType>> {
-        self.0.tensors().into_iter().map(|(_, view)| match view.dtype() {
-            safetensors::Dtype::BF16 => Some(DType::BF16),
-            safetensors::Dtype::F16 => Some(DType::F16),
-            safetensors::Dtype::F32 => Some(DType::F32),
-            _ => None,
-        })
-    }
-}
-
 /// What is wrong with a set of tensors, all of it, by name.
 #[derive(Default)]
 struct Faults {
+    broken: Vec<String>,
     missing: Vec<String>,
     extra: Vec<String>,
     duplicate: Vec<String>,
@@ -304,8 +225,15 @@ impl Faults {
     }
 
     fn into_result(self, dir: &Path) -> Result<()> {
+        // What a broken file holds is not missing.
+        let missing = if self.broken.is_empty() { self.missing } else { Vec::new() };
+        let fix = match self.broken.is_empty() {
+            true => "Give weights that fit config.json: its names and shapes, stored as bf16, f16 or f32",
+            false => "A download or copy was probably cut short: fetch the files again",
+        };
         let kinds = [
-            ("missing tensors", self.missing),
+            ("broken files", self.broken),
+            ("missing tensors", missing),
             ("unexpected tensors", self.extra),
             ("tensors stored twice", self.duplicate),
             ("tensors of the wrong shape", self.shape),
@@ -322,7 +250,6 @@ impl Faults {
         if problems.is_empty() {
             return Ok(());
         }
-        let fix = "Give weights that fit config.json: its names and shapes, stored as bf16, f16 or f32";
         Err(Error::input(dir.display(), problems.join("; "), fix))
     }
 }

@@ -68,6 +68,24 @@ pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
     Ok(sum.inplace_op2(term, &AddAssign)?)
 }
 
+/// Multiplies every element by `factor`, in place; f32.
+pub fn scale(values: &Tensor, factor: f32) -> Result<()> {
+    if cuda::on(values) {
+        return cuda::elementwise::scale(values, factor);
+    }
+    struct Scale(f32);
+    impl candle_core::InplaceOp1 for Scale {
+        fn name(&self) -> &'static str {
+            "scale"
+        }
+        fn cpu_fwd(&self, values: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            slice_mut(values, layout)?.iter_mut().for_each(|x| *x *= self.0);
+            Ok(())
+        }
+    }
+    Ok(values.inplace_op1(&Scale(factor))?)
+}
+
 /// Sets every element to zero, in place.
 pub fn zero(values: &Tensor) -> Result<()> {
     if cuda::on(values) {

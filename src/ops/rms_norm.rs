@@ -38,16 +38,27 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
 
 /// With `g = dy * w` and `r = 1/rms`: `dx = r g - x r^3 mean(g x)`, `dw += sum over rows of dy x r`.
 ///
-/// Adds `dx` to `dx_nh` (the gradient that reaches `x` through the residual) and `dw` to `dw_h`, both in place.
-pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tensor) -> Result<()> {
+/// Adds `dx` to `dx_nh` (the gradient that reaches `x` through the residual) and `dw` to `dw_h`, both in place; a
+/// frozen weight has no `dw_h`.
+pub fn backward<'a>(
+    norm: Input,
+    dy_nh: &Tensor,
+    dx_nh: &Tensor,
+    dw_h: impl Into<Option<&'a Tensor>>,
+) -> Result<()> {
+    let dw_h = dw_h.into();
     if cuda::on(dx_nh) {
         return cuda::rms_norm::backward(norm, dy_nh, dx_nh, dw_h);
     }
     let (n, h) = dy_nh.dims2()?;
-    let dw = {
+    {
         let (x, w) = (View::new(norm.x_nh)?, View::new(norm.w_h)?);
-        let op = AddInputGradient { x: &x, w: &w, eps: norm.eps };
-        dx_nh.inplace_op2(dy_nh, &op)?;
+        dx_nh.inplace_op2(dy_nh, &AddInputGradient { x: &x, w: &w, eps: norm.eps })?;
+    }
+    debug_assert_eq!(n, dx_nh.dim(0)?);
+    let Some(dw_h) = dw_h else { return Ok(()) };
+    let dw = {
+        let x = View::new(norm.x_nh)?;
         let dy = View::new(dy_nh)?;
         let chunk = h * CHUNK_ROWS;
         let partial: Vec<Vec<f32>> = x
@@ -72,7 +83,6 @@ pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tensor) -> R
         }
         dw
     };
-    debug_assert_eq!(n, dx_nh.dim(0)?);
     super::add_assign(dw_h, &tensor(dw, h)?)
 }
 

@@ -124,14 +124,19 @@ fn no_cut(cut: Option<&SamplingConfig>) -> Result<()> {
 }
 
 /// Given `dlogprobs = dL / dlogprob` and perhaps `dentropies = dL / dentropy`: returns `dL / dhidden` `[R, H]` and
-/// adds `dL / dhead` to `dhead_vh`.
+/// adds `dL / dhead` to `dhead_vh`, which a frozen head has not.
 ///
 /// `dlogits = ((onehot(target) - p) dlogprob - p (log p + entropy) dentropy) / temperature`, written over the chunk's
 /// logits.
 ///
 /// # Errors
 /// Slopes of another number than the targets; derivatives by entropies on a CUDA device, which has none.
-pub fn backward<'s>(inputs: Inputs, slopes: impl Into<Slopes<'s>>, dhead_vh: &Tensor) -> Result<Tensor> {
+pub fn backward<'s, 'h>(
+    inputs: Inputs,
+    slopes: impl Into<Slopes<'s>>,
+    dhead_vh: impl Into<Option<&'h Tensor>>,
+) -> Result<Tensor> {
+    let dhead_vh = dhead_vh.into();
     let Slopes { dlogprobs, dentropies, cut } = slopes.into();
     let by_entropy = !dentropies.is_empty();
     let r = inputs.targets.len();
@@ -186,7 +191,9 @@ pub fn backward<'s>(inputs: Inputs, slopes: impl Into<Slopes<'s>>, dhead_vh: &Te
             },
         );
         dhidden.extend(product(Mat::row_major(&logits, n, v), Mat::row_major(&head, v, h), Threads::Pool));
-        linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
+        if let Some(dhead_vh) = dhead_vh {
+            linear::backward_weight(dhead_vh, &tensor(logits, (n, v))?, &hidden)?;
+        }
     }
     tensor_as(dhidden, (r, h), hidden_rh.dtype())
 }

@@ -1,4 +1,4 @@
-//! AdamW over all parameters of a decoder, with the clip by global norm folded into the update.
+//! AdamW over what is trained of a decoder, with the clip by global norm folded into the update.
 
 use candle_core::{DType, Tensor};
 
@@ -10,7 +10,7 @@ use crate::ops::adamw::{Moment, Parameter, Precision, Update, update};
 use crate::ops::memory;
 use crate::rng::{Purpose, Stream};
 
-/// The state of every weight, in parameter order.
+/// The state of every weight that is trained, in the order of `Decoder::trainable`.
 pub struct AdamW {
     first: Vec<Moment>,
     second: Vec<Moment>,
@@ -52,7 +52,7 @@ impl AdamW {
     pub fn with(decoder: &Decoder, moments: MomentsConfig, bf16_weights: Bf16Weights) -> Result<Self> {
         let zeros = || -> Result<Vec<Moment>> {
             decoder
-                .parameters()
+                .trainable()
                 .map(|(_, weight)| match moments {
                     MomentsConfig::F32 => Moment::zeros(weight),
                     MomentsConfig::Int8 => Moment::zeros_int8(weight),
@@ -63,7 +63,7 @@ impl AdamW {
             let needed = weight.dtype() == DType::BF16 && bf16_weights == Bf16Weights::Masters;
             Ok(if needed { Some(memory::cast(weight, DType::F32)?) } else { None })
         };
-        let masters = decoder.parameters().map(master).collect::<Result<_>>()?;
+        let masters = decoder.trainable().map(master).collect::<Result<_>>()?;
         let seed = match bf16_weights {
             Bf16Weights::Masters => 0,
             Bf16Weights::StochasticRounding { seed } => seed,
@@ -84,7 +84,7 @@ impl AdamW {
     ) -> Result<f64> {
         let grad_norm = gradients.norm()?;
         if !grad_norm.is_finite() {
-            let culprit = decoder.parameters().zip(gradients.tensors()).find(|(_, g)| {
+            let culprit = decoder.trainable().zip(gradients.tensors()).find(|(_, g)| {
                 !g.as_ref().is_ok_and(|g| crate::ops::sum_squares(&[*g]).is_ok_and(f64::is_finite))
             });
             let name = culprit.map_or("all weights together", |((name, _), _)| name);
@@ -106,7 +106,7 @@ impl AdamW {
             // torch.nn.utils.clip_grad_norm_ adds 1e-6 too.
             gradient_scale: if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 },
         };
-        for (i, ((_, weight), gradient)) in decoder.parameters().zip(gradients.tensors()).enumerate() {
+        for (i, ((_, weight), gradient)) in decoder.trainable().zip(gradients.tensors()).enumerate() {
             let parameter = Parameter {
                 weight,
                 precision: self.precision(i, weight),
@@ -141,7 +141,7 @@ impl AdamW {
     pub fn state(&self, decoder: &Decoder) -> (u64, Vec<(String, Tensor)>) {
         let mut state = Vec::new();
         for (which, moments) in [("first", &self.first), ("second", &self.second)] {
-            for ((name, _), moment) in decoder.parameters().zip(moments) {
+            for ((name, _), moment) in decoder.trainable().zip(moments) {
                 match moment {
                     Moment::F32(values) => state.push((format!("{which}.{name}"), values.clone())),
                     Moment::Int8 { codes, scales } => {
@@ -151,10 +151,10 @@ impl AdamW {
                 }
             }
         }
-        for ((name, _), master) in decoder.parameters().zip(&self.masters) {
+        for ((name, _), master) in decoder.trainable().zip(&self.masters) {
             state.extend(master.iter().map(|master| (format!("master.{name}"), master.clone())));
         }
-        if self.masters.iter().zip(decoder.parameters()).any(|(m, (_, w))| m.is_none() && is_bf16(w)) {
+        if self.masters.iter().zip(decoder.trainable()).any(|(m, (_, w))| m.is_none() && is_bf16(w)) {
             let words = [self.seed as u32, (self.seed >> 32) as u32];
             state.extend(Tensor::new(&words, &candle_core::Device::Cpu).map(|seed| (SEED.to_string(), seed)));
         }
@@ -179,7 +179,7 @@ impl AdamW {
         };
         let moments = |which: &str| -> Result<Vec<Moment>> {
             decoder
-                .parameters()
+                .trainable()
                 .map(|(name, weight)| {
                     let codes = format!("{which}_codes.{name}");
                     if find(&codes).is_err() {
@@ -205,7 +205,7 @@ impl AdamW {
             let needed = is_bf16(weight) && seed.is_none();
             needed.then(|| load(format!("master.{name}"), weight.dims(), weight)).transpose()
         };
-        let masters = decoder.parameters().map(master).collect::<Result<_>>()?;
+        let masters = decoder.trainable().map(master).collect::<Result<_>>()?;
         Ok(Self {
             first: moments("first")?,
             second: moments("second")?,

@@ -101,7 +101,7 @@ pub fn steps(runs: &[Run]) -> Vec<(String, Vec<Figure>)> {
                 title,
                 x: "step",
                 lines: &lines,
-                drawn: Drawn::Smoothed,
+                drawn: if *metric == "learning_rate" { Drawn::Marked } else { Drawn::Smoothed },
                 range: *range,
                 baseline: None,
             };
@@ -170,7 +170,7 @@ pub fn thresholds(runs: &[Run]) -> Vec<Figure> {
             return None;
         }
         if key == "roc" {
-            let points = vec![(0.0, 0.0), (1.0, 1.0)];
+            let points = (0..=40).map(|i| (f64::from(i) / 40.0, f64::from(i) / 40.0)).collect();
             lines.push(Line { name: "chance".into(), colour: 6, dashed: true, points });
         }
         let range = Some((0.0, 1.0));

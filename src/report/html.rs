@@ -65,7 +65,7 @@ fn section(page: &mut String, heading: &str, body: &str) {
 
 fn table(table: &Table, class: &str) -> String {
     let mut out = format!(
-        "<div class=\"wide\"><table class=\"{class}\"><caption>{}</caption><thead><tr>",
+        "<p class=\"soft\">{0}</p>\n<div class=\"wide\" tabindex=\"0\"><table class=\"{class}\" aria-label=\"{0}\"><thead><tr>",
         escape(&table.caption)
     );
     for name in &table.head {
@@ -120,7 +120,7 @@ fn confusion(run: &Run, evaluation: &Evaluation) -> String {
     }
     let caption = format!("{}, {}: gold label (rows) by verdict (columns)", run.name, evaluation.name);
     let mut out = format!(
-        "<div class=\"wide\"><table class=\"matrix\"><caption>{}</caption><thead><tr><th scope=\"col\">gold</th>",
+        "<p class=\"soft\">{0}</p>\n<div class=\"wide\" tabindex=\"0\"><table class=\"matrix\" aria-label=\"{0}\"><thead><tr><th scope=\"col\">gold</th>",
         escape(&caption)
     );
     for (i, label) in labels.iter().enumerate() {

@@ -26,7 +26,12 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
         std::fs::rename(&aside, path)
     };
     write().map_err(Error::io(path, "write"))?;
-    path.parent().map_or(Ok(()), sync_folder)
+    match path.parent() {
+        // A bare file name lies in the working directory.
+        Some(folder) if folder.as_os_str().is_empty() => sync_folder(Path::new(".")),
+        Some(folder) => sync_folder(folder),
+        None => Ok(()),
+    }
 }
 
 /// Makes the names in a folder as durable as the files behind them.

@@ -33,7 +33,7 @@ impl AnswersSection {
     pub fn check(self, check: &Check) -> Result<Answers> {
         let fields = self.fields.into_iter().map(|(name, entry)| {
             let key = format!("answers.fields.{name}");
-            let regex = check.regex(&format!("{key}.regex"), &entry.regex)?;
+            let regex = check.regex(&key, &entry.regex)?;
             if regex.captures_len() != 2 {
                 let problem = format!("the regex has {} capture groups", regex.captures_len() - 1);
                 return Err(check.at(&format!("{key}.regex"), problem, "Put (...) around the value, once"));
@@ -107,7 +107,8 @@ impl Task {
         });
         texts
             .map(|(label, name, template)| {
-                let text = template.render(&row, Some(name)).map_err(|path| at.absent(path, "answers"))?;
+                let rendered = self.label_for(label, |text| template.render(&row, Some(text)));
+                let text = rendered.map_err(|path| at.absent(path, "answers"))?;
                 if !Outcome::of(label, self.judge(&text, FinishReason::Stop)).is_exact() {
                     let problem = format!("the answer `{}` is not judged to be `{name}`", shorten(&text));
                     return Err(at.error(problem, "Make [answers] and the [[verdict]] rules agree"));

@@ -1,7 +1,8 @@
 //! Counts of verdicts against gold labels.
 
+use super::metrics::Parsed;
 use super::metrics::{Tally, ratio, wilson_95};
-use super::{Binary, EvalReport, LabelId, LabelScores, PaperReading, Task, Verdict};
+use super::{Binary, EvalReport, LabelId, LabelScores, Outcome, PaperReading, Task, Verdict};
 use crate::error::{Error, Result};
 
 /// How often each verdict met each gold label.
@@ -9,15 +10,31 @@ use crate::error::{Error, Result};
 pub struct Confusion {
     task: String,
     labels: Vec<String>,
-    /// `[L][L + 2]`: gold by label, then malformed and unflagged, then malformed and flagged, by the paper's rule.
+    /// `[L][L + 3]`: gold by label, then malformed and by the paper's rule unflagged, flagged, and dropped. A set of
+    /// labels counts as its first one here.
     counts: Vec<Vec<u64>>,
+    /// Answers with exactly the gold label, or set.
+    exact: u64,
+    by_label: Vec<LabelCounts>,
+    drops: bool,
+}
+
+/// Of one label, alone or in sets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct LabelCounts {
+    hits: u64,
+    support: u64,
+    predicted: u64,
+    /// Of the support, what the paper's rule leaves out.
+    dropped: u64,
 }
 
 impl Confusion {
     pub fn new(task: &Task) -> Self {
         let labels = task.labels().to_vec();
-        let counts = vec![vec![0; labels.len() + 2]; labels.len()];
-        Self { task: task.name().to_string(), labels, counts }
+        let counts = vec![vec![0; labels.len() + 3]; labels.len()];
+        let by_label = vec![LabelCounts::default(); labels.len()];
+        Self { task: task.name().into(), labels, counts, exact: 0, by_label, drops: task.drops_answers() }
     }
 
     /// Ids come from the task that the confusion was made for; others are not counted.
@@ -27,9 +44,31 @@ impl Confusion {
             Verdict::Positive(label) => label.index(),
             Verdict::Malformed(PaperReading::NotFlagged) => self.labels.len(),
             Verdict::Malformed(PaperReading::Flagged) => self.labels.len() + 1,
+            Verdict::Malformed(PaperReading::Dropped) => self.labels.len() + 2,
         };
-        if let Some(count) = self.counts.get_mut(gold.index()).and_then(|row| row.get_mut(column)) {
-            *count += 1;
+        let Some(count) = self.counts.get_mut(gold.index()).and_then(|row| row.get_mut(column)) else {
+            return;
+        };
+        *count += 1;
+        self.exact += u64::from(Outcome::of(gold, verdict).is_exact());
+        let said = match verdict {
+            Verdict::Negative => Some(LabelId::NEGATIVE),
+            Verdict::Positive(label) => Some(label),
+            Verdict::Malformed(_) => None,
+        };
+        let dropped = verdict == Verdict::Malformed(PaperReading::Dropped);
+        let said: Vec<usize> = said.into_iter().flat_map(LabelId::members).collect();
+        for label in gold.members() {
+            if let Some(counts) = self.by_label.get_mut(label) {
+                counts.support += 1;
+                counts.hits += u64::from(said.contains(&label));
+                counts.dropped += u64::from(dropped);
+            }
+        }
+        for label in said {
+            if let Some(counts) = self.by_label.get_mut(label) {
+                counts.predicted += 1;
+            }
         }
     }
 
@@ -42,6 +81,13 @@ impl Confusion {
         }
         for (row, more) in self.counts.iter_mut().zip(&other.counts) {
             row.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+        }
+        self.exact += other.exact;
+        for (counts, more) in self.by_label.iter_mut().zip(&other.by_label) {
+            counts.hits += more.hits;
+            counts.support += more.support;
+            counts.predicted += more.predicted;
+            counts.dropped += more.dropped;
         }
         Ok(())
     }
@@ -61,10 +107,10 @@ impl Confusion {
         let benign = self.counts[0].iter().sum::<u64>();
         let malformed = |row: &[u64]| row[n_labels..].iter().sum::<u64>();
         let per_label = (0..n_labels).map(|i| self.label_scores(i)).collect::<Vec<_>>();
-        let exact = (0..n_labels).map(|i| self.counts[i][i]).sum();
+        let exact = self.exact;
         let malformed_count = self.counts.iter().map(|row| malformed(row)).sum();
         let interval = |part, whole| wilson_95(part, whole, samples);
-        let f1s = per_label.iter().filter_map(|scores| scores.f1).collect::<Vec<_>>();
+        let paper = self.paper(samples);
         EvalReport {
             task: self.task.clone(),
             count,
@@ -72,10 +118,12 @@ impl Confusion {
             always_flag_accuracy: ratio(count - benign, count),
             never_flag_accuracy: ratio(benign, count),
             strict: self.strict(samples),
-            paper: self.paper(samples),
+            parsed: self.drops.then(|| self.parsed(&paper)),
+            paper,
+            attacks: None,
             exact_label_accuracy: ratio(exact, count),
             exact_label_interval: interval(exact, count),
-            macro_f1: (!f1s.is_empty()).then(|| f1s.iter().sum::<f64>() / f1s.len() as f64),
+            macro_f1: mean(per_label.iter().filter_map(|scores| scores.f1)),
             malformed_rate: ratio(malformed_count, count),
             malformed_interval: interval(malformed_count, count),
             benign_answered: ratio(self.counts[0][0], benign),
@@ -103,15 +151,28 @@ impl Confusion {
             let tally = if gold == 0 { &mut benign } else { &mut risky };
             let unflagged = row[0] + row[self.labels.len()];
             tally.unflagged += unflagged;
-            tally.flagged += row.iter().sum::<u64>() - unflagged;
+            tally.flagged += row[..self.labels.len() + 2].iter().sum::<u64>() - unflagged;
         }
         Binary::of(benign, risky, samples)
     }
 
+    fn parsed(&self, paper: &Binary) -> Parsed {
+        let dropped = self.counts.iter().map(|row| row[self.labels.len() + 2]).sum();
+        let f1 =
+            |counts: &LabelCounts| ratio(2 * counts.hits, counts.support - counts.dropped + counts.predicted);
+        let wrong = paper.false_positive + paper.false_negative;
+        let sides =
+            [paper.true_positive, paper.true_negative].map(|right| ratio(2 * right, 2 * right + wrong));
+        Parsed {
+            dropped,
+            exact_label_accuracy: ratio(self.exact, self.count() - dropped),
+            macro_f1: mean(self.by_label.iter().filter_map(f1)),
+            binary_macro_f1: mean(sides.into_iter().flatten()),
+        }
+    }
+
     fn label_scores(&self, label: usize) -> LabelScores {
-        let hits = self.counts[label][label];
-        let support = self.counts[label].iter().sum();
-        let predicted = self.counts.iter().map(|row| row[label]).sum();
+        let LabelCounts { hits, support, predicted, .. } = self.by_label[label];
         LabelScores {
             label: self.labels[label].clone(),
             support,
@@ -123,10 +184,14 @@ impl Confusion {
     }
 }
 
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let values: Vec<f64> = values.collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::Outcome;
     use crate::types::FinishReason;
 
     const UNFLAGGED: Verdict = Verdict::Malformed(PaperReading::NotFlagged);

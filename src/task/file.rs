@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::answers::AnswersSection;
 use super::outcome::ExtraReward;
+use super::paper::PaperSection;
 use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
@@ -21,6 +22,9 @@ struct TaskFile {
     name: String,
     #[serde(default)]
     truncated: Truncated,
+    #[serde(default)]
+    retries: u32,
+    attack_succeeded: Option<String>,
     input: InputSection,
     gold: GoldSection,
     sft: Option<SftSection>,
@@ -71,6 +75,10 @@ struct LabelsSection {
     positive: Vec<String>,
     #[serde(default)]
     ignore_case: bool,
+    #[serde(default)]
+    multi: bool,
+    #[serde(default)]
+    names: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -81,12 +89,6 @@ struct RuleEntry {
     take: Option<Take>,
     default: Option<String>,
     paper: Option<PaperReading>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PaperSection {
-    flagged: String,
 }
 
 /// `place` is what errors call the file.
@@ -101,7 +103,8 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
-    let paper_flag = file.paper.map(|section| check.paper(section, &file.verdict)).transpose()?;
+    let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
+    let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
     let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
@@ -113,7 +116,20 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
         let key = if i == 0 { "reward".to_string() } else { format!("extra_rewards.{}", named.name) };
         check.reward(&key, named)?;
     }
-    let task = Task { name: file.name, labels, input, gold, target, answers, rules, rewards };
+    let attack_succeeded =
+        file.attack_succeeded.map(|path| check.path("attack_succeeded", &path)).transpose()?;
+    let task = Task {
+        name: file.name,
+        labels,
+        input,
+        gold,
+        target,
+        answers,
+        rules,
+        rewards,
+        retries: file.retries,
+        attack_succeeded,
+    };
     check.templates_agree_with_rules(&task)?;
     Ok(task)
 }
@@ -159,12 +175,14 @@ impl Check<'_> {
         if section.positive.is_empty() {
             return Err(self.at("labels.positive", "the list is empty", "Give at least one positive label"));
         }
-        if section.positive.len() >= usize::from(u16::MAX) {
+        let most = if section.multi { LabelId::SET_LABELS } else { 1 << LabelId::SET_LABELS };
+        if section.positive.len() >= most + usize::from(section.multi) {
             let problem = format!("{} labels are too many", section.positive.len());
-            return Err(self.at("labels.positive", problem, format!("Give fewer than {}", u16::MAX)));
+            return Err(self.at("labels.positive", problem, format!("Give at most {most}")));
         }
         let names = std::iter::once(section.negative).chain(section.positive).collect::<Vec<_>>();
-        let set = LabelSet { names, ignore_case: section.ignore_case };
+        let mut set =
+            LabelSet { names, ignore_case: section.ignore_case, multi: section.multi, words: Vec::new() };
         for (i, name) in set.names.iter().enumerate() {
             let key = if i == 0 { "labels.negative".into() } else { format!("labels.positive[{}]", i - 1) };
             if name.trim() != name || name.is_empty() {
@@ -175,10 +193,25 @@ impl Check<'_> {
                 let problem = format!("`{name}` begins with `@` or `$`, which verdict rules use");
                 return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
             }
+            if set.multi && name.contains(',') {
+                let problem = format!("`{name}` has a comma, which stands between the labels of an answer");
+                return Err(self.at(&key, problem, "Choose another name, and map it in [gold.map]"));
+            }
             if set.names[..i].iter().any(|earlier| set.same(earlier, name)) {
                 let fix = "Name each label once; the negative label is not among the positive ones";
                 return Err(self.at(&key, format!("`{name}` is a label already"), fix));
             }
+        }
+        if let Some(unknown) = section.names.keys().find(|name| !set.names.contains(name)) {
+            let problem = format!("`{unknown}` is not a label of this task");
+            let fix = format!("Use each of: {}", set.names.join(", "));
+            return Err(self.at(&format!("labels.names.{unknown}"), problem, fix));
+        }
+        if !section.names.is_empty() {
+            let words = set.names.iter().map(|name| section.names.get(name).cloned().ok_or(name));
+            set.words = words.collect::<std::result::Result<_, _>>().map_err(|name| {
+                self.at("labels.names", format!("`{name}` has no name"), "Name every label, or none")
+            })?;
         }
         Ok(set)
     }
@@ -234,14 +267,13 @@ impl Check<'_> {
         }
     }
 
-    /// `key` is the whole key, for the error.
     pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
         Regex::new(pattern).map_err(|e| {
             // The last line says what is wrong; those before draw the pattern.
             let why = e.to_string().lines().last().unwrap_or_default().to_string();
             let fix =
                 "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(key, format!("`{}` does not compile: {why}", shorten(pattern)), fix)
+            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
         })
     }
 
@@ -271,19 +303,6 @@ impl Check<'_> {
         Ok(Rules { ordered: ordered.collect::<Result<_>>()?, default, truncated, paper_flag: None })
     }
 
-    fn paper(&self, section: PaperSection, rules: &[RuleEntry]) -> Result<Regex> {
-        if let Some(i) = rules.iter().position(|rule| rule.paper.is_some()) {
-            let problem = "paper has no effect, because [paper] decides for all rules";
-            return Err(self.at(&format!("verdict[{i}].paper"), problem, "Remove it, or [paper]"));
-        }
-        let regex = self.regex("paper.flagged", &section.flagged)?;
-        if regex.captures_len() < 2 {
-            let problem = "the pattern has no capture group";
-            return Err(self.at("paper.flagged", problem, "Put (...) around the label in it"));
-        }
-        Ok(regex)
-    }
-
     fn paper_without_effect(&self, key: &str) -> Error {
         let problem = "paper has no effect, because this rule never yields a malformed verdict";
         self.at(&format!("{key}.paper"), problem, "Remove it, or set the label to \"@malformed\" or \"$1\"")
@@ -298,7 +317,7 @@ impl Check<'_> {
         let (Some(pattern), Some(label)) = (entry.regex, entry.label) else {
             return Err(self.at(&key, "a rule wants a regex and a label", format!("Give both; {MANUAL}")));
         };
-        let regex = self.regex(&format!("{key}.regex"), &pattern)?;
+        let regex = self.regex(&key, &pattern)?;
         let label_key = format!("{key}.label");
         let rule_label = match label.strip_prefix('$') {
             Some(group) => {
@@ -350,11 +369,15 @@ impl Check<'_> {
     /// SFT must not teach answers that the task's own rules judge to be something else.
     fn templates_agree_with_rules(&self, task: &Task) -> Result<()> {
         let Some(Target::Templates { negative, positive }) = &task.target else { return Ok(()) };
-        for (index, label) in task.labels().iter().enumerate() {
+        for index in 0..task.labels().len() {
+            let gold = LabelId(index as u16);
+            let label = &task.labels()[index];
             let (key, template) = if index == 0 { ("negative", negative) } else { ("positive", positive) };
             // A template with fields of the row is known only row by row.
-            let Ok(text) = template.render(&serde_json::Value::Null, Some(label)) else { continue };
-            let gold = LabelId(index as u16);
+            let Ok(text) = task.label_for(gold, |text| template.render(&serde_json::Value::Null, Some(text)))
+            else {
+                continue;
+            };
             if !Outcome::of(gold, task.judge(&text, FinishReason::Stop)).is_exact() {
                 let problem = format!("`{}` is not judged to be `{label}`", shorten(&text));
                 let fix = "Make the template and the [[verdict]] rules agree";

@@ -7,6 +7,7 @@ mod file;
 mod gold;
 mod metrics;
 mod outcome;
+mod paper;
 mod row;
 mod verdict;
 
@@ -18,20 +19,24 @@ use serde_json::Value;
 pub use answers::Answer;
 pub use confusion::Confusion;
 pub use gold::GoldLabels;
-pub use metrics::{Binary, EvalReport, Interval, LabelScores};
+pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
 pub use outcome::{NamedReward, Outcome, Reward};
 pub use verdict::{LabelId, PaperReading, Verdict};
 
 use crate::error::{Error, Result};
 use crate::types::{FinishReason, Message, Sample};
-use row::{RowPath, Template};
+use row::{LabelText, RowPath, Template};
 use verdict::{LabelSet, Rules};
 
 /// The task files inside the binary.
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 7] = [
     ("riskcue", include_str!("../../tasks/riskcue.toml")),
     ("riskcue-short", include_str!("../../tasks/riskcue-short.toml")),
     ("demo", include_str!("../../tasks/demo.toml")),
+    ("mcip", include_str!("../../tasks/mcip.toml")),
+    ("llama-guard", include_str!("../../tasks/llama-guard.toml")),
+    ("safemcp", include_str!("../../tasks/safemcp.toml")),
+    ("mcp-safetybench", include_str!("../../tasks/mcp-safetybench.toml")),
 ];
 
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
@@ -48,6 +53,8 @@ pub struct Task {
     rules: Rules,
     /// `[reward]` by the task's name, then the extra ones.
     rewards: Vec<NamedReward>,
+    retries: u32,
+    attack_succeeded: Option<RowPath>,
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +117,29 @@ impl Task {
         self.labels.find(label)
     }
 
+    /// The label as answers write it; of a set all of its labels, with commas.
+    pub fn label_text(&self, label: LabelId) -> String {
+        self.labels.text(label)
+    }
+
+    /// How often an evaluation asks again where an answer is malformed.
+    pub fn retries(&self) -> u32 {
+        self.retries
+    }
+
+    /// Whether answers may be left out of the paper's scores.
+    pub fn drops_answers(&self) -> bool {
+        self.rules.drop_answers()
+    }
+
+    fn label_for<T>(&self, gold: LabelId, then: impl FnOnce(LabelText) -> T) -> T {
+        let label = self.label_text(gold);
+        let words: Vec<&str> =
+            gold.members().filter_map(|index| self.labels.words.get(index).map(String::as_str)).collect();
+        let name = words.join(", ");
+        then(LabelText { label: &label, name: (!words.is_empty()).then_some(name.as_str()) })
+    }
+
     /// `completion` is the decoded answer without stop token. `finish` matters only to tasks that set
     /// `truncated = "malformed"`.
     pub fn judge(&self, completion: &str, finish: FinishReason) -> Verdict {
@@ -138,7 +168,8 @@ impl Task {
         let messages = at.messages(row)?;
         let gold = at.gold(row)?;
         let target = at.target(row, gold)?;
-        Ok(Sample { line, messages, gold: self.labels()[gold.index()].clone(), target })
+        let attack_succeeded = at.attack_succeeded(row)?;
+        Ok(Sample { line, messages, gold: self.label_text(gold), target, attack_succeeded })
     }
 }
 
@@ -213,31 +244,6 @@ impl Place<'_> {
         }
     }
 
-    fn gold(&self, row: &Value) -> Result<LabelId> {
-        let path = &self.task.gold.path;
-        self.label(path.get(row).ok_or_else(|| self.absent(path, "gold.path"))?)
-    }
-
-    fn label(&self, value: &Value) -> Result<LabelId> {
-        let Gold { path, map } = &self.task.gold;
-        let raw = match value {
-            Value::String(text) => text.clone(),
-            Value::Bool(_) | Value::Number(_) => value.to_string(),
-            other => {
-                let fix = "Give the label as a text, or correct gold.path";
-                return Err(self.error(format!("`{path}` is {}, not a label", describe(other)), fix));
-            }
-        };
-        map.get(&raw).copied().or_else(|| self.task.label_id(&raw)).ok_or_else(|| {
-            let problem =
-                format!("`{path}` is `{}`, which is no label of task `{}`", shorten(&raw), self.task.name);
-            self.error(
-                problem,
-                format!("Use one of: {}; or map it in [gold.map]", self.task.labels().join(", ")),
-            )
-        })
-    }
-
     /// None when the row has no target: it can still be used for GRPO and evaluation.
     fn target(&self, row: &Value, gold: LabelId) -> Result<Option<String>> {
         let path = match &self.task.target {
@@ -245,8 +251,8 @@ impl Place<'_> {
             Some(Target::Text(path)) => path,
             Some(Target::Templates { negative, positive }) => {
                 let template = if gold.is_negative() { negative } else { positive };
-                let label = Some(self.task.labels()[gold.index()].as_str());
-                return match template.render(row, label) {
+                let rendered = self.task.label_for(gold, |label| template.render(row, Some(label)));
+                return match rendered {
                     Ok(text) => Ok(Some(text)),
                     Err(path) => Err(self.absent(path, "sft.target_template")),
                 };
@@ -316,7 +322,7 @@ mod tests {
     #[test]
     fn unknown_sources_say_what_there_is() {
         let error = Task::load("riskque").unwrap_err();
-        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, riskcue-short, demo; or give";
+        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, riskcue-short, demo, mcip, ";
         assert!(error.is_input() && error.to_string().starts_with(want), "{error}");
         let error = Task::load("absent/x.toml").unwrap_err().to_string();
         assert!(

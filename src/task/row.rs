@@ -64,6 +64,13 @@ impl std::fmt::Display for RowPath {
     }
 }
 
+/// A label as answers write it, and its name in words where the task gives one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LabelText<'a> {
+    pub label: &'a str,
+    pub name: Option<&'a str>,
+}
+
 /// A text with holes: `{path}` is the row's value there, `{{` and `}}` are braces.
 #[derive(Clone, Debug)]
 pub(super) struct Template(Vec<Piece>);
@@ -103,18 +110,28 @@ impl Template {
         })
     }
 
-    /// `{label}` is `label` where one is given, every other hole the row's value: a string as it is, anything
-    /// else as JSON. Errs with the path that the row lacks.
-    pub fn render(&self, row: &Value, label: Option<&str>) -> Result<String, &RowPath> {
+    /// `{label}` and `{name}` are the label's where one is given that has them, every other hole the row's value: a
+    /// string as it is, anything else as JSON. Errs with the path that the row lacks.
+    pub fn render(&self, row: &Value, label: Option<LabelText>) -> Result<String, &RowPath> {
         let mut out = String::new();
         for piece in &self.0 {
-            match (piece, label) {
-                (Piece::Text(text), _) => out.push_str(text),
-                (Piece::Hole(path), Some(label)) if path.text == "label" => out.push_str(label),
-                (Piece::Hole(path), _) => match path.get(row).ok_or(path)? {
-                    Value::String(text) => out.push_str(text),
-                    other => out.push_str(&other.to_string()),
-                },
+            let path = match piece {
+                Piece::Text(text) => {
+                    out.push_str(text);
+                    continue;
+                }
+                Piece::Hole(path) => path,
+            };
+            let of_label = label.and_then(|label| match path.text.as_str() {
+                "label" => Some(label.label),
+                "name" => label.name,
+                _ => None,
+            });
+            match (of_label, path.get(row)) {
+                (Some(text), _) => out.push_str(text),
+                (None, Some(Value::String(text))) => out.push_str(text),
+                (None, Some(other)) => out.push_str(&other.to_string()),
+                (None, None) => return Err(path),
             }
         }
         Ok(out)
@@ -156,8 +173,14 @@ mod tests {
     fn a_template_fills_its_holes() {
         let row = json!({"name": "Ann", "n": {"x": [1, 2]}});
         let template = Template::parse("{name}: {{{label}}} {n.x} }}").unwrap();
-        assert_eq!(template.render(&row, Some("S1")).unwrap(), "Ann: {S1} [1,2] }");
+        assert_eq!(
+            template.render(&row, Some(LabelText { label: "S1", name: None })).unwrap(),
+            "Ann: {S1} [1,2] }"
+        );
         assert_eq!(template.render(&row, None).unwrap_err().to_string(), "label");
+        let named = Template::parse("{label}. {name}").unwrap();
+        let label = LabelText { label: "B", name: Some("Overlap") };
+        assert_eq!(named.render(&row, Some(label)).unwrap(), "B. Overlap");
         assert_eq!(template.holes().map(|p| p.to_string()).collect::<Vec<_>>(), ["name", "label", "n.x"]);
         for bad in ["{name", "name}", "{}", "{a..b}"] {
             assert!(Template::parse(bad).is_err(), "{bad}");

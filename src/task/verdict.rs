@@ -5,19 +5,44 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::FinishReason;
 
-/// Index into `Task::labels`; 0 is the negative label.
+/// A label, as its index into `Task::labels`; 0 is the negative label. In a task of several labels an answer, a set of
+/// two or more positive ones is one `LabelId` too, so that equal sets are equal ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct LabelId(pub u16);
 
 impl LabelId {
     pub const NEGATIVE: Self = Self(0);
+    /// Marks a set: bit i of the rest is label i + 1.
+    const SET: u16 = 1 << 15;
+    /// Positive labels that a set can be made of.
+    pub const SET_LABELS: usize = 15;
 
     pub fn is_negative(self) -> bool {
         self == Self::NEGATIVE
     }
 
+    /// Of a set its first label's.
     pub fn index(self) -> usize {
-        usize::from(self.0)
+        if self.0 & Self::SET == 0 { usize::from(self.0) } else { self.0.trailing_zeros() as usize + 1 }
+    }
+
+    /// The indices of all its labels, ascending.
+    pub fn members(self) -> impl Iterator<Item = usize> {
+        let set = self.0 & Self::SET != 0;
+        let single = (!set).then_some(usize::from(self.0));
+        single
+            .into_iter()
+            .chain((0..Self::SET_LABELS).filter(move |i| set && self.0 & 1 << i != 0).map(|i| i + 1))
+    }
+
+    /// Of indices from 1 to [`Self::SET_LABELS`]; none is the negative label.
+    fn of_set(members: impl Iterator<Item = usize>) -> Self {
+        let bits = members.fold(0u16, |bits, index| bits | 1 << (index - 1));
+        match bits.count_ones() {
+            0 => Self::NEGATIVE,
+            1 => Self(bits.trailing_zeros() as u16 + 1),
+            _ => Self(bits | Self::SET),
+        }
     }
 }
 
@@ -53,6 +78,8 @@ pub enum PaperReading {
     #[default]
     NotFlagged,
     Flagged,
+    /// Left out, as by papers that ask again and drop what they cannot parse.
+    Dropped,
 }
 
 /// The labels of a task, the negative one first.
@@ -60,14 +87,32 @@ pub enum PaperReading {
 pub(super) struct LabelSet {
     pub names: Vec<String>,
     pub ignore_case: bool,
+    /// An answer may give several positive labels, with commas between them.
+    pub multi: bool,
+    /// What they are called in words, for target templates; none or one for each of `names`.
+    pub words: Vec<String>,
 }
 
 impl LabelSet {
-    /// `text` is trimmed and then has to equal a label, in case too unless the task says `ignore_case`.
+    /// `text` is trimmed and then has to equal a label, in case too unless the task says `ignore_case`; where the
+    /// task allows several, a list of positive labels.
     pub fn find(&self, text: &str) -> Option<LabelId> {
+        if self.multi && text.contains(',') {
+            let members = text.split(',').map(|part| self.index(part).filter(|index| *index > 0));
+            return members.collect::<Option<Vec<_>>>().map(|m| LabelId::of_set(m.into_iter()));
+        }
+        self.index(text).and_then(|index| u16::try_from(index).ok()).map(LabelId)
+    }
+
+    fn index(&self, text: &str) -> Option<usize> {
         let text = text.trim();
-        let index = self.names.iter().position(|name| self.same(name, text))?;
-        u16::try_from(index).ok().map(LabelId)
+        self.names.iter().position(|name| self.same(name, text))
+    }
+
+    /// The label as answers write it; a set with commas between its labels.
+    pub fn text(&self, label: LabelId) -> String {
+        let names = label.members().filter_map(|index| self.names.get(index).map(String::as_str));
+        names.collect::<Vec<_>>().join(",")
     }
 
     pub fn same(&self, a: &str, b: &str) -> bool {
@@ -125,6 +170,11 @@ pub(super) struct Rules {
 }
 
 impl Rules {
+    pub fn drop_answers(&self) -> bool {
+        self.default == Verdict::Malformed(PaperReading::Dropped)
+            || self.ordered.iter().any(|rule| rule.paper == PaperReading::Dropped)
+    }
+
     pub fn judge(&self, labels: &LabelSet, completion: &str, finish: FinishReason) -> Verdict {
         let verdict = self.ordered.iter().find_map(|rule| rule.judge(labels, completion));
         let verdict = verdict.unwrap_or(self.default);
@@ -297,7 +347,8 @@ mod tests {
     }
 
     fn labels(ignore_case: bool) -> LabelSet {
-        LabelSet { names: ["safe", "S1", "S2"].map(String::from).to_vec(), ignore_case }
+        let names = ["safe", "S1", "S2"].map(String::from).to_vec();
+        LabelSet { names, ignore_case, multi: false, words: Vec::new() }
     }
 
     fn rules(take: Take, truncated: Truncated) -> Rules {
@@ -341,5 +392,24 @@ mod tests {
         assert_eq!(labels(false).find(" S1\n"), Some(LabelId(1)));
         assert_eq!(labels(false).find("s1"), None);
         assert_eq!(labels(true).find("s1"), Some(LabelId(1)));
+    }
+
+    #[test]
+    fn several_labels_are_a_set_and_one_id() {
+        let names: Vec<String> =
+            std::iter::once("safe".into()).chain((1..=14).map(|i| format!("S{i}"))).collect();
+        let labels = LabelSet { names, ignore_case: false, multi: true, words: Vec::new() };
+        let found = |text: &str| labels.find(text).unwrap();
+        assert_eq!(found("S1, S14"), found(" S14,S1,S1 "));
+        assert_ne!(found("S1,S14"), found("S1,S13"));
+        assert_eq!((found("S3,S3"), found("S3")), (LabelId(3), LabelId(3)));
+        assert_eq!(found("S14,S2").members().collect::<Vec<_>>(), [2, 14]);
+        assert_eq!((found("S14,S2").index(), labels.text(found("S14,S2"))), (2, "S2,S14".into()));
+        assert!(!found("S1,S2").is_negative() && found("safe").is_negative());
+        for bad in ["safe,S1", "S1,", ",", "S1,S15", ""] {
+            assert_eq!(labels.find(bad), None, "{bad}");
+        }
+        let single = LabelSet { multi: false, ..labels };
+        assert_eq!(single.find("S1,S2"), None);
     }
 }

@@ -10,8 +10,11 @@ use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::export::companions::Companions;
+use crate::export::folder;
+use crate::export::probe::Probe;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
+use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -135,6 +138,35 @@ impl Materials {
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         let rows = Rows::load(config, &task, &encoder, sinks)?;
         Ok(Self::assemble(task, encoder, decoder, rows, companions))
+    }
+
+    /// A model folder with all that travels with it; an adapter of `decoder` is merged.
+    pub fn write_model(&self, decoder: &Decoder, dir: &Path) -> Result<()> {
+        folder::write(dir, decoder, &self.companions, SaveOptions::new(decoder.dtype()))?;
+        if let Some(text) = self.encoder.template().text_with_arguments() {
+            let template = dir.join("chat_template.jinja");
+            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
+        }
+        Ok(())
+    }
+
+    /// Holds the log-probs of what was saved as `target` against those in memory, on a held-out prompt.
+    ///
+    /// # Errors
+    /// A difference above `bound`, in nats.
+    pub fn compare(&self, decoder: &Decoder, saved: &Decoder, bound: f32, target: &Path) -> Result<()> {
+        let ids = self.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
+        let probe =
+            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
+        let (want, got) = (probe.logprobs(decoder)?, probe.logprobs(saved)?);
+        let differences = || want.iter().zip(&got).map(|(a, b)| (a - b).abs());
+        // Not by the worst alone: a NaN is below any maximum.
+        if differences().all(|difference| difference <= bound) {
+            return Ok(());
+        }
+        let worst = differences().fold(0f32, f32::max);
+        let problem = format!("its log-probs differ by {worst:.1e}, and {bound:.1e} is the bound");
+        Err(Error::Unfaithful { path: target.to_path_buf(), problem })
     }
 
     fn assemble(

@@ -3,6 +3,7 @@
 pub mod enumerate;
 pub mod grpo;
 pub mod kl_reward;
+pub mod lora;
 pub mod materials;
 pub mod place;
 pub mod policy;
@@ -10,3 +11,4 @@ pub mod session;
 pub mod sft;
 pub mod state;
 pub mod step;
+pub mod watch;

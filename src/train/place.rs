@@ -4,7 +4,7 @@ use candle_core::{DType, Device};
 
 use crate::config::model::DtypeKind;
 use crate::config::optim::GradientsConfig;
-use crate::config::{Config, DeviceKind, Stage};
+use crate::config::{Config, DeviceKind};
 use crate::error::{Error, Result};
 use crate::model::decoder::Placement;
 use crate::ops::cuda;
@@ -51,13 +51,8 @@ fn cause(error: &Error) -> String {
 pub fn open_for(config: &Config) -> Result<Opened> {
     let opened = open(config.device, config.model.dtype)?;
     if opened.place.dtype == DType::F32 {
-        for (stage, prefix, optim) in
-            [(Stage::Sft, "sft.optim", &config.sft.optim), (Stage::Grpo, "grpo.optim", &config.grpo.optim)]
-        {
-            if config.stages.contains(&stage) {
-                optim.validate_for_f32(prefix)?;
-            }
-        }
+        let why = "the weights are f32 here (model.dtype, device)";
+        config.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;
     }
     Ok(opened)
 }

@@ -5,11 +5,13 @@ use std::time::Instant;
 
 use super::enumerate::EnumerateUpdate;
 use super::grpo::GrpoStage;
+use super::lora::{Adapters, base_digest, check_base, merged_bound};
 use super::materials::{Materials, load_decoder};
 use super::place::gradients_dtype;
 use super::sft;
 use super::state::{self, Cursor, Evaluated};
 use super::step::Trainee;
+use super::watch::Watch;
 use crate::config::optim::OptimConfig;
 use crate::config::stages::{Balance, Estimator, PromptOrder};
 use crate::config::{Config, Stage};
@@ -19,11 +21,8 @@ use crate::data::order::Order;
 use crate::error::{Error, Result};
 use crate::eval::{At, Evaluator};
 use crate::export::aside::named_when_done;
-use crate::export::folder;
-use crate::export::probe::Probe;
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
-use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Metrics, SampleKind, Sinks, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::{AdamW, Bf16Weights};
@@ -40,13 +39,25 @@ pub struct Session<'a> {
     cursor: Cursor,
     /// Restored with the cursor; `None` at the start of a stage.
     optimizer: Option<AdamW>,
+    /// `None`: all weights are trained.
+    adapters: Option<Adapters<'a>>,
+    watch: Watch,
 }
 
 impl<'a> Session<'a> {
     /// A new run.
     pub fn start(config: &'a Config, run: &'a RunDirectory, mut sinks: Sinks) -> Result<Self> {
-        let materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        Ok(Self { config, run, materials, sinks, cursor: Cursor::default(), optimizer: None })
+        let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
+        let mut cursor = Cursor::default();
+        if config.lora.is_some() {
+            cursor.base = Some(base_digest(&materials.decoder)?);
+        }
+        let adapters = Adapters::start(config, &mut materials.decoder)?;
+        if let Some(adapters) = &adapters {
+            sinks.emit(&Event::Note { text: adapters.describe(&materials.decoder) });
+        }
+        let watch = Watch::default();
+        Ok(Self { config, run, materials, sinks, cursor, optimizer: None, adapters, watch })
     }
 
     /// A run from a checkpoint of its own.
@@ -57,11 +68,17 @@ impl<'a> Session<'a> {
         checkpoint: &Path,
     ) -> Result<Self> {
         let mut materials = Materials::prepare(config, run.path(), &mut sinks)?;
-        let place = materials.decoder.place();
-        materials.decoder = load_decoder(checkpoint, config.model.max_positions, &place)?;
         let cursor = state::read_cursor(checkpoint)?;
-        let optimizer = state::read_optimizer(checkpoint, &cursor, &materials.decoder)?;
-        Ok(Self { config, run, materials, sinks, cursor, optimizer })
+        let decoder = &mut materials.decoder;
+        let adapters = if config.lora.is_some() {
+            check_base(config, decoder, cursor.base.as_deref())?;
+            Adapters::resume(config, decoder, checkpoint)?
+        } else {
+            *decoder = load_decoder(checkpoint, config.model.max_positions, &decoder.place())?;
+            None
+        };
+        let optimizer = state::read_optimizer(checkpoint, &cursor, decoder)?;
+        Ok(Self { config, run, materials, sinks, cursor, optimizer, adapters, watch: Watch::default() })
     }
 
     /// Runs what is left. Returns the folder of the final model.
@@ -74,6 +91,9 @@ impl<'a> Session<'a> {
             self.run_stage(stage)?;
         }
         let model = save_model(&self.materials, self.run)?;
+        if let Some(adapters) = &self.adapters {
+            adapters.save(self.config, &self.materials, self.run)?;
+        }
         let rows = self.cursor.results.iter().map(Evaluated::row).collect();
         self.sinks.emit(&Event::Finished { rows, run: self.run.path().into() });
         Ok(model)
@@ -83,6 +103,9 @@ impl<'a> Session<'a> {
         let config = self.config;
         let steps = self.steps_of(stage);
         let done = self.cursor.step;
+        if let (Some(adapters), 0) = (&mut self.adapters, done) {
+            adapters.enter(&mut self.materials.decoder, self.cursor.stage)?;
+        }
         self.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
         let mut reference = self.reference(stage)?;
         if stage == Stage::Grpo
@@ -190,8 +213,11 @@ impl<'a> Session<'a> {
             return self.keep_reference(0).map(Some);
         }
         let of = config.reference_sync_steps.map_or(0, |n| step - step % n as u64);
-        let place = self.materials.decoder.place();
-        load_decoder(&self.reference_dir(of), self.config.model.max_positions, &place).map(Some)
+        let (decoder, dir) = (&self.materials.decoder, self.reference_dir(of));
+        if let Some(adapters) = &self.adapters {
+            return adapters.load_reference(decoder, self.cursor.stage, of, &dir).map(Some);
+        }
+        load_decoder(&dir, self.config.model.max_positions, &decoder.place()).map(Some)
     }
 
     /// Weights of the reference that counts from `step` on.
@@ -204,6 +230,9 @@ impl<'a> Session<'a> {
 
     fn keep_reference(&self, step: u64) -> Result<Decoder> {
         let dir = self.reference_dir(step);
+        if let Some(adapters) = &self.adapters {
+            return adapters.keep_reference(&self.materials.decoder, self.cursor.stage, step, &dir);
+        }
         std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
         state::save_weights(&dir, &self.materials.decoder)?;
         self.materials.decoder.deep_copy()
@@ -313,6 +342,9 @@ impl<'a> Session<'a> {
                 config.max_logprob_difference
             ));
         }
+        for text in self.watch.observe(&self.materials.task, &scored.samples) {
+            self.sinks.warn(format!("grpo step {}: {text}", step + 1));
+        }
         self.sinks.emit(&Event::Samples {
             kind: SampleKind::Rollouts,
             stage: "grpo".into(),
@@ -386,7 +418,14 @@ impl<'a> Session<'a> {
 
     fn checkpoint(&mut self, optimizer: Option<&AdamW>) -> Result<()> {
         let step = self.cursor.total_steps;
-        let write = |dir: &Path| state::write(dir, &self.cursor, &self.materials.decoder, optimizer);
+        let decoder = &self.materials.decoder;
+        let write = |dir: &Path| {
+            match &self.adapters {
+                Some(adapters) => adapters.write(dir, decoder)?,
+                None => state::save_weights(dir, decoder)?,
+            }
+            state::write(dir, &self.cursor, decoder, optimizer)
+        };
         let checkpoint = Checkpoint::write(self.run, step, write)?;
         checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
         let kept =
@@ -402,20 +441,11 @@ fn save_model(materials: &Materials, run: &RunDirectory) -> Result<PathBuf> {
     let target = run.model();
     named_when_done(&target, |aside| {
         let decoder = &materials.decoder;
-        folder::write(aside, decoder, &materials.companions, SaveOptions::new(decoder.dtype()))?;
-        if let Some(text) = materials.encoder.template().text_with_arguments() {
-            let template = aside.join("chat_template.jinja");
-            std::fs::write(&template, text).map_err(Error::io(&template, "write the chat template"))?;
-        }
+        materials.write_model(decoder, aside)?;
         let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
-        let ids = materials.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
-        let probe =
-            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
-        if probe.logprobs(decoder)? != probe.logprobs(&again)? {
-            let problem = "its log-probs differ".into();
-            return Err(Error::Unfaithful { path: target.clone(), problem });
-        }
-        Ok(())
+        // An adapter is merged into the folder's weights, which rounds other sums.
+        let bound = if decoder.adapter().is_some() { merged_bound(decoder) } else { 0.0 };
+        materials.compare(decoder, &again, bound, &target)
     })?;
     Ok(target)
 }

@@ -28,6 +28,9 @@ pub struct Cursor {
     pub num_tokens: u64,
     /// Updates in the optimiser's moments; `None` between stages, where there is no optimiser.
     pub optimizer_updates: Option<u64>,
+    /// Of the weights that a run with adapters started from: `lora::base_digest`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// Running success rates, of a stage that orders its prompts by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difficulty: Option<Difficulty>,
@@ -56,9 +59,8 @@ impl Evaluated {
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Writes into `dir`, which the caller makes durable.
+/// Writes everything but the weights into `dir`, which the caller makes durable.
 pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&AdamW>) -> Result<()> {
-    save_weights(dir, decoder)?;
     if let Some(optimizer) = optimizer {
         let path = dir.join(OPTIMIZER);
         let (_, state) = optimizer.state(decoder);
@@ -71,11 +73,10 @@ pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&
     replace_file(&dir.join(STATE), &json)
 }
 
-/// The decoder's weights, as they are, in HF layout.
+/// The decoder's weights in HF layout: as they are, or with its adapter merged, one tensor at a time.
 pub fn save_weights(dir: &Path, decoder: &Decoder) -> Result<()> {
-    let tensors: Vec<(String, Tensor)> =
-        decoder.parameters().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-    weights::save(dir, &decoder.config, &tensors, SaveOptions::new(decoder.dtype()))
+    let options = SaveOptions::new(decoder.dtype());
+    weights::save_with(dir, &decoder.config, options, |name| decoder.merged_weight(name)).map(|_| ())
 }
 
 pub fn read_cursor(dir: &Path) -> Result<Cursor> {

@@ -160,7 +160,7 @@ fn bad_rows_are_named_by_file_and_line() {
 
 #[test]
 fn settings_that_cannot_work_are_named_by_key() {
-    let cases: [(&str, &[&str]); 40] = [
+    let cases: [(&str, &[&str]); 39] = [
         ("sft.optim.learning_rte=1", &["learning_rte", "learning_rate", "rlvr train demo --dry-run"]),
         ("nope=1", &["--set nope=1", "unknown field", "`seed`"]),
         ("sft.steps=abc", &["--set sft.steps=abc: ", "expected a whole number", "--dry-run"]),
@@ -173,7 +173,6 @@ fn settings_that_cannot_work_are_named_by_key() {
         ("device=cuda", &["device cuda", "built without CUDA", "--features cuda"]),
         #[cfg(feature = "cuda")]
         ("device=gpu", &["device", "unknown variant"]),
-        ("device=cpu model.dtype=bf16", &["model.dtype = bf16", "f32 on the CPU"]),
         ("device=cpu sft.optim.bf16_weights=masters", &["sft.optim.bf16_weights = masters", "f32"]),
         ("device=cpu sft.optim.gradients=bf16", &["sft.optim.gradients = bf16", "f32"]),
         ("threads=100000", &["threads = 100000", "at most 1024"]),
@@ -267,7 +266,10 @@ fn broken_task_files_are_named_by_line_or_key() {
         ("name = \"a\"\n[input\n".into(), &["bad.toml:2: ", "Correct it"]),
         (String::new(), &["bad.toml: missing field `name`", "Correct it"]),
         (format!("{task}\nbogus = 1.0\n"), &["bad.toml:", "`bogus`", "`exact_positive`"]),
-        (task.replacen("regex = '", "regex = '(", 1), &["bad.toml: verdict[0].regex", "Correct the pattern"]),
+        (
+            task.replacen("\nregex = '", "\nregex = '(", 1),
+            &["bad.toml: verdict[0].regex", "Correct the pattern"],
+        ),
         (
             task.replacen("exact_positive = 1.0", "exact_positive = nan", 1),
             &["reward.exact_positive", "finite"],
@@ -303,11 +305,11 @@ fn broken_model_folders_are_named_by_file_and_field() {
     let cases: [(Spoil, &[&str]); 17] = [
         (|m| remove(m, "config.json"), &["model/config.json: is missing", "Give a model folder"]),
         (|m| put(m, "config.json", "{"), &["model/config.json: not valid JSON", "Fetch"]),
-        (|m| field(m, "model_type", json!("qwen2")), &["config.json: model_type: \"qwen2\"", "Use a model"]),
         (
-            |m| field(m, "attention_bias", json!(true)),
-            &["config.json: attention_bias", "Use a model without"],
+            |m| field(m, "model_type", json!("gemma3")),
+            &["config.json: model_type: \"gemma3\"", "Use a model"],
         ),
+        (|m| field(m, "mlp_bias", json!(true)), &["config.json: mlp_bias", "Use a model without"]),
         (
             |m| field(m, "num_hidden_layers", json!(1u64 << 40)),
             &["config.json: num_hidden_layers", "Correct it"],
@@ -321,8 +323,11 @@ fn broken_model_folders_are_named_by_file_and_field() {
             &["gate_proj.weight is [12, 8], wanted [16, 8]", "Give"],
         ),
         (|m| field(m, "tie_word_embeddings", json!(false)), &["missing tensors: lm_head.weight"]),
-        (cut, &["model/model.safetensors: not a whole safetensors file", "fetch it again"]),
-        (|m| put(m, "model.safetensors", ""), &["model/model.safetensors: not a whole", "fetch it again"]),
+        (cut, &["broken files: model.safetensors: not a whole safetensors file", "fetch the files again"]),
+        (
+            |m| put(m, "model.safetensors", ""),
+            &["broken files: model.safetensors: not a whole", "fetch the files again"],
+        ),
         (|m| remove(m, "model.safetensors"), &["model: no model.safetensors", "rlvr import"]),
         (|m| remove(m, "tokenizer.json"), &["model/tokenizer.json: is missing", "Copy the tokenizer.json"]),
         (|m| put(m, "tokenizer.json", "{}"), &["model/tokenizer.json: is not a tokenizer file", "Copy"]),
@@ -418,14 +423,14 @@ fn gguf_files_that_are_none_or_cut_short_are_refused() {
     let header = |tensors: u64, keys: u64| {
         [&b"GGUF\x03\0\0\0"[..], &tensors.to_le_bytes(), &keys.to_le_bytes()].concat()
     };
-    let qwen = [header(0, 1), text("general.architecture"), vec![8, 0, 0, 0], text("qwen2")].concat();
+    let gemma = [header(0, 1), text("general.architecture"), vec![8, 0, 0, 0], text("gemma3")].concat();
     let cases: [(Vec<u8>, &[&str]); 6] = [
         (b"NOPE and more".to_vec(), &["x.gguf: not a GGUF file", "Give a .gguf file"]),
         (Vec::new(), &["x.gguf: not a GGUF file", "Give a .gguf file"]),
         (header(3, 5), &["x.gguf: the file ends inside its header", "fetch the file again"]),
         ([header(1 << 60, 1 << 60), vec![0; 99]].concat(), &["x.gguf: the file ends inside", "fetch"]),
         (b"GGUF\x63\0\0\0".repeat(9), &["x.gguf: GGUF version 99 is not supported", "Convert"]),
-        (qwen, &["x.gguf: general.architecture: \"qwen2\"", "Import a model of"]),
+        (gemma, &["x.gguf: general.architecture: \"gemma3\"", "Import one of llama, qwen2, qwen3"]),
     ];
     none(cases.into_iter().map(|(bytes, says)| {
         let room = Room::new();
@@ -436,7 +441,19 @@ fn gguf_files_that_are_none_or_cut_short_are_refused() {
 
 #[test]
 fn paths_and_files_on_the_command_line_are_checked() {
-    let cases: [(&str, i32, &[&str]); 14] = [
+    let cases: [(&str, i32, &[&str]); 18] = [
+        (
+            "eval --predictions good.jsonl",
+            INPUT,
+            &["good.jsonl:1: the row has no answer", "Give the answer as"],
+        ),
+        (
+            "eval model good.jsonl --use-threshold",
+            INPUT,
+            &["threshold.json: is not there", "--fit-threshold"],
+        ),
+        ("report model", INPUT, &["model: is not a run", "Name the directory"]),
+        ("data audit bad.jsonl", INPUT, &["bad.jsonl:2: malformed JSON", "one JSON object a line"]),
         ("train absent", INPUT, &["config `absent`", "Use one of: demo, "]),
         ("train model", INPUT, &["model: is a folder, not a config", "Name a TOML file"]),
         ("train absent.toml", INPUT, &["absent.toml: cannot read the config", "Check the path"]),

@@ -1,5 +1,6 @@
 //! Every shipped config loads, round-trips through its resolved form, and says no key that does nothing.
 
+use rlvr::config::ablate::ABLATIONS;
 use rlvr::config::{Config, PRESETS};
 
 #[test]
@@ -10,10 +11,11 @@ fn every_shipped_config_loads_and_is_a_preset() {
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_string())
         .collect();
     files.sort();
-    let mut presets: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
-    presets.sort_unstable();
-    assert_eq!(files, presets);
-    for name in presets {
+    let ablations = ABLATIONS.iter().map(|(name, _)| *name);
+    let mut shipped: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).chain(ablations).collect();
+    shipped.sort_unstable();
+    assert_eq!(files, shipped);
+    for (name, _) in PRESETS {
         let config = Config::load(name, &[]).unwrap();
         let resolved = config.to_toml().unwrap();
         assert_eq!(Config::from_toml("resolved", &resolved, &[]).unwrap(), config, "{name}");

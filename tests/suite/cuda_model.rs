@@ -19,6 +19,7 @@ use rlvr::train::state;
 use rlvr::types::{PackedBatch, Prompt};
 
 use super::cuda_twin::{Bench, values};
+use super::lora::with_adapter;
 use super::shared_prefix::tokens;
 
 const POSITIONS: usize = 128;
@@ -43,7 +44,8 @@ fn pair(bench: &Bench, dtype: DType, tied: bool) -> (Decoder, Decoder) {
     let there = Decoder::new(config(tied), there.collect::<Vec<_>>(), POSITIONS).unwrap();
     assert_eq!(there.dtype(), dtype);
     assert!(there.device().is_cuda());
-    (Decoder::new(config(tied), rounded, POSITIONS).unwrap(), there)
+    let here = rounded.into_iter().map(|(name, w)| (name, w.to_dtype(DType::F32).unwrap()));
+    (Decoder::new(config(tied), here.collect::<Vec<_>>(), POSITIONS).unwrap(), there)
 }
 
 /// Two groups, one of them with a completion of a single token, and a row alone.
@@ -80,7 +82,7 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
 #[track_caller]
 fn all_close(decoder: &Decoder, got: &Gradients, want: &Gradients, bound: f64, seed: u64) -> f64 {
     let mut worst = 0f64;
-    for (((name, _), got), want) in decoder.parameters().zip(got.tensors()).zip(want.tensors()) {
+    for (((name, _), got), want) in decoder.trainable().zip(got.tensors()).zip(want.tensors()) {
         let error = distance(got.unwrap(), want.unwrap());
         assert!(error <= bound, "{name}: {error:e}; seed {seed}");
         worst = worst.max(error);
@@ -122,6 +124,33 @@ fn logprobs_and_every_gradient_are_the_cpus() {
             assert_eq!(gradients.tensors().next().unwrap().unwrap().dtype(), DType::BF16);
             all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
         }
+    }
+}
+
+#[test]
+fn an_adapters_logprobs_and_gradients_are_the_cpus() {
+    let Some(bench) = Bench::new() else { return };
+    for dtype in [DType::F32, DType::BF16] {
+        let (here, there) = pair(&bench, dtype, true);
+        let here = with_adapter(here, bench.seed);
+        let mut there = there;
+        there.attach(here.adapter().unwrap()).unwrap();
+        let batch = batch();
+        let (want_gradients, gradients) = (here.zero_gradients(), there.zero_gradients());
+        let want = learn(&here, &batch, Keep::Inputs, &want_gradients);
+        let got = learn(&there, &batch, Keep::Inputs, &gradients);
+        let worst = got.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+        let allowed = if dtype == DType::F32 { 1e-4 } else { 0.05 };
+        assert!(worst <= allowed, "{dtype:?}: log-probs off by {worst:e}; seed {}", bench.seed);
+        assert_eq!(gradients.tensors().next().unwrap().unwrap().dtype(), DType::F32);
+        let worst = all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
+        println!("{dtype:?}: adapter's gradients to {worst:.1e}");
+        there.merge().unwrap();
+        let merged = there.forward(&batch, Keep::Nothing).unwrap().hidden;
+        let head = Head { targets: &batch.targets, temperature: 0.8 };
+        let merged = there.logprobs(&merged, head).unwrap().logprobs;
+        let worst = merged.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+        assert!(worst <= allowed, "{dtype:?}: merged, log-probs off by {worst:e}; seed {}", bench.seed);
     }
 }
 
@@ -229,7 +258,7 @@ fn a_gradient_that_is_not_finite_is_named() {
     let (_, there) = pair(&bench, DType::BF16, true);
     let gradients = there.zero_gradients();
     let name = there.parameters().nth(3).unwrap().0.to_string();
-    let poison = gradients.at(3).unwrap();
+    let poison = gradients.at(3).unwrap().unwrap();
     rlvr::ops::cuda::elementwise::fill(poison, f32::NAN).unwrap();
     let mut optimizer = AdamW::new(&there).unwrap();
     let error = optimizer.step(&there, &gradients, &OptimConfig::default(), 1e-3).unwrap_err().to_string();

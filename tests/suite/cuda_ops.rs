@@ -66,6 +66,11 @@ fn sums_fills_and_casts() {
         rlvr::ops::add_assign(&sum, &term).unwrap();
         elementwise::add_assign(&there, &term_there).unwrap();
         bench.agree("add_assign", &there, &sum);
+        if dtype == DType::F32 {
+            rlvr::ops::scale(&sum, 1.7).unwrap();
+            elementwise::scale(&there, 1.7).unwrap();
+            bench.agree("scale", &there, &sum);
+        }
         elementwise::fill(&there, -1.5).unwrap();
         assert!(values(&there).iter().all(|v| *v == -1.5));
         for to in TYPES {
@@ -242,7 +247,13 @@ fn samples() {
             SamplingConfig { temperature: 0., ..plain },
             SamplingConfig { temperature: 0.6, top_k: 5, ..plain },
             SamplingConfig { top_p: 0.8, ..plain },
-            SamplingConfig { temperature: 1.3, top_k: 50, top_p: 0.9, min_p: 0.05 },
+            SamplingConfig {
+                temperature: 1.3,
+                top_k: 50,
+                top_p: 0.9,
+                min_p: 0.05,
+                ..SamplingConfig::default()
+            },
         ] {
             let (r, v) = (1 + bench.below(4), 100 + bench.below(900));
             let (logits, there) = bench.pair(r, v, dtype);

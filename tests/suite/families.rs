@@ -192,7 +192,7 @@ fn random_weights_give_the_logits_of_candle_transformers_qwen2_and_qwen3() {
 
 #[test]
 fn rotary_scaling_is_transformers() {
-    // transformers 5.23, scripts/peers/rope_numbers.py: theta 1e6, heads of 16, 131072 positions.
+    // transformers 5.23, scripts/golden/rope_numbers.py: theta 1e6, heads of 16, 131072 positions.
     let stretched = [1.0, 0.177827939, 0.0316227786, 0.00421755994, 0.000500000024, 4.44569851e-05];
     let cards = [stretched.to_vec(), vec![7.90569356e-06, 1.40585337e-06]].concat();
     let cases = [
@@ -298,4 +298,45 @@ fn a_sliding_window_is_refused_only_where_a_layer_would_use_it() {
     assert!(read(json!({"layer_types": ["full_attention", "full_attention"]})).is_ok());
     let error = read(json!({"layer_types": ["full_attention", "sliding_attention"]})).unwrap_err();
     assert!(error.contains("config.json: layer_types: \"sliding_attention\""), "{error}");
+}
+
+#[test]
+fn bf16_on_the_cpu_is_f32_but_for_roundings() {
+    for (seed, exact) in family_decoders(17).into_iter().enumerate() {
+        let family = exact.config.family;
+        let as_type = |dtype| {
+            let rounded = exact.parameters().map(|(name, w)| {
+                let w = w.to_dtype(DType::BF16).unwrap().to_dtype(dtype).unwrap();
+                (name.to_string(), w)
+            });
+            Decoder::new(exact.config.clone(), rounded.collect::<Vec<_>>(), 512).unwrap()
+        };
+        let (narrow, wide) = (as_type(DType::BF16), as_type(DType::F32));
+        assert_eq!((narrow.dtype(), wide.dtype()), (DType::BF16, DType::F32));
+        let mut batch = PackedBatch::default();
+        let completions = [tokens(2, 5), tokens(3, 30)];
+        batch.push_group(&tokens(seed as u32, 40), completions.iter().map(Vec::as_slice));
+        let learn = |decoder: &Decoder, dtype| {
+            let forward = decoder.forward(&batch, Keep::Activations).unwrap();
+            assert_eq!(forward.hidden.dtype(), decoder.dtype(), "activations have the weights' type");
+            let head = Head { targets: &batch.targets, temperature: 1.0 };
+            let logprobs = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+            let gradients = decoder.zero_gradients_in(dtype);
+            decoder.backward(&batch, forward, 1.0, &vec![0.1; logprobs.len()], &gradients).unwrap();
+            let flat = gradients.tensors().flat_map(|g| floats(g.unwrap())).collect::<Vec<f32>>();
+            (logprobs, flat)
+        };
+        let (want, want_gradients) = learn(&wide, DType::F32);
+        // 8 bits: a rounding is off by up to 2^-9 of a value; some 30 follow one another here.
+        for dtype in [DType::F32, DType::BF16] {
+            let (got, gradients) = learn(&narrow, dtype);
+            let worst = got.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
+            assert!((1e-5..0.15).contains(&worst), "{family:?}: log-probs off by {worst:e}");
+            let difference: f32 = gradients.iter().zip(&want_gradients).map(|(a, b)| (a - b).powi(2)).sum();
+            let norm: f32 = want_gradients.iter().map(|g| g * g).sum();
+            let relative = (difference / norm).sqrt();
+            println!("{family:?} bf16, gradients {dtype:?}: log-probs {worst:.1e}, gradient {relative:.1e}");
+            assert!(relative < 0.04, "{family:?}: gradients off by {relative:e}");
+        }
+    }
 }

@@ -373,6 +373,11 @@ fn commands_take_hub_names_and_a_run_records_the_commit() {
     let (code, out, says) = place.rlvr(&words, &offline);
     assert!(code == Some(0) && out.contains("strict"), "{out} {says}");
 
+    let (code, out, says) = place.rlvr(&["plan", "--model", ID, "--memory-gib", "1000", "--json"], &offline);
+    assert_eq!(code, Some(0), "{says}");
+    let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(plan["fits"] == true && plan["peak_bytes"].as_u64() > Some(0), "{out}");
+
     std::fs::write(place.home.path().join("config.toml"), TRAIN).unwrap();
     let path = format!("model.path={ID}");
     let (code, _, says) = place.rlvr(&["train", "config.toml", "--set", &path], &[]);

@@ -74,6 +74,25 @@ impl Source {
         source
     }
 
+    /// The same numbers as another family stores them: no reordered rows there.
+    fn as_family(self, family: &str) -> Self {
+        let renamed = |key: &String| key.replace("llama.", &format!("{family}."));
+        let metadata = self.metadata.iter().map(|(key, value)| (renamed(key), value.clone())).collect();
+        let mut source = Self { metadata, ..self }
+            .set("general.architecture", Value::String(family.into()))
+            .set("tokenizer.ggml.pre", Value::String("qwen2".into()));
+        let extra: &[(&str, usize)] = match family {
+            "qwen2" => &[("attn_q.bias", 64), ("attn_k.bias", 32), ("attn_v.bias", 32)],
+            _ => &[("attn_q_norm.weight", 32), ("attn_k_norm.weight", 32)],
+        };
+        for (name, len) in extra {
+            let values: Vec<f32> = (0..*len).map(|i| i as f32 + name.len() as f32).collect();
+            let tensor = Tensor::new(&values[..], &Device::Cpu).unwrap();
+            source.store(&format!("blk.0.{name}"), tensor, GgmlDType::F32);
+        }
+        source
+    }
+
     fn store(&mut self, name: &str, tensor: Tensor, kind: GgmlDType) {
         self.tensors.insert(name.into(), QTensor::quantize(&tensor, kind).unwrap());
     }
@@ -178,6 +197,46 @@ fn every_storage_type_comes_out_as_the_numbers_that_went_in() {
     for (hf, rows) in [(name("self_attn.q_proj"), 64), (name("self_attn.k_proj"), 32)] {
         let first = weights[&hf].narrow(1, 0, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(first, (0..rows).map(|r| r as f32).collect::<Vec<_>>(), "{hf}");
+    }
+}
+
+#[test]
+fn qwen_files_keep_their_rows_and_bring_biases_head_norms_and_tokenizer() {
+    for family in ["qwen2", "qwen3"] {
+        let scaling = |name: &str| format!("{family}.rope.scaling.{name}");
+        let source = Source::tiny()
+            .as_family(family)
+            .set(&scaling("type"), Value::String("yarn".into()))
+            .set(&scaling("factor"), Value::F32(4.0))
+            .set(&scaling("original_context_length"), Value::U32(128));
+        let dir = TempDir::new().unwrap();
+        let out = source.import_into(&dir);
+        let config = ModelConfig::load(&out).unwrap();
+        assert_eq!((config.family.model_type(), config.attention_bias), (family, family == "qwen2"));
+        let Some(RopeScaling::Yarn(yarn)) = &config.rope_scaling else { panic!("{config:?}") };
+        assert_eq!((yarn.factor, yarn.original_max_position_embeddings), (4.0, 128));
+        let weights = load(&out, &config, &Device::Cpu, DType::F32).unwrap();
+        let values = |part: &str| {
+            let tensor = &weights[&format!("model.layers.0.self_attn.{part}")];
+            tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        for (part, rows) in [("q_proj", 64), ("k_proj", 32)] {
+            let first: Vec<f32> = values(&format!("{part}.weight")).into_iter().step_by(64).collect();
+            assert_eq!(first, (0..rows).map(|r| stored_row(r) as f32).collect::<Vec<_>>(), "{part}");
+        }
+        let counted = |len: usize, first: usize| (first..first + len).map(|i| i as f32).collect::<Vec<_>>();
+        let extra = match family {
+            "qwen2" => [("q_proj.bias", 64, 11), ("k_proj.bias", 32, 11), ("v_proj.bias", 32, 11)].to_vec(),
+            _ => [("q_norm.weight", 32, 18), ("k_norm.weight", 32, 18)].to_vec(),
+        };
+        for (part, len, first) in extra {
+            assert_eq!(values(part), counted(len, first), "{part}");
+        }
+        // Every digit for itself, and letters composed first: e and an accent are the two bytes of one letter.
+        assert_eq!(ids(&out, "123 a"), ["1", "2", "3", "\u{120}a"]);
+        assert_eq!(ids(&out, "e\u{301}"), ["\u{c3}", "\u{a9}"]);
+        let bare = source.without("blk.0.attn_k.bias").without("blk.0.attn_k_norm.weight");
+        refused(&bare.bytes(), "missing");
     }
 }
 
@@ -340,8 +399,8 @@ fn what_is_not_supported_is_refused_by_name() {
         refused(&source.bytes(), wanted);
     }
     let mut biased = Source::tiny();
-    biased.store("blk.0.attn_q.bias", Tensor::zeros(64, DType::F32, &Device::Cpu).unwrap(), GgmlDType::F32);
-    refused(&biased.bytes(), "blk.0.attn_q.bias: not a tensor");
+    biased.store("blk.0.ffn_up.bias", Tensor::zeros(96, DType::F32, &Device::Cpu).unwrap(), GgmlDType::F32);
+    refused(&biased.bytes(), "blk.0.ffn_up.bias: not a tensor");
 
     // A tensor's type is the u32 after its name, its number of dimensions and the dimensions.
     let mut bytes = Source::tiny().bytes();

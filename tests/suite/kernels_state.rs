@@ -35,6 +35,10 @@ fn sums_fills_and_casts_on_the_cpu() {
         let got = program.launch("add_assign_to_f32_bf16", [2, 1, 1], 64, arguments);
         r.close("add_assign_to_f32_bf16", &Element::F32.values(&got[0]), &want, 2e-6);
 
+        let want: Vec<f64> = sum.iter().map(|x| x * -0.375).collect();
+        let got = program.launch("scale_f32", [2, 1, 1], 64, vec![f32s(&sum), real(-0.375), long(n)]);
+        r.close("scale_f32", &Element::F32.values(&got[0]), &want, 2e-7);
+
         // Rounds to nearest, ties to even, as the half crate does.
         let arguments = vec![f32s(&sum), poison(Element::Bf16, n), long(n)];
         let got = program.launch("cast_to_bf16", [2, 1, 1], 64, arguments);

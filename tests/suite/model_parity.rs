@@ -22,7 +22,7 @@ pub fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn integers(tensor: &Tensor) -> Vec<u32> {
+pub fn integers(tensor: &Tensor) -> Vec<u32> {
     tensor.to_dtype(DType::U32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -33,22 +33,31 @@ pub fn relative_error(got: &[f32], want: &[f32]) -> f32 {
     got.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
 }
 
-struct Golden {
-    tensors: HashMap<String, Tensor>,
-    decoder: Decoder,
+pub struct Golden {
+    pub tensors: HashMap<String, Tensor>,
+    pub decoder: Decoder,
 }
 
-/// Models of the golden set: rotary scaling and an untied head; QK-norm and a tied head.
-const MODELS: [&str; 2] = ["llama-tiny", "qwen3-tiny"];
+/// The models of the golden set: folders with a config.json and what it should compute.
+fn golden_models() -> Vec<(String, Golden)> {
+    let Some(root) = golden_dir() else { return Vec::new() };
+    let folders = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path());
+    let folders = folders.filter(|dir| dir.join("config.json").is_file());
+    let models: Vec<_> = folders
+        .filter(|dir| dir.join("expected.safetensors").is_file())
+        .map(|dir| (dir.file_name().unwrap().to_string_lossy().into_owned(), golden(&dir)))
+        .collect();
+    assert!(!models.is_empty(), "{} has no model", root.display());
+    models
+}
 
-fn golden(model: &str) -> Option<Golden> {
-    let dir = golden_dir()?.join(model);
+fn golden(dir: &Path) -> Golden {
     let tensors = candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
-    Some(Golden { tensors, decoder: load(&dir) })
+    Golden { tensors, decoder: load(dir) }
 }
 
 /// The group as one packed batch.
-fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
+pub fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
     let prompt = integers(&golden.tensors["prompt"]);
     let flat = integers(&golden.tensors["completions"]);
     let mut rest = &flat[..];
@@ -65,9 +74,8 @@ fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
 
 #[test]
 fn golden_logits_of_a_long_input() {
-    for model in MODELS {
-        let Some(golden) = golden(model) else { return };
-        logits_are_golden(model, &golden);
+    for (model, golden) in golden_models() {
+        logits_are_golden(&model, &golden);
     }
 }
 
@@ -84,9 +92,8 @@ fn logits_are_golden(model: &str, golden: &Golden) {
 
 #[test]
 fn golden_packed_group_equals_the_naive_one_in_every_logprob_and_gradient() {
-    for model in MODELS {
-        let Some(golden) = golden(model) else { return };
-        group_is_golden(model, &golden);
+    for (model, golden) in golden_models() {
+        group_is_golden(&model, &golden);
     }
 }
 

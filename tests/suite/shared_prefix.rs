@@ -12,6 +12,7 @@ use rlvr::text::StopTokens;
 use rlvr::types::{FinishReason, PackedBatch, Prompt};
 
 use crate::families::family_decoders;
+use crate::lora::with_adapter;
 use crate::model_parity::{floats, relative_error};
 
 pub fn small_decoder(seed: u64) -> Decoder {
@@ -41,7 +42,7 @@ fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients
 
 fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
     let mut worst = 0f32;
-    for (((name, _), a), b) in decoder.parameters().zip(a.tensors()).zip(b.tensors()) {
+    for (((name, _), a), b) in decoder.trainable().zip(a.tensors()).zip(b.tensors()) {
         let (a, b) = (a.unwrap(), floats(b.unwrap()));
         assert!(b.iter().any(|x| *x != 0.0), "{name} gets no gradient");
         worst = worst.max(relative_error(&floats(a), &b));
@@ -49,9 +50,17 @@ fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
     worst
 }
 
+/// With all weights trained, and with an adapter.
+fn both(seed: u64) -> [Decoder; 2] {
+    [small_decoder(seed), with_adapter(small_decoder(seed), seed)]
+}
+
 #[test]
 fn a_packed_group_equals_separate_copies_in_loss_and_every_gradient() {
-    let decoder = small_decoder(1);
+    both(1).into_iter().for_each(packed_equals_copies);
+}
+
+fn packed_equals_copies(decoder: Decoder) {
     let prompt = tokens(1, 150);
     let completions: Vec<Vec<u32>> = [5, 1, 9, 120].iter().map(|n| tokens(*n as u32, *n)).collect();
     let weight = |g: usize| [0.5f32, -1.0, 0.25, 2.0][g];
@@ -78,7 +87,10 @@ fn a_packed_group_equals_separate_copies_in_loss_and_every_gradient() {
 
 #[test]
 fn one_pack_equals_many_packs() {
-    let decoder = small_decoder(2);
+    both(2).into_iter().for_each(cuts_change_nothing);
+}
+
+fn cuts_change_nothing(decoder: Decoder) {
     let rows: Vec<(Vec<u32>, Vec<u32>)> =
         (0..5).map(|i| (tokens(i, 20 + 31 * i as usize), tokens(50 + i, 3 + i as usize))).collect();
     let whole = decoder.zero_gradients();
@@ -116,8 +128,7 @@ fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a StopTokens) -> Engine<'a> {
 
 #[test]
 fn sampled_logprobs_are_the_trainers() {
-    sampler_agrees(&small_decoder(3));
-    family_decoders(3).iter().for_each(sampler_agrees);
+    both(3).iter().chain(&family_decoders(3)).for_each(sampler_agrees);
 }
 
 fn sampler_agrees(decoder: &Decoder) {
@@ -153,8 +164,7 @@ fn sampler_agrees(decoder: &Decoder) {
 
 #[test]
 fn a_tape_gives_the_gradients_of_a_forward_pass_anew() {
-    tape_is_a_forward_pass(&small_decoder(6));
-    family_decoders(6).iter().for_each(tape_is_a_forward_pass);
+    both(6).iter().chain(&family_decoders(6)).for_each(tape_is_a_forward_pass);
 }
 
 fn tape_is_a_forward_pass(decoder: &Decoder) {

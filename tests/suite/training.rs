@@ -23,7 +23,7 @@ pub fn rlvr(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
 }
 
-fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
+pub fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
     let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
     let mut args = vec!["train", "demo"];
     for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
@@ -70,13 +70,53 @@ fn a_stopped_run_resumes_bit_for_bit() {
     // Every checkpoint is kept, and both a KL reference and old log-probs are in play.
     let extra = ["checkpoint.keep_last=99", "grpo.updates_per_rollout=2"];
     let whole = train(dir.path(), "whole", &extra);
-    let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
-    let want = metrics(&whole);
     // 5 SFT steps, 6 GRPO steps: within the warm-up, at its end, within GRPO.
-    for stop in [2, 5, 7, 9] {
-        let stopped = dir.path().join(format!("stopped-{stop}"));
-        copy(&whole, &stopped);
+    resumes_bit_for_bit(dir.path(), &whole, &[2, 5, 7, 9], &["model/model.safetensors"]);
+}
+
+#[test]
+fn a_stopped_run_with_adapters_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let files =
+        ["model/model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"];
+    for stages in ["one", "fresh"] {
+        let extra = ["checkpoint.keep_last=99", "lora.rank=4", "sft.optim.learning_rate=0.01"];
+        let whole =
+            train(dir.path(), stages, &[&extra[..], &[format!("lora.stages={stages}").as_str()]].concat());
+        let checkpoint = whole.join("checkpoints/step-9");
+        assert!(checkpoint.join("adapter/adapter_model.safetensors").is_file());
+        assert_eq!(checkpoint.join("merged-0").is_dir(), stages == "fresh");
+        assert!(!checkpoint.join("model.safetensors").exists(), "the frozen weights are not stored again");
+        resumes_bit_for_bit(dir.path(), &whole, &[2, 5, 9], &files);
+        // The adapter beside the weights the run started from is the model that was evaluated last.
+        for (model, adapter) in [("model", None), ("base", Some("adapter"))] {
+            let report = evaluate_again(dir.path(), &whole.join(model), adapter.map(|name| whole.join(name)));
+            assert_eq!(report["confusion"], last_evaluation(&whole)["report"]["confusion"], "{model}");
+        }
+    }
+    // Weights from another seed: nothing to go on from.
+    let run = dir.path().join("one");
+    let config = std::fs::read_to_string(run.join("config.resolved.toml")).unwrap();
+    std::fs::write(run.join("config.resolved.toml"), config.replacen("seed = 1", "seed = 2", 1)).unwrap();
+    let output = rlvr(&["train", "--resume", run.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("model.random: holds other weights"), "{text}");
+}
+
+/// Stops the run `whole` after each of `stops` steps, goes on, and compares `files` and the metrics.
+fn resumes_bit_for_bit(root: &Path, whole: &Path, stops: &[u64], files: &[&str]) {
+    let read = |run: &Path| -> Vec<Vec<u8>> {
+        files.iter().map(|file| std::fs::read(run.join(file)).unwrap()).collect()
+    };
+    let weights = read(whole);
+    let want = metrics(whole);
+    for &stop in stops {
+        let stopped = root.join(format!("stopped-{stop}"));
+        let _ = std::fs::remove_dir_all(&stopped);
+        copy(whole, &stopped);
         std::fs::remove_dir_all(stopped.join("model")).unwrap();
+        let _ = std::fs::remove_dir_all(stopped.join("adapter"));
         for entry in std::fs::read_dir(stopped.join("checkpoints")).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_string();
@@ -89,8 +129,14 @@ fn a_stopped_run_resumes_bit_for_bit() {
         std::fs::create_dir_all(stopped.join("checkpoints/step-99.partial")).unwrap();
         let output = rlvr(&["train", "--resume", stopped.to_str().unwrap()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(std::fs::read(stopped.join("model/model.safetensors")).unwrap() == weights, "from {stop}");
+        for ((file, got), want) in files.iter().zip(read(&stopped)).zip(&weights) {
+            // The config names a folder of its own run.
+            assert!(&got == want || file.ends_with("config.json"), "{file} from {stop}");
+        }
         assert_eq!(metrics(&stopped), want, "from {stop}");
+        // The version, and a record a line: no step is there twice.
+        let records = crate::evidence::records(&stopped.join("events.out.tfevents.rlvr"));
+        assert_eq!(records, want.len() + 1, "from {stop}");
     }
 }
 
@@ -174,61 +220,84 @@ fn a_run_on_a_device_trains_saves_and_resumes_bit_for_bit() {
         eprintln!("CUDA is not checked here: {error}");
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    for (name, extra) in [
-        ("f32", vec!["model.dtype=f32"]),
-        (
-            "bf16",
-            vec!["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"],
-        ),
-    ] {
-        let tiny = [
-            "device=cuda",
-            "checkpoint.keep_last=99",
-            "data.synthetic.valid_rows=4",
-            "sft.epochs=0.08",
-            "grpo.steps=3",
-            "grpo.prompts_per_step=2",
-            "grpo.group_size=4",
-            "model.random.hidden_size=32",
-            "model.random.intermediate_size=48",
-            "model.random.attention_heads=2",
-            "model.random.key_value_heads=1",
-        ];
-        let whole = train(dir.path(), name, &[&tiny[..], &extra].concat());
-        let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
-        let want = metrics(&whole);
-        let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let mixed = ["grpo.optim.moments=int8", "grpo.optim.gradients=bf16", "sft.optim.bf16_weights=masters"];
+    for (dtype, extra) in [("f32", &[][..]), ("bf16", &mixed)] {
+        let raw = trains_saves_and_resumes("device=cuda", dtype, extra);
         assert!(raw.contains("memory/device_peak_gib"), "the steps ran on the device");
-        let difference = |event: &serde_json::Value| {
-            event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0)
-        };
-        let worst = want.iter().map(difference).fold(0.0, f64::max);
-        assert!(worst < if name == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
-        std::fs::remove_dir_all(whole.join("model")).unwrap();
-        // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
-        for late in ["step-5", "step-6"] {
-            let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
-        }
-        let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{name}");
-        assert_eq!(metrics(&whole), want, "{name}");
     }
+}
+
+#[test]
+fn a_run_in_bf16_on_the_cpu_trains_saves_and_resumes_bit_for_bit() {
+    trains_saves_and_resumes("device=cpu", "bf16", &["grpo.optim.gradients=bf16"]);
+    trains_saves_and_resumes("device=cpu", "bf16", &["sft.optim.bf16_weights=masters"]);
+}
+
+/// A tiny run with weights of `dtype`, and the same run stopped within GRPO and resumed. Returns its metrics.
+fn trains_saves_and_resumes(device: &str, dtype: &str, extra: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let dtype_key = format!("model.dtype={dtype}");
+    let tiny = [
+        device,
+        &dtype_key,
+        "checkpoint.keep_last=99",
+        "data.synthetic.valid_rows=4",
+        "sft.epochs=0.08",
+        "grpo.steps=3",
+        "grpo.prompts_per_step=2",
+        "grpo.group_size=4",
+        "model.random.hidden_size=32",
+        "model.random.intermediate_size=48",
+        "model.random.attention_heads=2",
+        "model.random.key_value_heads=1",
+    ];
+    let whole = train(dir.path(), "run", &[&tiny[..], extra].concat());
+    let weights = std::fs::read(whole.join("model/model.safetensors")).unwrap();
+    let stored = weights.windows(6).any(|w| w == br#""BF16""#);
+    assert_eq!(stored, dtype == "bf16", "the weights are stored as what they are");
+    let want = metrics(&whole);
+    let raw = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    let difference =
+        |event: &serde_json::Value| event["sampling/sampling_logp_difference/max"].as_f64().unwrap_or(0.0);
+    let worst = want.iter().map(difference).fold(0.0, f64::max);
+    assert!(worst < if dtype == "f32" { 1e-4 } else { 0.05 }, "sampler and trainer differ by {worst}");
+    std::fs::remove_dir_all(whole.join("model")).unwrap();
+    // Two SFT steps; the last checkpoint within GRPO is of the whole run's step 4.
+    for late in ["step-5", "step-6"] {
+        let _ = std::fs::remove_dir_all(whole.join("checkpoints").join(late));
+    }
+    let output = rlvr(&["train", "--resume", whole.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(std::fs::read(whole.join("model/model.safetensors")).unwrap() == weights, "{dtype}");
+    assert_eq!(metrics(&whole), want, "{dtype}");
+    raw
 }
 
 #[test]
 fn the_final_model_loads_and_evaluates_as_in_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let run = train(dir.path(), "run", &[]);
-    let data = dir.path().join("data");
+    let report = evaluate_again(dir.path(), &run.join("model"), None);
+    assert_eq!(report["confusion"], last_evaluation(&run)["report"]["confusion"]);
+    assert_eq!(report["count"], 20);
+}
+
+fn last_evaluation(run: &Path) -> serde_json::Value {
+    let events = metrics(run);
+    events.into_iter().rev().find(|event| event["event"] == "evaluation").unwrap()
+}
+
+/// `rlvr eval` of a run's model on the run's held-out rows.
+fn evaluate_again(root: &Path, model: &Path, adapter: Option<PathBuf>) -> serde_json::Value {
+    let data = root.join("data");
     // The run's seed is 1: these are its held-out rows.
     let made = rlvr(&["data", "synth", "--out", data.to_str().unwrap(), "--seed", "1", "--valid-rows", "20"]);
     assert!(made.status.success());
-    let output = rlvr(&[
+    let rows = data.join("valid.jsonl");
+    let mut args = vec![
         "eval",
-        run.join("model").to_str().unwrap(),
-        data.join("valid.jsonl").to_str().unwrap(),
+        model.to_str().unwrap(),
+        rows.to_str().unwrap(),
         "--task",
         "demo",
         "--max-completion-tokens",
@@ -238,13 +307,13 @@ fn the_final_model_loads_and_evaluates_as_in_the_run() {
         "--device",
         "cpu",
         "--json",
-    ]);
+    ];
+    if let Some(adapter) = &adapter {
+        args.extend(["--adapter", adapter.to_str().unwrap()]);
+    }
+    let output = rlvr(&args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let in_run = metrics(&run);
-    let last = in_run.iter().rev().find(|event| event["event"] == "evaluation").unwrap();
-    assert_eq!(report["confusion"], last["report"]["confusion"]);
-    assert_eq!(report["count"], 20);
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]

@@ -211,6 +211,66 @@ fn a_damaged_file_is_one_line_with_its_path() {
 }
 
 #[test]
+fn all_that_is_wrong_with_the_shards_is_in_one_error() {
+    let config = tiny(true);
+    let mut tensors = counting(&config);
+    let names = ["a", "b", "c", "d"].map(|name| format!("{name}.safetensors"));
+    let wrong = Tensor::zeros((3, 3), DType::F32, &Device::Cpu).unwrap();
+    tensors[0].1 = wrong;
+    tensors.push(("stranger".into(), Tensor::new(&[1f32], &Device::Cpu).unwrap()));
+    let dir = TempDir::new().unwrap();
+    let third = tensors.len() / 3;
+    store(&dir.path().join(&names[0]), &[&tensors[..third], &tensors[third * 2..]].concat());
+    store(&dir.path().join(&names[1]), &tensors[third..2 * third]);
+    let whole = std::fs::read(dir.path().join(&names[1])).unwrap();
+    std::fs::write(dir.path().join(&names[1]), &whole[..whole.len() - 1]).unwrap();
+    store(&dir.path().join(&names[2]), &tensors[2 * third..2 * third + 1]);
+    let map: serde_json::Map<_, _> = names.iter().map(|n| (n.clone(), n.clone().into())).collect();
+    let index = json!({"weight_map": map});
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let error = load_f32(dir.path(), &config).unwrap_err().to_string();
+    for fact in [
+        "b.safetensors: not a whole safetensors file",
+        "d.safetensors: named by model.safetensors.index.json but absent",
+        "unexpected tensors: stranger",
+        &format!("stored twice: {} (in ", tensors[2 * third].0),
+        "wrong shape: model.embed_tokens.weight is [3, 3], wanted [10, 8]",
+        "fetch the files again",
+    ] {
+        assert!(error.contains(fact), "{fact}: {error}");
+    }
+    assert!(!error.contains("missing tensors"), "{error}");
+}
+
+/// Larger than the window that is mapped at once, so that pieces meet; every type as every type.
+#[test]
+fn every_type_loads_as_every_type_across_windows() {
+    let mut config = tiny(true);
+    config.vocab_size = 2_200_001;
+    let elements = config.vocab_size * 8;
+    let values: Vec<f32> =
+        (0..elements as u32).map(|i| (i.wrapping_mul(2654435761) >> 8) as f32 / 7.0).collect();
+    let embedding = Tensor::from_vec(values, (config.vocab_size, 8), &Device::Cpu).unwrap();
+    let name = "model.embed_tokens.weight";
+    let mut tensors = counting(&tiny(true));
+    for stored in [DType::F32, DType::BF16] {
+        let kept = embedding.to_dtype(stored).unwrap();
+        tensors[0].1 = kept.clone();
+        let dir = TempDir::new().unwrap();
+        store(&dir.path().join("model.safetensors"), &tensors);
+        for wanted in [DType::F32, DType::BF16] {
+            let loaded = load(dir.path(), &config, &Device::Cpu, wanted).unwrap();
+            assert_eq!(loaded[name].dtype(), wanted);
+            let expected = kept.to_dtype(wanted).unwrap().to_dtype(DType::F32).unwrap();
+            assert!(
+                bits(&loaded[name].to_dtype(DType::F32).unwrap()) == bits(&expected),
+                "{stored:?} {wanted:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_directory_that_cannot_be_made_is_an_error() {
     let config = tiny(true);
     let dir = TempDir::new().unwrap();

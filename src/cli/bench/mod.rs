@@ -1,7 +1,9 @@
-//! `rlvr bench`: how long the work takes, on this machine. `step` a whole GRPO step, `ops` every op alone.
+//! `rlvr bench`: how long the work takes, on this machine. `step` a whole GRPO step, `ops` every op alone, `load`
+//! weights from disk.
 
+mod load;
 mod ops;
-mod shapes;
+pub(super) mod shapes;
 mod step;
 
 use anyhow::Result;
@@ -18,11 +20,13 @@ pub struct Args {
 enum Bench {
     Step(step::Args),
     Ops(ops::Args),
+    Load(load::Args),
 }
 
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Bench::Step(args) => step::run(&args),
         Bench::Ops(args) => ops::run(&args),
+        Bench::Load(args) => load::run(&args),
     }
 }

@@ -34,8 +34,22 @@ const SMOLLM2: Preset = Preset {
     tied: true,
 };
 
+const LLAMA_8B: Preset = Preset {
+    name: "llama-3.1-8b",
+    family: Family::Llama,
+    hidden: 4096,
+    inner: 14336,
+    layers: 32,
+    heads: 32,
+    key_value_heads: 8,
+    head_dim: 128,
+    vocab: 128256,
+    rope_theta: 5e5,
+    tied: false,
+};
+
 /// Numbers of the models' published config.json files.
-const PRESETS: [Preset; 4] = [
+const PRESETS: [Preset; 6] = [
     SMOLLM2,
     Preset {
         name: "smollm2-360m",
@@ -47,18 +61,16 @@ const PRESETS: [Preset; 4] = [
         ..SMOLLM2
     },
     Preset {
-        name: "llama-3.1-8b",
-        family: Family::Llama,
-        hidden: 4096,
-        inner: 14336,
-        layers: 32,
-        heads: 32,
-        key_value_heads: 8,
-        head_dim: 128,
-        vocab: 128256,
-        rope_theta: 5e5,
-        tied: false,
+        name: "llama-3.2-1b",
+        hidden: 2048,
+        inner: 8192,
+        layers: 16,
+        head_dim: 64,
+        tied: true,
+        ..LLAMA_8B
     },
+    Preset { name: "llama-3.2-3b", hidden: 3072, inner: 8192, layers: 28, heads: 24, tied: true, ..LLAMA_8B },
+    LLAMA_8B,
     Preset {
         name: "qwen3-4b",
         family: Family::Qwen3,
@@ -100,6 +112,8 @@ mod tests {
         for (name, billions) in [
             ("smollm2-135m", 0.1345),
             ("smollm2-360m", 0.3618),
+            ("llama-3.2-1b", 1.2358),
+            ("llama-3.2-3b", 3.2127),
             ("llama-3.1-8b", 8.0303),
             ("qwen3-4b", 4.0225),
         ] {

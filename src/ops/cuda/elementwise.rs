@@ -33,6 +33,18 @@ pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
         .run(spread(term)?)
 }
 
+/// `values *= factor`, f32, in place.
+pub fn scale(values: &Tensor, factor: f32) -> Result<()> {
+    if values.dtype() != DType::F32 {
+        return Err(fault(format!("scale: {:?}, and f32 is what it takes", values.dtype())));
+    }
+    Launch::new(values.device(), "elementwise", "scale_f32")?
+        .tensor(values)?
+        .f32(factor)
+        .u64(values.elem_count() as u64)
+        .run(spread(values)?)
+}
+
 /// Sets every element, f32 or bf16, in place.
 pub fn fill(values: &Tensor, value: f32) -> Result<()> {
     Launch::typed(values.device(), "elementwise", "fill", values.dtype())?

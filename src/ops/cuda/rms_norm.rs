@@ -62,13 +62,14 @@ pub struct Saved<'a> {
     pub inverse_rms_n: &'a Tensor,
 }
 
-/// Adds to `dx_nh`, and to `dw_h` (f32), in place; see the CPU twin.
-pub fn backward_saved(saved: Saved, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tensor) -> Result<()> {
+/// Adds to `dx_nh`, and to `dw_h` (f32) where there is one, in place; see the CPU twin.
+pub fn backward_saved(saved: Saved, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: Option<&Tensor>) -> Result<()> {
     let Saved { x_nh, w_h, inverse_rms_n } = saved;
     let (n, h) = x_nh.dims2()?;
     let dtype = x_nh.dtype();
     let same = |t: &Tensor| t.dims() == [n, h] && t.dtype() == dtype;
-    if !same(dy_nh) || !same(dx_nh) || dw_h.dims() != [h] || dw_h.dtype() != DType::F32 {
+    let vector = |t: &Tensor| t.dims() == [h] && t.dtype() == DType::F32;
+    if !same(dy_nh) || !same(dx_nh) || !dw_h.is_none_or(vector) {
         return Err(fault("rms_norm: gradients must have the rows' shape and type, the weight's f32"));
     }
     let device = x_nh.device();
@@ -81,6 +82,7 @@ pub fn backward_saved(saved: Saved, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tenso
         .tensor(dx_nh)?
         .u32(h as u32)
         .run(Grid::line(n as u32, threads))?;
+    let Some(dw_h) = dw_h else { return Ok(()) };
     // Blocks enough to fill the device twice; the chunks, and so the sums, depend on N and the device only.
     let threads = threads.min(128);
     let lanes = 16 / dtype.size_in_bytes();
@@ -107,13 +109,13 @@ pub fn backward_saved(saved: Saved, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: &Tenso
 }
 
 /// As the CPU twin, which keeps nothing of the forward pass: computes `1 / rms` again.
-pub fn backward(
+pub fn backward<'a>(
     norm: crate::ops::rms_norm::Input,
     dy_nh: &Tensor,
     dx_nh: &Tensor,
-    dw_h: &Tensor,
+    dw_h: impl Into<Option<&'a Tensor>>,
 ) -> Result<()> {
     let again = forward_add(norm.x_nh, None, norm.w_h, norm.eps)?;
     let saved = Saved { x_nh: norm.x_nh, w_h: norm.w_h, inverse_rms_n: &again.inverse_rms_n };
-    backward_saved(saved, dy_nh, dx_nh, dw_h)
+    backward_saved(saved, dy_nh, dx_nh, dw_h.into())
 }

@@ -50,7 +50,12 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
 }
 
 /// As the CPU twin: returns `dL / dhidden` in the type of `hidden_rh`, and adds to `dhead_vh`, f32.
-pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: &Tensor) -> Result<Tensor> {
+pub fn backward<'a>(
+    inputs: Inputs,
+    dlogprobs: &[f32],
+    dhead_vh: impl Into<Option<&'a Tensor>>,
+) -> Result<Tensor> {
+    let dhead_vh = dhead_vh.into();
     let (r, v) = checked_sizes(&inputs)?;
     if dlogprobs.len() != r {
         return Err(fault(format!("token_logprob: {} gradients for {r} rows", dlogprobs.len())));
@@ -80,7 +85,9 @@ pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: &Tensor) -> Result<
             dlogits
         };
         gemm(Mat::of(&dlogits), Mat::of(head_vh), &dhidden_rh.narrow(0, start, n)?, Write::Overwrite)?;
-        linear::backward_weight(dhead_vh, &dlogits, &hidden)?;
+        if let Some(dhead_vh) = dhead_vh {
+            linear::backward_weight(dhead_vh, &dlogits, &hidden)?;
+        }
     }
     Ok(dhidden_rh)
 }

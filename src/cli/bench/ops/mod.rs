@@ -19,8 +19,7 @@ use crate::error::Error;
 /// of a run are not those of the run before, so that they come from memory where they would in a step.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.1-8b or qwen3-4b (without its norm of queries and
-    /// keys, which the architecture here does not have).
+    /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.1-8b or qwen3-4b.
     #[arg(long, default_value = "smollm2-135m")]
     preset: String,
     #[arg(long, value_enum, default_value = "cpu")]
@@ -156,10 +155,6 @@ fn check(args: &Args) -> Result<()> {
     if !(args.seconds >= 0.0 && args.seconds.is_finite()) {
         let why = "it is how long an op is timed";
         return Err(Error::config("--seconds", args.seconds, "0 or more", why).into());
-    }
-    if (args.device, args.dtype) == (DeviceChoice::Cpu, Dtype::Bf16) {
-        let why = "ops on the CPU compute in f32";
-        return Err(Error::config("--dtype", "bf16", "f32 on the CPU", why).into());
     }
     Ok(())
 }

@@ -15,11 +15,13 @@ use crate::algo::advantage::advantages;
 use crate::algo::loss::KlPenalty;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::config::ActivationMemory;
+use crate::config::lora::LoraConfig;
 use crate::config::loss::LossConfig;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, OptimConfig};
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::ScaleRewards;
 use crate::error::Error;
+use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
 use crate::model::tape::Tape;
@@ -57,6 +59,9 @@ pub struct Args {
     /// Type that the gradients of matrices are summed in.
     #[arg(long, value_parser = ["f32", "bf16"], default_value = "f32")]
     gradients: String,
+    /// Train an adapter of this rank beside frozen weights, on all linear layers; 0: all weights.
+    #[arg(long, default_value_t = 0)]
+    lora_rank: usize,
     #[arg(long, default_value_t = 1)]
     groups: usize,
     #[arg(long, default_value_t = 8)]
@@ -118,25 +123,20 @@ struct Setup {
 impl Setup {
     fn new(args: &Args) -> Result<Self> {
         let device = args.device.open()?;
-        let dtype = match (args.dtype, device.is_cuda()) {
-            (Some(dtype), true) => dtype.candle(),
-            (None, true) => DType::BF16,
-            (Some(Dtype::Bf16), false) => {
-                return Err(Error::config("--dtype", "bf16", "f32 on the CPU", "its ops are f32").into());
-            }
-            (_, false) => DType::F32,
-        };
+        let usual = if device.is_cuda() { DType::BF16 } else { DType::F32 };
+        let dtype = args.dtype.map_or(usual, Dtype::candle);
         let optim = OptimConfig {
             moments: value("--moments", &args.moments)?,
             bf16_weights: value("--bf16-weights", &args.bf16_weights)?,
             gradients: value("--gradients", &args.gradients)?,
             ..OptimConfig::default()
         };
-        let why = "the weights are f32";
-        if dtype == DType::F32 && optim.bf16_weights != Bf16WeightsConfig::Auto {
+        let why = "what is trained is f32";
+        let dtype_trained = if args.lora_rank > 0 { DType::F32 } else { dtype };
+        if dtype_trained == DType::F32 && optim.bf16_weights != Bf16WeightsConfig::Auto {
             return Err(Error::config("--bf16-weights", &args.bf16_weights, "auto", why).into());
         }
-        if dtype == DType::F32 && optim.gradients != GradientsConfig::F32 {
+        if dtype_trained == DType::F32 && optim.gradients != GradientsConfig::F32 {
             return Err(Error::config("--gradients", &args.gradients, "f32", why).into());
         }
         Ok(Self { place: Placement { device, dtype }, optim })
@@ -192,7 +192,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let setup = Setup::new(args)?;
     let Setup { place, optim } = &setup;
-    let decoder = Decoder::random_on(place, config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
+    let mut decoder = Decoder::random_on(place, config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
+    if args.lora_rank > 0 {
+        let config = LoraConfig { rank: args.lora_rank, ..LoraConfig::default() };
+        let adapter = Adapter::fresh((&config).into(), &decoder.config, &place.device, 1, 0)?;
+        decoder.attach(adapter)?;
+    }
     let mut gradients = decoder.zero_gradients_in(gradients_dtype(optim.gradients));
     let mut optimizer = AdamW::with(&decoder, optim.moments, Bf16Weights::new(optim.bf16_weights, 1))?;
     let activations =

@@ -31,7 +31,7 @@ pub fn print(args: &Args, setup: &Setup, phases: &[Phases], work: Work) -> Resul
             "group_size": args.group_size, "prompt_tokens": args.prompt_tokens, "new_tokens": args.new_tokens,
             "activations": if args.keep_activations { "keep" } else { "recompute" },
             "moments": args.moments, "bf16_weights": args.bf16_weights, "gradients": args.gradients,
-            "max_tokens_per_pack": args.max_tokens_per_pack, "max_rollout_tokens": args.max_rollout_tokens,
+            "lora_rank": args.lora_rank, "max_tokens_per_pack": args.max_tokens_per_pack, "max_rollout_tokens": args.max_rollout_tokens,
             "max_reused_tokens": args.max_reused_tokens,
             "seconds_per_step": seconds, "mean_step_seconds": total,
             "rollout_seconds": prefill + decode, "prefill_seconds": prefill, "decode_seconds": decode,

@@ -1,0 +1,100 @@
+//! `rlvr data audit`: what the reward pays to who does not do the task.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::data::predictions::{Predictions, for_each_row};
+use crate::error::Error;
+use crate::eval::audit::{Audit, Strategy, audit};
+use crate::eval::judge_recorded;
+use crate::task::Task;
+
+/// Score strategies that never read a log under the task's reward and both rules, before training.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// JSONL rows with their labels, as for training.
+    data: PathBuf,
+    /// A built-in task (riskcue, riskcue-short, demo) or a task file.
+    #[arg(long, default_value = "riskcue")]
+    task: String,
+    /// Recorded answers to compare with, as for `rlvr eval`; also a file of a run's samples/.
+    #[arg(long, value_name = "FILE")]
+    predictions: Option<PathBuf>,
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
+    let task = Task::load(&args.task)?;
+    let mut golds = Vec::new();
+    let mut refusal = None;
+    for_each_row(&args.data, |line, row| {
+        golds.push(task.gold_labels(row, &[], &args.data, line)?.last);
+        if refusal.is_none() {
+            refusal = task.refusal(row, &args.data, line);
+        }
+        Ok(())
+    })?;
+    if golds.is_empty() {
+        return Err(Error::input(args.data.display(), "has no rows", "Write one JSON object a line").into());
+    }
+    let recorded = match &args.predictions {
+        None => None,
+        Some(path) => {
+            let rows = Predictions::load(&task, path, None)?.rows;
+            let texts = rows.iter().flat_map(|row| &row.answers).map(|answer| answer.text.clone());
+            Some(judge_recorded(&task, &rows).into_iter().zip(texts).collect::<Vec<_>>())
+        }
+    };
+    let refusal = refusal.as_ref().map(|(text, label)| (text.as_str(), label.as_str()));
+    let found = audit(&task, &golds, refusal, recorded.as_deref());
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()))?)?;
+        return Ok(());
+    }
+    write_audit(&found, out)?;
+    Ok(())
+}
+
+fn write_audit(found: &Audit, out: &mut impl Write) -> std::io::Result<()> {
+    writeln!(out, "task {}, {} rows\n", found.task, found.rows)?;
+    let all = || found.constant.iter().chain(&found.without_answers).chain(&found.recorded);
+    let width = all().map(|s| s.name.chars().count()).max().unwrap_or(0);
+    let head = |out: &mut dyn Write, name: &str| {
+        writeln!(out, "{name:<width$}  reward  strict  paper's  exact  recall    FPR  answered")
+    };
+    let line = |out: &mut dyn Write, s: &Strategy| {
+        let cell = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.3}"));
+        let (strict, paper) = (&s.report.strict, &s.report.paper);
+        writeln!(
+            out,
+            "{:<width$}  {:>6.3}  {:>6}  {:>7}  {:>5}  {:>6}  {:>5}  {:>8}",
+            s.name,
+            s.reward,
+            cell(strict.accuracy),
+            cell(paper.accuracy),
+            cell(s.report.exact_label_accuracy),
+            cell(strict.recall),
+            cell(strict.false_positive_rate),
+            cell(s.report.benign_answered)
+        )
+    };
+    head(out, "the same for every log")?;
+    found.constant.iter().try_for_each(|s| line(out, s))?;
+    writeln!(out, "\nrisky logs flagged rightly, and on every benign one")?;
+    found.without_answers.iter().try_for_each(|s| line(out, s))?;
+    if let Some(recorded) = &found.recorded {
+        writeln!(out)?;
+        line(out, recorded)?;
+    }
+    writeln!(out)?;
+    for warning in &found.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    if found.warnings.is_empty() {
+        writeln!(out, "no hole found")?;
+    }
+    Ok(())
+}

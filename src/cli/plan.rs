@@ -1,0 +1,135 @@
+//! `rlvr plan`: whether a training run fits, from config.json alone.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use candle_core::DType;
+use serde_json::json;
+
+use super::bench::shapes;
+use super::hub::folder;
+use super::machine::Host;
+use crate::config::model::DtypeKind;
+use crate::config::{Config, DeviceKind};
+use crate::error::Error;
+use crate::hub::Parts;
+use crate::model::config::ModelConfig;
+use crate::ops::cuda;
+use crate::plan::{Plan, Target, advise};
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Add up the memory of a training run, phase by phase, without its weights.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
+    /// llama-3.2-3b, qwen3-4b, llama-3.1-8b. Default: the config's model.path.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Config file, or the name of a preset.
+    #[arg(long, default_value = "riskcue-llama3.1-8b")]
+    config: String,
+    /// Override one key, as in --set grpo.group_size=4. May be given many times; `device=cuda` plans for a GPU that
+    /// need not be here.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Memory to fit into. Default: what the device, or on the CPU the machine, has free.
+    #[arg(long, value_name = "N")]
+    memory_gib: Option<f64>,
+    /// One JSON object on stdout instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let config = Config::load(&args.config, &args.overrides)?;
+    if args.memory_gib.is_some_and(|gib| !(gib > 0.0 && gib.is_finite())) {
+        return Err(Error::config("--memory-gib", "no size", "above 0", "something has to fit").into());
+    }
+    let Some(named) = args.model.as_ref().or(config.model.path.as_ref()) else {
+        let fix = "Add --model with a folder, a hub name or a shape";
+        return Err(Error::input(&args.config, "has no model.path", fix).into());
+    };
+    let model = match named.to_str().map(shapes::find) {
+        Some(Ok(shape)) => shape,
+        _ => ModelConfig::load(&folder(named, Parts::Config)?.dir)?,
+    };
+    let device = match config.device {
+        DeviceKind::Cpu => None,
+        DeviceKind::Cuda | DeviceKind::Auto => {
+            cuda::device(0).and_then(|device| cuda::describe(&device)).ok()
+        }
+    };
+    let on_cuda = config.device == DeviceKind::Cuda || device.is_some();
+    let dtype = match (config.model.dtype, on_cuda) {
+        (DtypeKind::F32, _) | (DtypeKind::Auto, false) => DType::F32,
+        (DtypeKind::Bf16, _) | (DtypeKind::Auto, true) => DType::BF16,
+    };
+    let target = Target { cuda: on_cuda, dtype };
+    let free = if on_cuda { device.map(|device| device.memory_free) } else { Host::ask().memory_free };
+    let budget = args.memory_gib.map(|gib| (gib * GIB) as u64).or(free);
+    let plan = Plan::new(&model, &config, target);
+    let changes = budget.map(|budget| advise(&model, &config, target, budget)).unwrap_or_default();
+    let place = format!("{} {}", if on_cuda { "cuda" } else { "cpu" }, dtype.as_str());
+    if args.json {
+        let phases = plan.phases.iter().map(|phase| {
+            let items = phase.items.iter().map(|item| (item.what.clone(), item.bytes.into()));
+            let items: serde_json::Map<_, _> = items.collect();
+            json!({"phase": phase.name, "bytes": phase.bytes(), "items": items})
+        });
+        let changes = changes.iter().map(|change| json!({"set": change.setting, "peak_bytes": change.peak}));
+        let json = json!({
+            "model": named, "parameters": plan.parameters, "config": args.config, "on": place,
+            "phases": phases.collect::<Vec<_>>(), "peak_bytes": plan.peak(), "budget_bytes": budget,
+            "fits": budget.map(|budget| plan.peak() <= budget), "changes": changes.collect::<Vec<_>>(),
+        });
+        println!("{json:#}");
+        return Ok(());
+    }
+    let (data, grpo, pack) = (&config.data, &config.grpo, &config.pack);
+    println!("model    {}, {:.3} billion parameters", named.display(), plan.parameters as f64 / 1e9);
+    println!("config   {}, {place}", args.config);
+    println!(
+        "steps    sft {} rows; grpo {} prompts x {} completions; {} + {} tokens at most",
+        config.sft.rows_per_step,
+        grpo.prompts_per_step,
+        grpo.group_size,
+        data.max_prompt_tokens,
+        grpo.max_completion_tokens
+    );
+    println!(
+        "packs    {} tokens in training, {} in rollouts",
+        pack.max_tokens_per_pack, pack.max_rollout_tokens
+    );
+    for phase in &plan.phases {
+        println!("\n{:<34} {:9.2} GiB", phase.name, phase.bytes() as f64 / GIB);
+        for item in &phase.items {
+            println!("    {:<30} {:9.2}", item.what, item.bytes as f64 / GIB);
+        }
+    }
+    println!("\n{:<34} {:9.2} GiB", "peak", plan.peak() as f64 / GIB);
+    let Some(budget) = budget else {
+        println!("Add --memory-gib N to compare it with a device's memory.");
+        return Ok(());
+    };
+    let what = if args.memory_gib.is_some() { "given" } else { "free here" };
+    println!("{:<34} {:9.2} GiB", format!("memory {what}"), budget as f64 / GIB);
+    if plan.peak() <= budget {
+        println!("It fits.");
+        return Ok(());
+    }
+    println!("\nIt does not fit. What helps, each on top of those before it:");
+    for change in &changes {
+        println!(
+            "    --set {:<60} {:9.2} GiB",
+            change.setting.replace(' ', " --set "),
+            change.peak as f64 / GIB
+        );
+    }
+    if changes.last().is_none_or(|last| last.peak > budget) {
+        println!(
+            "That is not enough: lower data.max_prompt_tokens or *.max_completion_tokens, or choose a smaller model."
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Rows to answer: conversations without a gold label.
+
+use std::path::{Path, PathBuf};
+
+use super::jsonl::{EncodedAnswer, EncodedRow, Lines, at_line};
+use crate::error::Result;
+use crate::task::{LabelId, Task};
+use crate::text::PromptEncoder;
+use crate::types::Prompt;
+
+/// Whether the labels' exact answers are wanted too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answers {
+    Encoded,
+    Left,
+}
+
+/// Reads a JSONL file a few rows at a time.
+pub struct Unlabelled<'a> {
+    pub task: &'a Task,
+    pub encoder: &'a PromptEncoder,
+    pub answers: Answers,
+    lines: Lines,
+    path: PathBuf,
+}
+
+impl<'a> Unlabelled<'a> {
+    pub fn open(task: &'a Task, encoder: &'a PromptEncoder, answers: Answers, path: &Path) -> Result<Self> {
+        Ok(Self { task, encoder, answers, lines: Lines::open(path)?, path: path.into() })
+    }
+
+    /// At most `count` rows, none at the end. Their `gold` is a placeholder, the negative label.
+    ///
+    /// # Errors
+    /// The first bad row, as `file:line`.
+    pub fn next_rows(&mut self, count: usize) -> Result<Vec<EncodedRow>> {
+        let lines = self.lines.next_chunk(count)?;
+        lines.iter().map(|line| self.encode(line.parse(&self.path)?)).collect()
+    }
+
+    fn encode(&self, (line, row): (usize, serde_json::Value)) -> Result<EncodedRow> {
+        let messages = self.task.messages(&row, &self.path, line)?;
+        let at = |e| at_line(&self.path, line, e);
+        let prompt: Prompt = self.encoder.encode_prompt(&messages).map_err(at)?;
+        let texts = match self.answers {
+            Answers::Encoded => self.task.answers(&row, &self.path, line)?,
+            Answers::Left => Vec::new(),
+        };
+        let answers = texts.iter().map(|answer| {
+            let token_ids = self.encoder.encode_target(&messages, &answer.text).map_err(at)?;
+            Ok(EncodedAnswer { label: answer.label, token_ids })
+        });
+        let answers = answers.collect::<Result<Vec<_>>>()?;
+        Ok(EncodedRow {
+            line,
+            prompt,
+            gold: LabelId::NEGATIVE,
+            target: None,
+            answers,
+            attack_succeeded: None,
+        })
+    }
+}

@@ -1,0 +1,293 @@
+//! A LoRA adapter, Hu et al., arXiv:2106.09685: beside the weight W of a linear layer, A `[rank, in]` and
+//! B `[out, rank]`, both f32, and `y = W x + scale B A x`. Names are PEFT's, so are the files ([`super::peft`]).
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::config::ModelConfig;
+use super::decoder::Decoder;
+use super::gradients::Gradients;
+use crate::config::lora::LoraConfig;
+use crate::error::{Error, Result};
+use crate::ops::{self, linear, memory};
+use crate::rng::{Purpose, Stream};
+
+/// What adapters of one kind have in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shape {
+    /// Rows of A.
+    pub rank: usize,
+    pub alpha: f64,
+    /// `scale` is `alpha / sqrt(rank)` instead of `alpha / rank`.
+    pub rslora: bool,
+    /// Names of [`crate::config::lora::PROJECTIONS`], in that order; every layer has them all.
+    pub targets: Vec<&'static str>,
+}
+
+impl From<&LoraConfig> for Shape {
+    fn from(config: &LoraConfig) -> Self {
+        let LoraConfig { rank, alpha, rslora, .. } = *config;
+        Self { rank, alpha, rslora, targets: config.targets.names() }
+    }
+}
+
+/// A weight with an adapter beside it.
+struct Beside {
+    /// Of the weight.
+    name: String,
+    out: usize,
+    input: usize,
+}
+
+impl Shape {
+    pub fn scale(&self) -> f32 {
+        let rank = self.rank as f64;
+        (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// In the order of the forward pass.
+    fn beside(&self, config: &ModelConfig) -> Vec<Beside> {
+        let weight = |(name, shape): (String, Vec<usize>)| {
+            let layer = name.strip_suffix(".weight")?.rsplit('.').next()?;
+            let [out, input] = shape[..] else { return None };
+            self.targets.contains(&layer).then_some(Beside { name, out, input })
+        };
+        config.parameter_names().into_iter().filter_map(weight).collect()
+    }
+
+    /// PEFT's name and the shape of every tensor: A and B of each layer, in the order of the forward pass.
+    pub fn tensors(&self, config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+        let pair = |at: Beside| {
+            let [a, b] = peft_names(&at.name);
+            [(a, vec![self.rank, at.input]), (b, vec![at.out, self.rank])]
+        };
+        self.beside(config).into_iter().flat_map(pair).collect()
+    }
+}
+
+/// PEFT's names of A and B beside the weight of this name.
+fn peft_names(weight: &str) -> [String; 2] {
+    let layer = weight.strip_suffix(".weight").unwrap_or(weight);
+    ["A", "B"].map(|which| format!("base_model.model.{layer}.lora_{which}.weight"))
+}
+
+/// An adapter by itself. Clones share the tensors' memory.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    pub shape: Shape,
+    /// As [`Shape::tensors`] lists them, f32.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+impl Adapter {
+    /// Changes nothing yet: B is zero, A uniform within `1 / sqrt(in)` as PEFT makes it. Adapters of one seed and
+    /// different `number` differ.
+    pub fn fresh(
+        shape: Shape,
+        config: &ModelConfig,
+        device: &Device,
+        seed: u64,
+        number: u32,
+    ) -> Result<Self> {
+        let mut tensors = Vec::new();
+        for (i, (name, dims)) in shape.tensors(config).into_iter().enumerate() {
+            let tensor = if name.ends_with("lora_A.weight") {
+                // Streams of weights have 0 where an adapter has its number and one.
+                let stream = Stream::new(seed, Purpose::WeightInit, [i as u32, number + 1, 0]);
+                let bound = 1.0 / (dims[1] as f32).sqrt();
+                let count = dims.iter().product::<usize>() as u32;
+                let values: Vec<f32> = (0..count).map(|e| bound * (2.0 * stream.uniform(e) - 1.0)).collect();
+                Tensor::from_vec(values, dims, device)?
+            } else {
+                Tensor::zeros(dims, DType::F32, device)?
+            };
+            tensors.push((name, tensor));
+        }
+        Ok(Self { shape, tensors })
+    }
+
+    /// The same values in memory of their own.
+    pub fn deep_copy(&self) -> Result<Self> {
+        let copy = |(name, tensor): &(String, Tensor)| Ok((name.clone(), memory::duplicate(tensor)?));
+        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Self { shape: self.shape.clone(), tensors })
+    }
+
+    /// One adapter that does what both do together: the As one below the other, the Bs side by side, alpha grown
+    /// with the rank so that the scale stays. On the CPU.
+    ///
+    /// # Errors
+    /// When they stand beside different layers, or scale differently.
+    pub fn and(&self, other: &Self) -> Result<Self> {
+        let (mine, others) = (&self.shape, &other.shape);
+        let same = mine.targets == others.targets && mine.rslora == others.rslora;
+        if !same || mine.scale() != others.scale() {
+            return Err(Error::Compute("adapters of different kinds do not add up to one".into()));
+        }
+        let rank = mine.rank + others.rank;
+        let growth = rank as f64 / mine.rank as f64;
+        let growth = if mine.rslora { growth.sqrt() } else { growth };
+        let shape = Shape { rank, alpha: growth * mine.alpha, ..mine.clone() };
+        let both = |((name, one), (_, two)): (&(String, Tensor), &(String, Tensor))| {
+            let along = usize::from(name.ends_with("lora_B.weight"));
+            let parts = [one.to_device(&Device::Cpu)?, two.to_device(&Device::Cpu)?];
+            Ok((name.clone(), Tensor::cat(&parts, along)?))
+        };
+        let tensors = self.tensors.iter().zip(&other.tensors).map(both).collect::<Result<_>>()?;
+        Ok(Self { shape, tensors })
+    }
+}
+
+/// Where a layer's A and B stand among the model's parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank {
+    pub a: usize,
+    pub b: usize,
+    pub scale: f32,
+}
+
+impl LowRank {
+    /// `scale A x`, `[N, rank]`, f32.
+    fn down(self, weights: &[Tensor], x_nh: &Tensor) -> Result<Tensor> {
+        let inner = linear::forward(&memory::cast(x_nh, DType::F32)?, &weights[self.a])?;
+        ops::scale(&inner, self.scale)?;
+        Ok(inner)
+    }
+
+    /// `scale B^T dy`, `[N, rank]`, f32.
+    fn up(self, weights: &[Tensor], dy_no: &Tensor) -> Result<Tensor> {
+        let inner = linear::backward_input(&[(&memory::cast(dy_no, DType::F32)?, &weights[self.b])])?;
+        ops::scale(&inner, self.scale)?;
+        Ok(inner)
+    }
+
+    /// Adds `scale B A x` to `y_no`, in place.
+    pub(super) fn add_output(self, weights: &[Tensor], x_nh: &Tensor, y_no: &Tensor) -> Result<()> {
+        let y = linear::forward(&self.down(weights, x_nh)?, &weights[self.b])?;
+        ops::add_assign(y_no, &memory::cast(&y, y_no.dtype())?)
+    }
+
+    /// Adds `scale A^T B^T dy` to `dx_nh`, in place.
+    pub(super) fn add_input_gradient(self, weights: &[Tensor], dy_no: &Tensor, dx_nh: &Tensor) -> Result<()> {
+        let dx = linear::backward_input(&[(&self.up(weights, dy_no)?, &weights[self.a])])?;
+        ops::add_assign(dx_nh, &memory::cast(&dx, dx_nh.dtype())?)
+    }
+
+    /// `dA += scale (B^T dy) x^T` and `dB += scale dy (A x)^T`. What the forward pass had between A and B is
+    /// computed again: it costs rank / in of the layer's product.
+    pub(super) fn add_gradients(
+        self,
+        weights: &[Tensor],
+        dy_no: &Tensor,
+        x_nh: &Tensor,
+        gradients: &Gradients,
+    ) -> Result<()> {
+        gradients.add_product(self.b, &memory::cast(dy_no, DType::F32)?, &self.down(weights, x_nh)?)?;
+        gradients.add_product(self.a, &self.up(weights, dy_no)?, &memory::cast(x_nh, DType::F32)?)
+    }
+}
+
+impl Decoder {
+    /// Puts an adapter beside the weights, which are frozen from now on: gradients and optimiser know the
+    /// adapter's tensors only. It takes the place of the one before.
+    ///
+    /// # Errors
+    /// When its tensors are not those that its shape asks for beside this model; all that is wrong is named.
+    pub fn attach(&mut self, adapter: Adapter) -> Result<()> {
+        let Adapter { shape, tensors } = adapter;
+        let wanted = shape.tensors(&self.config);
+        let mut given: HashMap<String, Tensor> = tensors.into_iter().collect();
+        let device = self.device().clone();
+        let mut faults = Vec::new();
+        let mut list = Vec::new();
+        for (name, dims) in &wanted {
+            match given.remove(name) {
+                None => faults.push(format!("{name} is missing")),
+                Some(tensor) if tensor.dims() != dims.as_slice() => {
+                    faults.push(format!("{name} is {:?}, wanted {dims:?}", tensor.dims()));
+                }
+                Some(tensor) => {
+                    list.push(tensor.to_dtype(DType::F32)?.contiguous()?.to_device(&device)?);
+                }
+            }
+        }
+        let mut extra: Vec<String> = given.into_keys().map(|name| format!("{name} is unexpected")).collect();
+        extra.sort();
+        faults.extend(extra);
+        if wanted.is_empty() {
+            faults.push(format!("the model has no layer called {}", shape.targets.join(", ")));
+        }
+        if !faults.is_empty() {
+            const LISTED: usize = 4;
+            let more = faults.len().saturating_sub(LISTED);
+            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+            let problem = format!("{}{more}", faults[..faults.len().min(LISTED)].join("; "));
+            let fix = "Use the adapter with the model it was trained beside";
+            return Err(Error::input("adapter", problem, fix));
+        }
+        self.detach();
+        let first = self.weights.len();
+        let beside = shape.beside(&self.config);
+        let position: HashMap<&str, usize> =
+            beside.iter().enumerate().map(|(i, at)| (at.name.as_str(), first + 2 * i)).collect();
+        for projection in self.blocks.iter_mut().flat_map(|block| block.projections_mut()) {
+            let a = position.get(self.names[projection.weight].as_str());
+            projection.adapter = a.map(|&a| LowRank { a, b: a + 1, scale: shape.scale() });
+        }
+        self.names.extend(wanted.into_iter().map(|(name, _)| name));
+        self.weights.extend(list);
+        self.adapter = Some(shape);
+        Ok(())
+    }
+
+    /// Takes the adapter off, and with it the freeze of the weights.
+    pub fn detach(&mut self) -> Option<Adapter> {
+        let adapter = self.adapter();
+        let base = self.base_count();
+        self.names.truncate(base);
+        self.weights.truncate(base);
+        self.blocks.iter_mut().flat_map(|block| block.projections_mut()).for_each(|p| p.adapter = None);
+        self.adapter = None;
+        adapter
+    }
+
+    /// The adapter, sharing its tensors' memory.
+    pub fn adapter(&self) -> Option<Adapter> {
+        let shape = self.adapter.clone()?;
+        let tensors = self.trainable().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
+        Some(Adapter { shape, tensors })
+    }
+
+    /// The same weights, in the same memory, without the adapter: what it is trained away from.
+    pub fn without_adapter(&self) -> Result<Self> {
+        let tensors = self.parameters().map(|(name, weight)| (name.to_string(), weight.clone()));
+        Self::new(self.config.clone(), tensors.collect::<Vec<_>>(), self.max_positions())
+    }
+
+    /// A weight with the adapter's part added to it, of the weight's type: `W + scale B A`, rounded once. The
+    /// weight itself where it has no adapter.
+    pub fn merged_weight(&self, name: &str) -> Result<Tensor> {
+        let index = self.names[..self.base_count()].iter().position(|n| n == name);
+        let index = index.ok_or_else(|| Error::Compute(format!("no weight {name}").into()))?;
+        let weight = &self.weights[index];
+        let mut layers = self.blocks.iter().flat_map(|block| block.projections());
+        let Some(low_rank) = layers.find(|p| p.weight == index).and_then(|p| p.adapter) else {
+            return Ok(weight.clone());
+        };
+        let (a, b) = (&self.weights[low_rank.a], &self.weights[low_rank.b]);
+        let sum = linear::backward_input(&[(b, a)])?;
+        ops::scale(&sum, low_rank.scale)?;
+        ops::add_assign(&sum, &memory::cast(weight, DType::F32)?)?;
+        memory::cast(&sum, weight.dtype())
+    }
+
+    /// Merges the adapter into the weights, one at a time, and takes it off.
+    pub fn merge(&mut self) -> Result<()> {
+        for index in 0..self.base_count() {
+            self.weights[index] = self.merged_weight(&self.names[index])?;
+        }
+        self.detach();
+        Ok(())
+    }
+}

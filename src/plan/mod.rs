@@ -1,0 +1,387 @@
+//! Memory of a training run, added up from a model's shape and a config before anything is loaded.
+//!
+//! Worst case: every prompt is as long as `data.max_prompt_tokens`, every completion takes its whole budget.
+//! docs/plan.md has what was measured beside it.
+
+mod advice;
+mod tokens;
+
+use candle_core::DType;
+
+pub use self::advice::{Change, advise};
+use self::tokens::{Packs, TokenBytes};
+use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
+use crate::config::{ActivationMemory, Config, Stage};
+use crate::model::adapter::Shape;
+use crate::model::config::ModelConfig;
+
+/// Where a run computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub cuda: bool,
+    /// Of weights and activations.
+    pub dtype: DType,
+}
+
+/// So many bytes, and what for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    pub what: String,
+    pub bytes: u64,
+}
+
+/// Memory that is alive at once, at the worst moment of a part of the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    pub name: String,
+    pub items: Vec<Item>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub parameters: u64,
+    pub phases: Vec<Phase>,
+}
+
+impl Phase {
+    fn new(name: &str, items: &[(&str, u64)]) -> Self {
+        let items = items.iter().filter(|(_, bytes)| *bytes > 0);
+        let items = items.map(|(what, bytes)| Item { what: (*what).into(), bytes: *bytes });
+        Self { name: name.into(), items: items.collect() }
+    }
+
+    fn with(mut self, items: &[(&str, u64)]) -> Self {
+        self.items.extend(Self::new("", items).items);
+        self
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.items.iter().map(|item| item.bytes).sum()
+    }
+}
+
+impl Plan {
+    /// The largest phase's bytes.
+    pub fn peak(&self) -> u64 {
+        self.phases.iter().map(Phase::bytes).max().unwrap_or(0)
+    }
+
+    pub fn new(model: &ModelConfig, config: &Config, target: Target) -> Self {
+        let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
+        let mut phases = vec![sum.load()];
+        for stage in &config.stages {
+            match stage {
+                Stage::Sft => phases.push(sum.sft_update()),
+                Stage::Grpo => phases.extend([sum.grpo_rollout(), sum.grpo_update()]),
+            }
+        }
+        phases.extend([sum.evaluation(), sum.save()]);
+        Self { parameters: model.parameter_count(), phases }
+    }
+}
+
+/// Of a file in memory while weights are loaded (`model/shards.rs`).
+const LOAD_WINDOW: u64 = 32 << 20;
+/// Logits of a chunk of target rows (`ops/token_logprob.rs` and its CUDA twin).
+const LOGITS_CPU: u64 = 64 << 20;
+const LOGITS_CUDA: u64 = 128 << 20;
+/// Program, tokenizer and rows on the CPU; workspace of the products on a device.
+const BASE: u64 = 64 << 20;
+
+struct Sum<'a> {
+    model: &'a ModelConfig,
+    config: &'a Config,
+    target: Target,
+    bytes: TokenBytes,
+}
+
+impl Sum<'_> {
+    fn weights(&self) -> u64 {
+        self.model.parameter_count() * self.target.dtype.size_in_bytes() as u64
+    }
+
+    fn is_bf16(&self) -> bool {
+        self.target.dtype == DType::BF16
+    }
+
+    fn largest_tensor(&self) -> u64 {
+        let elements =
+            self.model.parameter_names().into_iter().map(|(_, shape)| shape.iter().product::<usize>());
+        elements.max().unwrap_or(0) as u64 * self.target.dtype.size_in_bytes() as u64
+    }
+
+    fn load(&self) -> Phase {
+        Phase::new(
+            "load",
+            &[("weights", self.weights()), ("window of a file", LOAD_WINDOW), ("program", BASE)],
+        )
+    }
+
+    /// Numbers of an adapter, which is f32; 0 where all weights are trained.
+    fn adapter(&self) -> u64 {
+        let Some(lora) = &self.config.lora else { return 0 };
+        let tensors = Shape::from(lora).tensors(self.model);
+        tensors.into_iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// Numbers that have moments and a gradient.
+    fn trained(&self) -> u64 {
+        if self.config.lora.is_some() { self.adapter() } else { self.model.parameter_count() }
+    }
+
+    /// What is there for the whole stage.
+    fn standing(&self, name: &str, optim: &OptimConfig) -> Phase {
+        let parameters = self.trained();
+        let moments = match optim.moments {
+            MomentsConfig::F32 => 8 * parameters,
+            // A byte each, and a scale for 256 of them.
+            MomentsConfig::Int8 => 2 * parameters + 2 * parameters.div_ceil(256) * 4,
+        };
+        let masters = self.is_bf16() && optim.bf16_weights == Bf16WeightsConfig::Masters;
+        Phase::new(
+            name,
+            &[
+                ("weights", self.weights()),
+                ("adapter", 4 * self.adapter()),
+                ("moments", moments),
+                ("f32 masters", if masters { 4 * parameters } else { 0 }),
+                ("program and workspace", BASE),
+            ],
+        )
+    }
+
+    fn grpo_standing(&self, name: &str) -> Phase {
+        let kl = self.config.grpo.kl_coef != 0.0;
+        let standing = self.standing(name, &self.config.grpo.optim);
+        let reference = match &self.config.lora {
+            None => self.weights(),
+            // The weights without the adapter, or with a copy of it.
+            Some(_) => 4 * self.adapter(),
+        };
+        standing.with(&[("reference weights", if kl { reference } else { 0 })])
+    }
+
+    fn gradients(&self, optim: &OptimConfig) -> u64 {
+        let small = self.is_bf16() && optim.gradients == GradientsConfig::Bf16;
+        self.trained() * if small { 2 } else { 4 }
+    }
+
+    /// A layer's input and output in f32, of one token.
+    fn widest(&self) -> u64 {
+        4 * (self.model.hidden_size + self.model.intermediate_size) as u64
+    }
+
+    fn kept(&self) -> u64 {
+        match self.config.pack.activations {
+            ActivationMemory::Recompute => self.bytes.inputs,
+            ActivationMemory::Keep => self.bytes.activations,
+        }
+    }
+
+    /// A backward pass over packs of `rows` tokens, `targets` of them predicted.
+    fn backward(&self, phase: Phase, optim: &OptimConfig, kept_rows: u64, packs: &Packs) -> Phase {
+        let logits = match self.target.cuda {
+            // The chunk's gradient in the weights' type lies beside it.
+            true => LOGITS_CUDA + LOGITS_CUDA * self.target.dtype.size_in_bytes() as u64 / 4,
+            false => LOGITS_CPU,
+        };
+        let all_logits = packs.targets * self.model.vocab_size as u64 * 4;
+        phase.with(&[
+            ("gradients", self.gradients(optim)),
+            ("activations kept", kept_rows * self.kept()),
+            ("one block and its backward pass", packs.rows * self.bytes.backward),
+            ("f32 copies for the adapter", if self.adapter() > 0 { packs.rows * self.widest() } else { 0 }),
+            ("hidden states", (2 * packs.rows + 4 * packs.targets) * self.bytes.hidden),
+            ("logits of a chunk", logits.min(2 * all_logits)),
+        ])
+    }
+
+    fn sft_update(&self) -> Phase {
+        let (data, sft) = (&self.config.data, &self.config.sft);
+        let (prompt, answer) = (data.max_prompt_tokens as u64, data.max_target_tokens as u64);
+        let pack = &self.config.pack;
+        let packs = Packs::new(sft.rows_per_step, prompt + answer, pack.max_tokens_per_pack)
+            .of(prompt + answer, answer);
+        self.backward(self.standing("sft update", &sft.optim), &sft.optim, packs.rows, &packs)
+    }
+
+    fn grpo_packs(&self, most_tokens: usize) -> Packs {
+        let (data, grpo) = (&self.config.data, &self.config.grpo);
+        let (prompt, group) = (data.max_prompt_tokens as u64, grpo.group_size as u64);
+        let budget = grpo.max_completion_tokens as u64;
+        // The last token of a completion is no input.
+        let rows = prompt + group * budget.saturating_sub(1);
+        Packs::new(grpo.prompts_per_step, prompt + group * budget, most_tokens).of(rows, group * budget)
+    }
+
+    /// Tokens of the step whose activations the rollout keeps for the update.
+    fn taped(&self) -> u64 {
+        let grpo = &self.config.grpo;
+        let packs = self.grpo_packs(self.config.pack.max_rollout_tokens);
+        let (pack, all) = (packs.groups * packs.size, grpo.prompts_per_step as u64 * packs.size);
+        (self.config.pack.max_reused_tokens as u64 / pack * pack).min(all)
+    }
+
+    fn grpo_rollout(&self) -> Phase {
+        let grpo = &self.config.grpo;
+        let packs = self.grpo_packs(self.config.pack.max_rollout_tokens);
+        let prompts = packs.groups * self.config.data.max_prompt_tokens as u64;
+        let phase = self.grpo_standing("grpo rollout");
+        self.sampling(phase, prompts, packs.groups * packs.size, packs.groups * grpo.group_size as u64)
+            .with(&[("activations kept", self.taped() * self.kept())])
+    }
+
+    /// Prefill of `prompts` tokens and the decoding of `sequences` completions, `tokens` with their prompts.
+    fn sampling(&self, phase: Phase, prompts: u64, tokens: u64, sequences: u64) -> Phase {
+        let logits = sequences * self.model.vocab_size as u64 * 4;
+        // The prefill's widest layer has gone when the logits of the decode steps come.
+        let passing = (prompts * self.bytes.forward).max(logits);
+        phase.with(&[
+            ("keys and values", tokens * self.bytes.keys_values),
+            ("prefill, or logits of a token", passing),
+        ])
+    }
+
+    fn grpo_update(&self) -> Phase {
+        let optim = &self.config.grpo.optim;
+        let packs = self.grpo_packs(self.config.pack.max_tokens_per_pack);
+        let kept_rows = self.taped().max(packs.rows);
+        self.backward(self.grpo_standing("grpo update"), optim, kept_rows, &packs)
+    }
+
+    fn evaluation(&self) -> Phase {
+        let (data, eval) = (&self.config.data, &self.config.eval);
+        let prompt = data.max_prompt_tokens as u64;
+        let samples = eval.samples_per_prompt as u64;
+        let size = prompt + samples * eval.max_completion_tokens as u64;
+        let most_rows = match data.max_valid_rows {
+            0 => usize::MAX,
+            rows => rows,
+        };
+        let packs = Packs::new(most_rows, size, self.config.pack.max_rollout_tokens);
+        // Within a stage the optimiser is there too.
+        let phase = match self.config.stages.last() {
+            Some(Stage::Grpo) => self.grpo_standing("evaluation"),
+            _ => self.standing("evaluation", &self.config.sft.optim),
+        };
+        self.sampling(phase, packs.groups * prompt, packs.groups * size, packs.groups * samples)
+    }
+
+    /// The model is loaded back from what was written and compared.
+    fn save(&self) -> Phase {
+        Phase::new(
+            "save and compare",
+            &[
+                ("weights", self.weights()),
+                ("weights loaded back", self.weights()),
+                ("a tensor on its way to the file", 2 * self.largest_tensor()),
+                ("program", BASE),
+            ],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const GIB: f64 = (1u64 << 30) as f64;
+
+    fn model(sizes: Value) -> ModelConfig {
+        let mut json = json!({"model_type": "llama", "max_position_embeddings": 8192});
+        json.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
+        ModelConfig::from_json(&json, "shape").unwrap()
+    }
+
+    fn smollm2() -> ModelConfig {
+        model(
+            json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": true}),
+        )
+    }
+
+    fn llama_8b() -> ModelConfig {
+        model(json!({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}))
+    }
+
+    fn config(settings: &[&str]) -> Config {
+        let mut all = vec!["stages=[\"grpo\"]".to_string()];
+        all.extend(settings.iter().map(|setting| setting.to_string()));
+        Config::load("riskcue-llama3.1-8b", &all).unwrap()
+    }
+
+    fn update_gib(model: &ModelConfig, config: &Config, target: Target) -> f64 {
+        let plan = Plan::new(model, config, target);
+        let phase = plan.phases.iter().find(|phase| phase.name == "grpo update").unwrap();
+        phase.bytes() as f64 / GIB
+    }
+
+    /// README.md and benches/results/cpu.md: peak resident memory of `rlvr bench step`, 1,024 + 48 tokens.
+    #[test]
+    fn the_peak_is_what_was_measured_on_the_cpu() {
+        let cpu = Target { cuda: false, dtype: DType::F32 };
+        for (activations, group, measured) in
+            [("keep", 8, 3.09), ("recompute", 8, 2.19), ("keep", 16, 3.37), ("recompute", 16, 2.25)]
+        {
+            let config = config(&[
+                "data.max_prompt_tokens=1024",
+                "grpo.max_completion_tokens=48",
+                "grpo.prompts_per_step=1",
+                &format!("grpo.group_size={group}"),
+                &format!("pack.activations=\"{activations}\""),
+            ]);
+            let planned = update_gib(&smollm2(), &config, cpu);
+            let ratio = planned / measured;
+            assert!((0.97..1.1).contains(&ratio), "{activations} {group}: {planned:.2} for {measured}");
+        }
+    }
+
+    /// Against the sum made by hand in docs/gpu.md.
+    #[test]
+    fn the_peak_of_an_8b_model_is_that_of_the_table() {
+        let cuda = Target { cuda: true, dtype: DType::BF16 };
+        for (moments, weights, gradients, peak) in [
+            ("f32", "masters", "f32", 138.7),
+            ("f32", "stochastic_rounding", "f32", 108.8),
+            ("int8", "masters", "bf16", 79.1),
+            ("int8", "stochastic_rounding", "bf16", 49.1),
+        ] {
+            let config = config(&[
+                "data.max_prompt_tokens=1500",
+                "grpo.max_completion_tokens=40",
+                "pack.max_reused_tokens=0",
+                &format!("grpo.optim.moments=\"{moments}\""),
+                &format!("grpo.optim.bf16_weights=\"{weights}\""),
+                &format!("grpo.optim.gradients=\"{gradients}\""),
+            ]);
+            let planned = update_gib(&llama_8b(), &config, cuda);
+            assert!((planned - peak).abs() < 0.6, "{moments} {weights} {gradients}: {planned:.2} for {peak}");
+        }
+        let with_kl = config(&["grpo.kl_coef=0.1"]);
+        let more = update_gib(&llama_8b(), &with_kl, cuda) - update_gib(&llama_8b(), &config(&[]), cuda);
+        assert!((more - 14.96).abs() < 0.01, "{more}");
+    }
+
+    #[test]
+    fn advice_brings_the_peak_down_step_by_step_until_it_fits() {
+        let cuda = Target { cuda: true, dtype: DType::BF16 };
+        let config = config(&["pack.activations=\"keep\""]);
+        let all = Plan::new(&llama_8b(), &config, cuda).peak();
+        let budget = 60 * (1 << 30);
+        let changes = advise(&llama_8b(), &config, cuda, budget);
+        let peaks: Vec<u64> = std::iter::once(all).chain(changes.iter().map(|change| change.peak)).collect();
+        assert!(peaks.windows(2).all(|pair| pair[1] < pair[0]), "{peaks:?}");
+        assert!(changes.last().unwrap().peak <= budget && peaks[peaks.len() - 2] > budget, "{changes:?}");
+        // What it says is true of a config that is loaded with it.
+        let settings = changes.iter().flat_map(|change| change.setting.split(' '));
+        let settings: Vec<&str> = std::iter::once("pack.activations=\"keep\"").chain(settings).collect();
+        assert_eq!(
+            Plan::new(&llama_8b(), &self::config(&settings), cuda).peak(),
+            changes.last().unwrap().peak
+        );
+        assert!(advise(&llama_8b(), &config, cuda, all).is_empty());
+        assert!(advise(&llama_8b(), &config, cuda, 1 << 30).last().unwrap().peak > 1 << 30);
+    }
+}

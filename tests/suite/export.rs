@@ -1,0 +1,305 @@
+//! Export to Hugging Face folders and GGUF: what comes back is what went in, and a fault is noticed.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::quantized::gguf_file;
+use candle_core::{DType, Device, Tensor};
+use rlvr::export::companions::Companions;
+use rlvr::export::mixture::Quantisation;
+use rlvr::export::probe::Probe;
+use rlvr::export::{ExportReport, Format, Source, check, export, folder, gguf};
+use rlvr::model::config::{Family, ModelConfig};
+use rlvr::model::decoder::{Decoder, Placement};
+use rlvr::model::gguf::import;
+use rlvr::model::weights::{SaveOptions, load, save};
+use rlvr::text::{Tokenizer, byte_tokenizer};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::golden::golden_dir;
+
+const TEXT: &str = "Déjà vu at 04:12:09, 1234567 bytes; it's <|im_start|>fine<|im_end|>\n\n  日本語";
+
+/// A random model with a tokenizer of its own, two layers of 256, and the folder it lies in.
+struct Model {
+    dir: TempDir,
+    config: ModelConfig,
+    companions: Companions,
+    probe: Probe,
+}
+
+impl Model {
+    fn new(family: Family, rope_scaling: Value) -> Self {
+        let dir = TempDir::new().unwrap();
+        let tokenizer = byte_tokenizer::build([TEXT].into_iter(), &["Safe"], 280).unwrap();
+        byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
+        let json = json!({
+            "model_type": family.model_type(), "hidden_size": 256, "intermediate_size": 512,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+            // Three rows more than tokens.
+            "vocab_size": tokenizer.get_vocab_size(true) + 3, "rms_norm_eps": 1e-6, "rope_theta": 500000.0,
+            "rope_scaling": rope_scaling, "max_position_embeddings": 4096, "eos_token_id": 2, "pad_token_id": 0,
+            "tie_word_embeddings": family == Family::Qwen3,
+        });
+        let config = ModelConfig::from_json(&json, "config.json").unwrap();
+        let seed = rand_seed();
+        let decoder = Decoder::random_on(&Placement::CPU, config.clone(), seed, 512).unwrap();
+        // Large enough for attention to look at some places more than at others.
+        let louder = |(name, tensor): (&str, &Tensor)| {
+            let factor = if name.contains("q_proj.w") || name.contains("k_proj.w") { 3.0 } else { 1.0 };
+            (name.to_string(), (tensor * factor).unwrap())
+        };
+        let tensors: Vec<_> = decoder.parameters().map(louder).collect();
+        save(dir.path(), &config, &tensors, SaveOptions::new(DType::F32)).unwrap();
+        let companions = Companions::of(dir.path());
+        let probe = Probe::new(&companions, config.vocab_size, None).unwrap();
+        Self { dir, config, companions, probe }
+    }
+
+    fn plain(family: Family) -> Self {
+        Self::new(family, Value::Null)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn source(&self) -> Source<'_> {
+        let decoder = Decoder::load(self.dir.path(), self.probe.positions(), &Placement::CPU).unwrap();
+        Source { decoder, stored: DType::F32, companions: &self.companions, name: "tiny", probe: &self.probe }
+    }
+
+    fn export(&self, quantisation: Quantisation, name: &str) -> ExportReport {
+        export(self.source(), Format::Gguf(quantisation), &self.path(name)).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn weights(&self) -> Vec<(String, Vec<f32>)> {
+        weights(self.dir.path(), &self.config)
+    }
+}
+
+fn rand_seed() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos().into()
+}
+
+fn weights(dir: &Path, config: &ModelConfig) -> Vec<(String, Vec<f32>)> {
+    let tensors = load(dir, config, &Device::Cpu, DType::F32).unwrap();
+    tensors.into_iter().map(|(name, t)| (name, t.flatten_all().unwrap().to_vec1().unwrap())).collect()
+}
+
+#[test]
+fn every_family_comes_back_from_gguf_with_its_numbers_config_and_token_ids() {
+    for family in Family::ALL {
+        let model = Model::plain(family);
+        let before = model.weights();
+        // Half of the step between neighbours: 2^-11 of a value in f16, of the block's largest / 127 in Q8_0.
+        for (quantisation, name) in
+            [(Quantisation::F32, "f32"), (Quantisation::F16, "f16"), (Quantisation::Q8_0, "q8_0")]
+        {
+            let report = model.export(quantisation, name);
+            let out = model.path(&format!("{name}-again"));
+            import(&model.path(name), &out, DType::F32).unwrap();
+            let config = ModelConfig::load(&out).unwrap();
+            assert_eq!(config, model.config, "{family:?} {name}");
+            for ((weight, a), (_, b)) in before.iter().zip(weights(&out, &config)) {
+                for (a, b) in a.chunks(32).zip(b.chunks(32)) {
+                    let largest = a.iter().fold(0f32, |max, x| max.max(x.abs()));
+                    for (a, b) in a.iter().zip(b) {
+                        let bound = match name {
+                            "f16" => a.abs() / 2048.0 + 2f32.powi(-25),
+                            // The step itself is rounded to f16.
+                            "q8_0" => largest / 254.0 * 1.001 + a.abs() / 2048.0 + 1e-7,
+                            _ => 0.0,
+                        };
+                        assert!((a - b).abs() <= bound, "{family:?} {name} {weight}: {a} {b}");
+                    }
+                }
+            }
+            let ids = |dir: &Path| Tokenizer::from_dir(dir).unwrap().encode(TEXT).unwrap();
+            assert_eq!(ids(&out), ids(model.dir.path()));
+            let greedy = report.findings.logprobs.greedy_equal;
+            assert!(name != "f32" || greedy == report.findings.memory.greedy.len());
+        }
+    }
+}
+
+#[test]
+fn rotary_scalings_come_back_from_gguf() {
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64});
+    let linear = json!({"rope_type": "linear", "factor": 2.5});
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024});
+    for scaling in [llama3, linear, yarn] {
+        let model = Model::new(Family::Llama, scaling);
+        model.export(Quantisation::F32, "scaled.gguf");
+        import(&model.path("scaled.gguf"), &model.path("again"), DType::F32).unwrap();
+        assert_eq!(ModelConfig::load(&model.path("again")).unwrap(), model.config);
+    }
+    let unsaid = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+        "attention_factor": 1.5});
+    let model = Model::new(Family::Llama, unsaid);
+    let error = export(model.source(), Format::Gguf(Quantisation::F32), &model.path("x")).unwrap_err();
+    assert!(error.to_string().contains("rope_scaling.attention_factor"), "{error}");
+}
+
+#[test]
+fn candles_own_reader_finds_the_same_tensors() {
+    let model = Model::plain(Family::Llama);
+    let report = model.export(Quantisation::Q4KM, "mixed.gguf");
+    let kinds: Vec<_> = report.findings.weights.keys().map(String::as_str).collect();
+    // Rows of 128 in the output projection fall back to Q5_0.
+    assert_eq!(kinds, ["F32", "Q4_K", "Q5_0", "Q6_K"]);
+    let mut file = std::fs::File::open(model.path("mixed.gguf")).unwrap();
+    let content = gguf_file::Content::read(&mut file).unwrap();
+    assert_eq!(content.tensor_data_offset % 32, 0);
+    let key = |key: &str| content.metadata[key].clone();
+    assert_eq!(key("general.architecture").to_string().unwrap(), "llama");
+    assert_eq!(key("llama.attention.key_length").to_u32().unwrap(), 32);
+    let written = rlvr::model::gguf::GgufModel::open(&model.path("mixed.gguf")).unwrap();
+    for name in ["model.layers.1.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"] {
+        let theirs = content.tensor(&mut file, &rlvr::model::gguf::gguf_name(name), &Device::Cpu).unwrap();
+        let theirs = theirs.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>();
+        let ours = written.tensor(name).unwrap().flatten_all().unwrap().to_vec1::<f32>();
+        assert_eq!(theirs.unwrap(), ours.unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_folder_is_sharded_complete_and_equal() {
+    let model = Model::plain(Family::Qwen2);
+    let options = SaveOptions { dtype: DType::F32, max_shard_bytes: 1_000_000 };
+    let report = export(model.source(), Format::Folder(options), &model.path("out")).unwrap();
+    assert_eq!(report.findings.logprobs.max_difference, 0.0);
+    let out = model.path("out");
+    let index: Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("model.safetensors.index.json")).unwrap())
+            .unwrap();
+    assert_eq!(index["weight_map"].as_object().unwrap().len(), model.config.parameter_names().len());
+    assert_eq!(ModelConfig::load(&out).unwrap(), model.config);
+    assert_eq!(weights(&out, &model.config), model.weights());
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(model.path(name)).unwrap());
+    }
+}
+
+#[test]
+fn golden_folders_export_exactly() {
+    let Some(golden) = golden_dir() else { return };
+    for name in ["llama-tiny", "qwen3-tiny"] {
+        let (from, to) = (golden.join(name), TempDir::new().unwrap());
+        let (config, companions) = (ModelConfig::load(&from).unwrap(), Companions::of(&from));
+        let probe = Probe::new(&companions, config.vocab_size, None).unwrap();
+        let decoder = Decoder::load(&from, probe.positions(), &Placement::CPU).unwrap();
+        let source = Source { decoder, stored: DType::F32, companions: &companions, name, probe: &probe };
+        let out = to.path().join("out");
+        let report = export(source, Format::Folder(SaveOptions::new(DType::F32)), &out).unwrap();
+        assert_eq!(report.findings.logprobs.max_difference, 0.0, "{name}");
+        assert_eq!(ModelConfig::load(&out).unwrap(), config);
+        assert_eq!(weights(&out, &config), weights(&from, &config));
+    }
+}
+
+/// Two rows of a head exchanged, as by a wrong permutation.
+#[test]
+fn the_check_finds_rows_in_the_wrong_place() {
+    let model = Model::plain(Family::Llama);
+    let name = "model.layers.1.self_attn.q_proj.weight";
+    let swapped = |(n, tensor): (&str, &Tensor)| {
+        let order: Vec<u32> = (0..tensor.dims()[0] as u32).map(|row| row ^ 1).collect();
+        let order = Tensor::new(order, &Device::Cpu).unwrap();
+        let tensor = if n == name { tensor.index_select(&order, 0).unwrap() } else { tensor.clone() };
+        (n.to_string(), tensor)
+    };
+    let wrong: Vec<_> = model.source().decoder.parameters().map(swapped).collect();
+    let decoder = Decoder::new(model.config.clone(), wrong, 512).unwrap();
+    let wrong = Source { decoder, ..model.source() };
+    for quantisation in [Quantisation::F32, Quantisation::Q4KM] {
+        let path = model.path("swapped.gguf.partial");
+        let written = gguf::write(&path, &wrong, quantisation).unwrap();
+        let error =
+            check::read_back(model.source(), Format::Gguf(quantisation), &written, &path).unwrap_err();
+        assert!(error.to_string().contains(name) && !error.is_input(), "{error}");
+    }
+    let path = model.path("swapped");
+    let options = SaveOptions::new(DType::BF16);
+    let written = folder::write(&path, &wrong.decoder, &model.companions, options).unwrap();
+    let error = check::read_back(model.source(), Format::Folder(options), &written, &path).unwrap_err();
+    assert!(error.to_string().contains(name), "{error}");
+}
+
+/// Weights alone would pass: only the log-probs show it.
+#[test]
+fn the_check_finds_a_wrong_number_in_the_metadata() {
+    let model = Model::plain(Family::Llama);
+    for quantisation in [Quantisation::F32, Quantisation::Q8_0] {
+        let path = model.path("tampered.gguf.partial");
+        let written = gguf::write(&path, &model.source(), quantisation).unwrap();
+        let read_back = || check::read_back(model.source(), Format::Gguf(quantisation), &written, &path);
+        read_back().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let key = b"llama.rope.freq_base";
+        let at = bytes.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+        bytes[at..at + 4].copy_from_slice(&2f32.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let error = read_back().unwrap_err().to_string();
+        assert!(error.contains("log-probs of the probe differ"), "{error}");
+    }
+}
+
+#[test]
+fn a_failed_export_leaves_nothing() {
+    let model = Model::plain(Family::Llama);
+    // f16 ends at 65504.
+    let huge = |(n, tensor): (&str, &Tensor)| {
+        let factor = if n.ends_with("1.mlp.up_proj.weight") { 1e7 } else { 1.0 };
+        (n.to_string(), (tensor * factor).unwrap())
+    };
+    let tensors: Vec<_> = model.source().decoder.parameters().map(huge).collect();
+    let source = |model: &Model| {
+        let decoder = Decoder::new(model.config.clone(), tensors.clone(), 512).unwrap();
+        decoder
+    };
+    let f16_folder = Format::Folder(SaveOptions::new(DType::F16));
+    for (format, name) in [(Format::Gguf(Quantisation::F16), "f16.gguf"), (f16_folder, "f16")] {
+        let source = Source { decoder: source(&model), ..model.source() };
+        let error = export(source, format, &model.path(name)).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("{name}: what was read back")) && error.contains("up_proj"),
+            "{error}"
+        );
+        assert!(!model.path(name).exists() && !model.path(&format!("{name}.partial")).exists());
+    }
+    // What stands there is left alone.
+    std::fs::write(model.path("mine.gguf"), "mine").unwrap();
+    let error =
+        export(model.source(), Format::Gguf(Quantisation::F16), &model.path("mine.gguf")).unwrap_err();
+    assert!(error.is_input() && error.to_string().contains("exists already"), "{error}");
+    assert_eq!(std::fs::read_to_string(model.path("mine.gguf")).unwrap(), "mine");
+}
+
+#[test]
+fn tokenizers_that_gguf_cannot_hold_are_refused_by_name() {
+    let model = Model::plain(Family::Llama);
+    let path = model.path("tokenizer.json");
+    let whole: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let cases = [
+        (
+            "/pre_tokenizer",
+            json!({"type": "Whitespace"}),
+            "pre_tokenizer: cuts text by [{\"type\":\"Whitespace\"}]",
+        ),
+        ("/normalizer", json!({"type": "NFC"}), "normalizer: {\"type\":\"NFC\"}"),
+        ("/model/ignore_merges", json!(true), "ignore_merges = true with the cuts of \"smollm\""),
+        ("/model/type", json!("Unigram"), "model: \"Unigram\" is not byte-level BPE"),
+        ("/decoder/type", json!("Metaspace"), "decoder: \"Metaspace\""),
+    ];
+    let probe = model.probe.clone();
+    for (at, value, wanted) in cases {
+        let mut json = whole.clone();
+        *json.pointer_mut(at).unwrap() = value;
+        std::fs::write(&path, json.to_string()).unwrap();
+        let source = Source { probe: &probe, ..model.source() };
+        let error = export(source, Format::Gguf(Quantisation::F16), &model.path("x.gguf")).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains(wanted), "wanted {wanted}, got {error}");
+    }
+}
