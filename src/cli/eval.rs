@@ -241,18 +241,16 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
     if !(0.0..=1.0).contains(&args.max_fpr) {
         return Err(Error::input("--max-fpr", format!("{} is no rate", args.max_fpr), "Give 0 to 1").into());
     }
-    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
     let saved = match args.fit_threshold {
         true => None,
-        false => match Threshold::load(&subject.dir, task)? {
-            None => {
-                let fix = "Fit one with --fit-threshold on validation rows";
-                let place = Threshold::path(&subject.dir);
-                return Err(Error::input(place.display(), "is not there", fix).into());
-            }
-            found => found,
-        },
+        false => {
+            let dir = folder(model, Parts::Model)?.dir;
+            let fix = "Fit one with --fit-threshold on validation rows";
+            let absent = || Error::input(Threshold::path(&dir).display(), "is not there", fix);
+            Some(Threshold::load(&dir, task)?.ok_or_else(absent)?)
+        }
     };
+    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
     let kind = saved.as_ref().map_or(args.score.into(), |saved| saved.score);
     let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
     let scorer = Scorer { decoder: &subject.decoder, task, kind, max_tokens_per_pack };

@@ -121,13 +121,13 @@ pub fn audit(
         )
     });
     let mut warnings = hole_warnings(task, golds, &probes);
-    if let (Some(found), Some(best)) = (&found, constant.first()) {
-        if best.reward >= found.reward {
-            warnings.push(format!(
-                "`{}` earns {:.3} without reading a log, the recorded answers {:.3}",
-                best.name, best.reward, found.reward
-            ));
-        }
+    if let (Some(found), Some(best)) = (&found, constant.first())
+        && best.reward >= found.reward
+    {
+        warnings.push(format!(
+            "`{}` earns {:.3} without reading a log, the recorded answers {:.3}",
+            best.name, best.reward, found.reward
+        ));
     }
     warnings.extend(recorded.map(|answers| recorded_warnings(task, answers)).unwrap_or_default());
     Audit {

@@ -58,7 +58,7 @@ pub trait Progress {
 }
 
 /// Small files in the order they are fetched; the weights come last, so that a folder with whole weights has the rest.
-const SMALL: [&str; 8] = [
+const SMALL: [&str; 9] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -67,6 +67,7 @@ const SMALL: [&str; 8] = [
     "added_tokens.json",
     "chat_template.jinja",
     "adapter_config.json",
+    "threshold.json",
 ];
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

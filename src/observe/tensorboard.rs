@@ -41,7 +41,7 @@ impl TensorBoard {
     pub fn resume(folder: &Path, keep_lines: usize) -> Result<Self> {
         let path = folder.join(EVENTS_FILE);
         let records = match std::fs::read(&path) {
-            Ok(content) => records(&content).into_iter().take(keep_lines + 1).last(),
+            Ok(content) => records(&content).into_iter().take(keep_lines + 1).next_back(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io(&path, "read the TensorBoard file")(error)),
         };

@@ -10,8 +10,13 @@ pub struct Figure {
     pub caption: String,
 }
 
-/// Metrics of training steps: title, metric, range of the axis.
-const CURVES: [(&str, &str, Option<(f64, f64)>); 14] = [
+/// Title, metric, range of the axis.
+type Curve = (&'static str, &'static str, Option<(f64, f64)>);
+/// Title, the lines' names and where their scores are in a report, caption.
+type Scores = (&'static str, Vec<(&'static str, Vec<&'static str>)>, &'static str);
+
+/// Metrics of training steps.
+const CURVES: [Curve; 14] = [
     ("Reward", "reward", None),
     ("Loss", "loss", None),
     ("Strict accuracy of rollouts", "verdict/accuracy_strict", Some((0.0, 1.0))),
@@ -43,7 +48,7 @@ pub fn evaluations(runs: &[Run]) -> Vec<Figure> {
     let last = runs.iter().find_map(Run::last_evaluation);
     let always = last.and_then(|e| e.number(&["always_flag_accuracy"]));
     let always = always.map(|value| (value, "always flag"));
-    let scores: [(&str, Vec<(&str, Vec<&str>)>, &str); 5] = [
+    let scores: [Scores; 5] = [
         (
             "Accuracy",
             vec![("strict", vec!["strict", "accuracy"]), ("paper's", vec!["paper", "accuracy"])],
@@ -62,7 +67,7 @@ pub fn evaluations(runs: &[Run]) -> Vec<Figure> {
             "Solid: malformed share. Dashed: share of benign queries that got an answer.",
         ),
     ];
-    let figure = |(title, parts, caption): &(&str, Vec<(&str, Vec<&str>)>, &str)| {
+    let figure = |(title, parts, caption): &Scores| {
         let lines: Vec<Line> = (0..runs.len())
             .flat_map(|run| {
                 parts.iter().enumerate().map(move |(i, (name, path))| line(run, name, path, i == 1))
@@ -170,7 +175,7 @@ pub fn thresholds(runs: &[Run]) -> Vec<Figure> {
             return None;
         }
         if key == "roc" {
-            let points = vec![(0.0, 0.0), (1.0, 1.0)];
+            let points = (0..=40).map(|i| (f64::from(i) / 40.0, f64::from(i) / 40.0)).collect();
             lines.push(Line { name: "chance".into(), colour: 6, dashed: true, points });
         }
         let range = Some((0.0, 1.0));

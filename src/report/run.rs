@@ -124,7 +124,7 @@ impl Run {
             }
         }
         if damaged > 0 {
-            self.notes.push(format!("metrics.jsonl: {damaged} lines are cut or damaged, and left out"));
+            self.notes.push(format!("metrics.jsonl: left out lines that are cut or damaged: {damaged}"));
         }
     }
 

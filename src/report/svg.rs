@@ -219,11 +219,12 @@ impl Chart<'_> {
             Drawn::Marked => {
                 let points = path(&line.points);
                 let _ = write!(out, "<polyline class=\"line s{colour}{dash}\" points=\"{points}\"/>");
-                // A curve of many points has no room for marks.
+                // A single point is what the curve is drawn for; one of many has no room for marks.
+                let radius = if line.points.len() == 1 { 5.0 } else { 2.4 };
                 for (x, y) in line.points.iter().filter(|_| line.points.len() <= 30).map(|p| axes.at(*p)) {
                     let _ = write!(
                         out,
-                        "<circle class=\"mark s{colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.4\"/>"
+                        "<circle class=\"mark s{colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\"/>"
                     );
                 }
             }

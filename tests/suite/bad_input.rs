@@ -441,7 +441,19 @@ fn gguf_files_that_are_none_or_cut_short_are_refused() {
 
 #[test]
 fn paths_and_files_on_the_command_line_are_checked() {
-    let cases: [(&str, i32, &[&str]); 14] = [
+    let cases: [(&str, i32, &[&str]); 18] = [
+        (
+            "eval --predictions good.jsonl",
+            INPUT,
+            &["good.jsonl:1: the row has no answer", "Give the answer as"],
+        ),
+        (
+            "eval model good.jsonl --use-threshold",
+            INPUT,
+            &["threshold.json: is not there", "--fit-threshold"],
+        ),
+        ("report model", INPUT, &["model: is not a run", "Name the directory"]),
+        ("data audit bad.jsonl", INPUT, &["bad.jsonl:2: malformed JSON", "one JSON object a line"]),
         ("train absent", INPUT, &["config `absent`", "Use one of: demo, "]),
         ("train model", INPUT, &["model: is a folder, not a config", "Name a TOML file"]),
         ("train absent.toml", INPUT, &["absent.toml: cannot read the config", "Check the path"]),

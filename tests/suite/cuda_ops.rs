@@ -247,7 +247,13 @@ fn samples() {
             SamplingConfig { temperature: 0., ..plain },
             SamplingConfig { temperature: 0.6, top_k: 5, ..plain },
             SamplingConfig { top_p: 0.8, ..plain },
-            SamplingConfig { temperature: 1.3, top_k: 50, top_p: 0.9, min_p: 0.05 },
+            SamplingConfig {
+                temperature: 1.3,
+                top_k: 50,
+                top_p: 0.9,
+                min_p: 0.05,
+                ..SamplingConfig::default()
+            },
         ] {
             let (r, v) = (1 + bench.below(4), 100 + bench.below(900));
             let (logits, there) = bench.pair(r, v, dtype);

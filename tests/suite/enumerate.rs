@@ -24,7 +24,7 @@ use rlvr::types::{Group, PackedBatch, Prompt, ScoredGroup};
 use crate::model_parity::floats;
 use crate::shared_prefix::{small_decoder, tokens};
 
-const TEMPERATURE: f32 = 0.25;
+const TEMPERATURE: f32 = 0.5;
 
 /// Five labels; a right one earns 1, a wrong one 0.3, the negative one 0, anything else -0.2.
 fn task(closed: bool) -> Task {
@@ -85,7 +85,7 @@ fn sample(decoder: &Decoder, prompt: &Prompt, groups: u32) -> Vec<Group> {
 fn the_exact_gradient_is_the_mean_of_sampled_ones() {
     let decoder = small_decoder(12);
     let prompt = Prompt { token_ids: tokens(1, 24) };
-    let groups = sample(&decoder, &prompt, 200);
+    let groups = sample(&decoder, &prompt, 400);
     let mut counts: HashMap<&[u32], usize> = HashMap::new();
     for rollout in groups.iter().flat_map(|g| &g.rollouts) {
         *counts.entry(&rollout.token_ids).or_default() += 1;
@@ -94,7 +94,8 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
     common.sort_by_key(|(ids, count)| (std::cmp::Reverse(*count), ids.to_vec()));
     let of_length =
         |n: usize| common.iter().filter(move |(ids, _)| ids.len() == n).map(|(ids, _)| ids.to_vec());
-    let answers: Vec<Vec<u32>> = of_length(2).take(3).chain(of_length(1).take(2)).collect();
+    let answers: Vec<Vec<u32>> =
+        of_length(2).step_by(2).take(3).chain(of_length(1).step_by(2).take(2)).collect();
 
     let task = task(true);
     let row = row(&prompt, &answers, 1);
@@ -108,7 +109,18 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
     let metrics = update.accumulate(trainee(&decoder, &gradients), &[&row]).unwrap();
     let exact = flat(&gradients);
     let rest = metrics.get("verdict/malformed_rate").unwrap();
-    assert!((0.01..0.95).contains(&rest), "both answers and others are sampled: {rest}");
+    let completions = 400.0 * 32.0;
+    let hits = common.iter().filter(|(ids, _)| answers.iter().any(|a| a == ids));
+    let sampled_rest = 1.0 - hits.map(|(_, n)| *n as f64).sum::<f64>() / completions;
+    println!(
+        "rest {rest:.4}, sampled {sampled_rest:.4}; counts {:?}",
+        &common.iter().take(8).collect::<Vec<_>>()
+    );
+    assert!(
+        (rest - sampled_rest).abs() < 4.5 * (rest * (1.0 - rest) / completions).sqrt(),
+        "{rest} {sampled_rest}"
+    );
+    assert!((0.05..0.95).contains(&rest), "both answers and others are sampled: {rest}");
 
     // Each group's gradient along the exact one and along directions at random, and what the samples earned.
     let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -159,7 +171,7 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
         let (mean, deviation, error) = moments(values);
         let want = project(&exact, direction);
         println!(
-            "direction {i}: exact {want:.3e}, 200 groups of 32: {mean:.3e} +- {error:.1e}, one group: +- {deviation:.1e}"
+            "direction {i}: exact {want:.3e}, 400 groups of 32: {mean:.3e} +- {error:.1e}, one group: +- {deviation:.1e}"
         );
         assert!((mean - want).abs() < 4.5 * error, "direction {i}: {mean:e} +- {error:e} is not {want:e}");
         // The test could tell a wrong sign or factor of two along the gradient itself.

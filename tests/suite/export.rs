@@ -296,10 +296,7 @@ fn a_failed_export_leaves_nothing() {
         (n.to_string(), (tensor * factor).unwrap())
     };
     let tensors: Vec<_> = model.source().decoder.parameters().map(huge).collect();
-    let source = |model: &Model| {
-        let decoder = Decoder::new(model.config.clone(), tensors.clone(), 512).unwrap();
-        decoder
-    };
+    let source = |model: &Model| Decoder::new(model.config.clone(), tensors.clone(), 512).unwrap();
     let f16_folder = Format::Folder(SaveOptions::new(DType::F16));
     for (format, name) in [(Format::Gguf(Quantisation::F16), "f16.gguf"), (f16_folder, "f16")] {
         let source = Source { decoder: source(&model), ..model.source() };

@@ -75,7 +75,7 @@ impl Source {
     }
 
     /// The same numbers as another family stores them: no reordered rows there.
-    fn as_family(self, family: &str) -> Self {
+    fn of_family(self, family: &str) -> Self {
         let renamed = |key: &String| key.replace("llama.", &format!("{family}."));
         let metadata = self.metadata.iter().map(|(key, value)| (renamed(key), value.clone())).collect();
         let mut source = Self { metadata, ..self }
@@ -205,7 +205,7 @@ fn qwen_files_keep_their_rows_and_bring_biases_head_norms_and_tokenizer() {
     for family in ["qwen2", "qwen3"] {
         let scaling = |name: &str| format!("{family}.rope.scaling.{name}");
         let source = Source::tiny()
-            .as_family(family)
+            .of_family(family)
             .set(&scaling("type"), Value::String("yarn".into()))
             .set(&scaling("factor"), Value::F32(4.0))
             .set(&scaling("original_context_length"), Value::U32(128));

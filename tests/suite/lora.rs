@@ -306,7 +306,8 @@ fn an_adapter_of_another_model_is_refused_by_its_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let decoder = small_decoder(8);
     let adapter = trained(&decoder, shape(3, &["q_proj"]), 1);
-    let refused = |change: &dyn Fn(&mut Vec<(String, Tensor)>)| {
+    type Tensors = Vec<(String, Tensor)>;
+    let refused = |change: &dyn Fn(&mut Tensors)| {
         let mut changed = adapter.clone();
         change(&mut changed.tensors);
         peft::save(dir.path(), &changed, "base").unwrap();

@@ -23,7 +23,7 @@ pub fn rlvr(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
 }
 
-fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
+pub fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
     let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
     let mut args = vec!["train", "demo"];
     for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
@@ -134,6 +134,9 @@ fn resumes_bit_for_bit(root: &Path, whole: &Path, stops: &[u64], files: &[&str])
             assert!(&got == want || file.ends_with("config.json"), "{file} from {stop}");
         }
         assert_eq!(metrics(&stopped), want, "from {stop}");
+        // The version, and a record a line: no step is there twice.
+        let records = crate::evidence::records(&stopped.join("events.out.tfevents.rlvr"));
+        assert_eq!(records, want.len() + 1, "from {stop}");
     }
 }
 
