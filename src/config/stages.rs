@@ -37,7 +37,7 @@ pub enum ScaleRewards {
 pub enum Estimator {
     /// Groups of sampled completions.
     Sampled,
-    /// The exact expectation over every answer of a closed task ([answers] of the task file): no sampling. The
+    /// The exact expectation over every answer of a closed task (`[answers]` of the task file): no sampling. The
     /// keys of sampling that may stay, so that one config serves both: `group_size`, `max_completion_tokens`.
     Enumerate,
 }

@@ -37,7 +37,7 @@ pub struct Predictions {
 
 impl Predictions {
     /// Reads JSONL, a JSON list of rows, or a JSON object of such lists. A row has its gold label where the task's data
-    /// rows have it, or in `gold` or `label`, and its answers as [`recorded::find`] finds them.
+    /// rows have it, or in `gold` or `label`, and its answers as `recorded::find` finds them.
     ///
     /// A recorded conversation whose messages do not fit its labels is skipped, as MCP-RiskCue's evaluator does.
     ///

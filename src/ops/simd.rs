@@ -17,7 +17,7 @@ macro_rules! vectorize {
 }
 pub(crate) use vectorize;
 
-/// For [`vectorize!`] only.
+/// For `vectorize!` only.
 #[inline(always)]
 pub fn dispatch_inlined<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

@@ -91,7 +91,7 @@ pub(super) fn find_template(dir: &Path, override_file: Option<&Path>) -> Result<
     Ok(TemplateSource { place, text: text.clone() })
 }
 
-/// The text of [`find_template`], or `None` where a model has no chat template at all, as base models.
+/// The text of `find_template`, or `None` where a model has no chat template at all, as base models.
 ///
 /// # Errors
 /// The file named is not there, or a template is broken.
