@@ -24,10 +24,12 @@ use super::shared_prefix::tokens;
 
 const POSITIONS: usize = 128;
 
-/// Tied with heads of 16, which plain arithmetic serves, or untied with heads of 64, in bf16 for tensor cores.
+/// Tied with heads of 16, which plain arithmetic serves; or a Qwen3 with biases, untied with heads of 64, in bf16
+/// for tensor cores.
 fn config(tied: bool) -> ModelConfig {
+    let [family, class] = if tied { ["llama", "LlamaForCausalLM"] } else { ["qwen3", "Qwen3ForCausalLM"] };
     let json = serde_json::json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "model_type": family, "architectures": [class], "hidden_act": "silu", "attention_bias": !tied,
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": if tied { 16 } else { 64 }, "vocab_size": 61, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": tied, "max_position_embeddings": POSITIONS,
@@ -38,8 +40,15 @@ fn config(tied: bool) -> ModelConfig {
 /// The same weights on the CPU, in f32, and on the device: rounded to `dtype` on both.
 fn pair(bench: &Bench, dtype: DType, tied: bool) -> (Decoder, Decoder) {
     let fresh = Decoder::random(config(tied), bench.seed, POSITIONS).unwrap();
+    // Fresh norms are all 1 and biases all 0: neither would show a fault.
+    let varied = |w: &Tensor| match w.dims1() {
+        Ok(n) => {
+            (w + Tensor::arange(0f32, n as f32, &Device::Cpu).unwrap().affine(0.5 / n as f64, -0.25)).unwrap()
+        }
+        Err(_) => w.clone(),
+    };
     let rounded: Vec<(String, Tensor)> =
-        fresh.parameters().map(|(name, w)| (name.to_string(), w.to_dtype(dtype).unwrap())).collect();
+        fresh.parameters().map(|(name, w)| (name.to_string(), varied(w).to_dtype(dtype).unwrap())).collect();
     let there = rounded.iter().map(|(name, w)| (name.clone(), w.to_device(&bench.device).unwrap()));
     let there = Decoder::new(config(tied), there.collect::<Vec<_>>(), POSITIONS).unwrap();
     assert_eq!(there.dtype(), dtype);
