@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> Result<()> {
         model_dir: model.clone(),
     };
     let text = args.probe.as_deref().map(probe_text).transpose()?;
-    let probe = Probe::new(&companions, config.vocab_size, text.as_deref())?;
+    let probe = Probe::new(&companions, &config, text.as_deref())?;
     let mut decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
     let mut lossless = stored;
     if let Some(dir) = &args.adapter {

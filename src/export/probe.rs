@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::companions::Companions;
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::rng::{Purpose, Stream};
 use crate::rollout::engine::{Engine, Request, TapePolicy};
@@ -45,15 +46,16 @@ pub struct Answer {
 
 impl Probe {
     /// `text`, or a built-in one: as the user's message where the model has a chat template, else as it is. Without
-    /// a tokenizer, token ids from a fixed seed.
+    /// a tokenizer, token ids from a fixed seed. Cut to what leaves the model room for the greedy tokens.
     ///
     /// # Errors
     /// A file of the tokenizer is broken, there is none for `text`, or the text has fewer than two tokens.
-    pub fn new(companions: &Companions, vocab_size: usize, text: Option<&str>) -> Result<Self> {
+    pub fn new(companions: &Companions, config: &ModelConfig, text: Option<&str>) -> Result<Self> {
+        let room = config.max_position_embeddings.saturating_sub(GREEDY_TOKENS).max(1);
         if !companions.has_tokenizer() && text.is_none() {
             let mut stream = Stream::new(0, Purpose::Check, [0; 3]).sequential();
-            let draw = |_| stream.below(vocab_size) as u32;
-            let token_ids = (0..RANDOM_TOKENS).map(draw).collect();
+            let draw = |_| stream.below(config.vocab_size) as u32;
+            let token_ids = (0..RANDOM_TOKENS.min(room)).map(draw).collect();
             return Ok(Self { made_from: "random token ids".into(), token_ids });
         }
         let what = if text.is_some() { "the text given" } else { "the built-in text" };
@@ -67,7 +69,7 @@ impl Probe {
                 ("through the chat template", encoder.encode_prompt(&[message])?.token_ids)
             }
         };
-        token_ids.truncate(MAX_TOKENS);
+        token_ids.truncate(MAX_TOKENS.min(room));
         if token_ids.len() < 2 {
             return Err(Error::input("--probe", "has fewer than two tokens", "Give a longer text"));
         }

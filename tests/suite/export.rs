@@ -53,7 +53,7 @@ impl Model {
         let tensors: Vec<_> = decoder.parameters().map(louder).collect();
         save(dir.path(), &config, &tensors, SaveOptions::new(DType::F32)).unwrap();
         let companions = Companions::of(dir.path());
-        let probe = Probe::new(&companions, config.vocab_size, None).unwrap();
+        let probe = Probe::new(&companions, &config, None).unwrap();
         Self { dir, config, companions, probe }
     }
 
@@ -184,12 +184,21 @@ fn a_folder_is_sharded_complete_and_equal() {
 }
 
 #[test]
+fn a_probe_leaves_a_short_model_room_to_go_on() {
+    let Some(golden) = golden_dir() else { return };
+    let folder = golden.join("llama-tiny");
+    let config = ModelConfig { max_position_embeddings: 40, ..ModelConfig::load(&folder).unwrap() };
+    let probe = Probe::new(&Companions::of(&folder), &config, None).unwrap();
+    assert_eq!(probe.positions(), 40);
+}
+
+#[test]
 fn golden_folders_export_exactly() {
     let Some(golden) = golden_dir() else { return };
     for name in ["llama-tiny", "qwen3-tiny"] {
         let (from, to) = (golden.join(name), TempDir::new().unwrap());
         let (config, companions) = (ModelConfig::load(&from).unwrap(), Companions::of(&from));
-        let probe = Probe::new(&companions, config.vocab_size, None).unwrap();
+        let probe = Probe::new(&companions, &config, None).unwrap();
         let decoder = Decoder::load(&from, probe.positions(), &Placement::CPU).unwrap();
         let source = Source { decoder, stored: DType::F32, companions: &companions, name, probe: &probe };
         let out = to.path().join("out");
@@ -206,7 +215,7 @@ fn golden_adapters_export_alone_and_merged() {
     let (base, lora, to) =
         (golden.join("llama-tiny"), golden.join("llama-tiny-lora"), TempDir::new().unwrap());
     let (config, companions) = (ModelConfig::load(&base).unwrap(), Companions::of(&base));
-    let probe = Probe::new(&companions, config.vocab_size, None).unwrap();
+    let probe = Probe::new(&companions, &config, None).unwrap();
     let source = || {
         let mut decoder = Decoder::load(&base, probe.positions(), &Placement::CPU).unwrap();
         peft::attach(&lora, &mut decoder).unwrap();
