@@ -19,7 +19,7 @@ use crate::error::Error;
 /// of a run are not those of the run before, so that they come from memory where they would in a step.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.1-8b or qwen3-4b.
+    /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.2-1b, llama-3.2-3b, llama-3.1-8b or qwen3-4b.
     #[arg(long, default_value = "smollm2-135m")]
     preset: String,
     #[arg(long, value_enum, default_value = "cpu")]
