@@ -128,7 +128,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if changes.last().is_none_or(|last| last.peak > budget) {
         println!(
-            "That is not enough: lower data.max_prompt_tokens or *.max_completion_tokens, or choose a smaller model."
+            "That is not enough: train an adapter (--set lora.rank=16), lower data.max_prompt_tokens or \
+             *.max_completion_tokens, or choose a smaller model."
         );
     }
     Ok(())
