@@ -16,7 +16,7 @@ use crate::task::Task;
 pub struct Args {
     /// JSONL rows with their labels, as for training.
     data: PathBuf,
-    /// A built-in task (riskcue, riskcue-short, demo) or a task file.
+    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
     /// Recorded answers to compare with, as for `rlvr eval`; also a file of a run's samples/.

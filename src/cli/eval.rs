@@ -44,7 +44,7 @@ pub struct Args {
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
     #[arg(long, value_name = "FIELD")]
     group_by: Option<String>,
-    /// A built-in task (riskcue, riskcue-short, demo) or a task file.
+    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
     #[command(flatten)]
@@ -74,8 +74,8 @@ pub struct Args {
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Instead of judging answers, score each row by the probability of a refusal, and save in the model's folder the
-    /// threshold with the most recall at --max-fpr. Give validation rows, never the test set.
+    /// Instead of judging answers, score each row by the probability of a refusal, and save in the model's folder (the
+    /// adapter's with --adapter) the threshold with the most recall at --max-fpr. Give validation rows, never the test set.
     #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by"])]
     fit_threshold: bool,
     /// Instead of judging answers, flag by the threshold that was saved with the model.
@@ -195,7 +195,8 @@ impl Subject {
         if let Some(text) = &opened.fell_back {
             eprintln!("{text}");
         }
-        Ok(Self { dir: model.dir, encoder, rows: dataset.rows, decoder })
+        let dir = args.adapter.clone().unwrap_or(model.dir);
+        Ok(Self { dir, encoder, rows: dataset.rows, decoder })
     }
 }
 
@@ -244,7 +245,10 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
     let saved = match args.fit_threshold {
         true => None,
         false => {
-            let dir = folder(model, Parts::Model)?.dir;
+            let dir = match &args.adapter {
+                Some(adapter) => adapter.clone(),
+                None => folder(model, Parts::Model)?.dir,
+            };
             let fix = "Fit one with --fit-threshold on validation rows";
             let absent = || Error::input(Threshold::path(&dir).display(), "is not there", fix);
             Some(Threshold::load(&dir, task)?.ok_or_else(absent)?)

@@ -8,6 +8,7 @@ use candle_core::DType;
 
 use super::hub::folder;
 use crate::error::Error;
+use crate::eval::threshold::Threshold;
 use crate::export::companions::Companions;
 use crate::export::folder::FolderTensors;
 use crate::export::mixture::Quantisation;
@@ -123,7 +124,8 @@ pub fn run(args: &Args) -> Result<()> {
         (None, _) => own_name(&args.model),
     };
     let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
-    let report = export(source, format, &args.out)?;
+    let mut report = export(source, format, &args.out)?;
+    report.written.notes.extend(args.take_threshold_along(&model)?);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
     } else {
@@ -159,6 +161,24 @@ impl Args {
             }
             None => Ok(()),
         }
+    }
+
+    /// A threshold was fitted for a model as it stands in a folder: with the adapter, or without.
+    fn take_threshold_along(&self, model: &Path) -> Result<Option<String>> {
+        let from = Threshold::path(self.adapter.as_deref().unwrap_or(model));
+        if !from.is_file() {
+            return Ok(None);
+        }
+        if self.format == FormatArg::Gguf {
+            return Ok(Some(format!("a GGUF file has no room for {}", from.display())));
+        }
+        let to = Threshold::path(&self.out);
+        std::fs::copy(&from, &to).map_err(Error::io(&to, "copy the threshold"))?;
+        let again = match self.dtype {
+            Some(_) => "; fit it again if --dtype rounded the weights",
+            None => "",
+        };
+        Ok(Some(format!("{} came along{again}", from.display())))
     }
 
     fn format(&self, stored: DType) -> Format {

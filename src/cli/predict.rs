@@ -20,6 +20,7 @@ use crate::eval::judge;
 use crate::eval::threshold::{Scorer, Threshold};
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
+use crate::model::peft;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Engine, Request, TapePolicy};
 use crate::task::{LabelId, Task, Verdict};
@@ -36,9 +37,13 @@ const ROWS: usize = 16;
 pub struct Args {
     /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
     model: PathBuf,
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter. A threshold is
+    /// then read from there.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
     /// JSONL rows; a label in them is not read.
     data: PathBuf,
-    /// A built-in task (riskcue, riskcue-short, demo) or a task file.
+    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
     /// JSONL to write, a line for each row as soon as it is answered. Default: stdout.
@@ -97,17 +102,17 @@ pub fn run(args: &Args) -> Result<()> {
     let model = folder(&args.model, Parts::Model)?;
     let threshold = match args.no_threshold {
         true => None,
-        false => Threshold::load(&model.dir, &task)?,
+        false => Threshold::load(args.adapter.as_deref().unwrap_or(&model.dir), &task)?,
     };
     let encoder = args.text.encoder(&model.dir)?;
     let answers = if threshold.is_some() { Answers::Encoded } else { Answers::Left };
     let mut rows = Unlabelled::open(&task, &encoder, answers, &args.data)?;
     // Refusals have about the length of the answers that are asked for; a longer one is refused row by row.
-    let decoder = load_decoder(
-        &model.dir,
-        args.max_prompt_tokens + args.max_completion_tokens.max(128),
-        &opened.place,
-    )?;
+    let positions = args.max_prompt_tokens + args.max_completion_tokens.max(128);
+    let mut decoder = load_decoder(&model.dir, positions, &opened.place)?;
+    if let Some(dir) = &args.adapter {
+        peft::attach(dir, &mut decoder)?;
+    }
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }

@@ -1,17 +1,16 @@
 //! `rlvr train`: the stages of a config, or the rest of a run.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::hub::folder;
-use crate::config::Config;
+use crate::config::{Config, keys_of};
 use crate::error::Error;
 use crate::hub::Parts;
 use crate::observe::{JsonlSink, Progress, Sinks, TensorBoard};
-use crate::run::Checkpoint;
-use crate::run::RunDirectory;
-use crate::run::SampleFiles;
+use crate::run::{CHECKPOINT_CONFIG, Checkpoint, Latest, RunDirectory, SampleFiles};
 use crate::train::session::Session;
 
 /// Run the stages of a config: SFT, GRPO, with evaluation before and after each.
@@ -36,7 +35,12 @@ pub fn run(args: &Args) -> Result<()> {
         let run = RunDirectory::open_for_resume(path)?;
         let fetched = fetch(Config::load(&run.config().to_string_lossy(), &[])?)?;
         super::use_threads(fetched.config.threads)?;
-        return resume(&fetched, &run);
+        let Some(latest) = Checkpoint::latest(run.path())? else {
+            let fix = "Start it again with the config in config.resolved.toml and another run.name";
+            return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
+        };
+        let edits = edits(&latest.checkpoint, &run)?;
+        return resume(&fetched, &run, latest, edits);
     }
     let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
     if args.dry_run {
@@ -104,21 +108,50 @@ fn sinks(run: &RunDirectory) -> Sinks {
     sinks
 }
 
-/// Trains the rest of a run after its last checkpoint.
-pub(super) fn resume(Fetched { config, .. }: &Fetched, run: &RunDirectory) -> Result<()> {
-    let Some(latest) = Checkpoint::latest(run.path())? else {
-        let fix = "Start it again with the config in config.resolved.toml and another run.name";
-        return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
+/// What changed in a run's config since the checkpoint: allowed, and worth a line in its metrics.
+fn edits(checkpoint: &Checkpoint, run: &RunDirectory) -> Result<Vec<String>> {
+    let keys = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(keys_of(&path.to_string_lossy(), &text)?)),
+        // Written by an rlvr that kept none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(&path, "read")(error)),
     };
+    let (Some(before), Some(now)) = (keys(checkpoint.path.join(CHECKPOINT_CONFIG))?, keys(run.config())?)
+    else {
+        return Ok(Vec::new());
+    };
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let text = |value: Option<&String>| value.map_or("absent", String::as_str).to_string();
+    let changed = names.into_iter().filter(|name| before.get(*name) != now.get(*name));
+    Ok(changed
+        .map(|name| {
+            let (before, now) = (text(before.get(name)), text(now.get(name)));
+            format!("the config was edited since the checkpoint: {name} was {before}, is {now}")
+        })
+        .collect())
+}
+
+/// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run.
+pub(super) fn resume(
+    Fetched { config, .. }: &Fetched,
+    run: &RunDirectory,
+    latest: Latest,
+    mut warnings: Vec<String>,
+) -> Result<()> {
     let mut sinks = sinks(run);
-    for damaged in &latest.damaged {
-        sinks.warn(format!("passed over a damaged checkpoint: {damaged}"));
+    warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
+    let (kept, whole) =
+        (std::fs::metadata(run.metrics()).map_or(0, |found| found.len()), latest.checkpoint.metrics_bytes);
+    if kept < whole {
+        let lost = "metrics.jsonl has lost lines from before the checkpoint, which are not made again";
+        warnings.push(format!("{lost}: it had {whole} bytes, it has {kept}"));
     }
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
     if config.run.tensorboard {
         let metrics = std::fs::read(run.metrics()).map_err(Error::io(run.metrics(), "read"))?;
-        sinks.add(TensorBoard::resume(run.path(), metrics.iter().filter(|byte| **byte == b'\n').count())?);
+        sinks.add(TensorBoard::resume(run.path(), TensorBoard::events_in(&metrics))?);
     }
+    warnings.into_iter().for_each(|text| sinks.warn(text));
     Session::resume(config, run, sinks, &latest.checkpoint.path)?.run()?;
     Ok(())
 }

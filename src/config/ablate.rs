@@ -73,6 +73,11 @@ pub struct Arm {
 }
 
 impl Arm {
+    /// SFT alone, as every arm begins that changes nothing before GRPO.
+    pub fn warm_up() -> Self {
+        Self { name: "sft".into(), stages: vec![Stage::Sft], set: Vec::new() }
+    }
+
     /// Whether a run of `other` passes through this arm's final model: the same settings, and stages that begin
     /// with this arm's. A run is deterministic, so it need not be made twice.
     pub fn is_part_of(&self, other: &Self) -> bool {

@@ -9,6 +9,7 @@ pub mod optim;
 pub mod sampling;
 pub mod stages;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -327,6 +328,22 @@ fn read_source(source: &str) -> Result<(String, String)> {
         }
         (Err(e), _) => Err(Error::io(path, "read the config")(e)),
     }
+}
+
+/// Every key of a TOML text as `section.key`, with its value as TOML writes it.
+pub fn keys_of(place: &str, text: &str) -> Result<BTreeMap<String, String>> {
+    fn flatten(prefix: &str, table: &Table, out: &mut BTreeMap<String, String>) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                Value::Table(table) => flatten(&key, table, out),
+                other => drop(out.insert(key, other.to_string())),
+            }
+        }
+    }
+    let mut keys = BTreeMap::new();
+    flatten("", &parse(place, text)?, &mut keys);
+    Ok(keys)
 }
 
 fn parse(place: &str, text: &str) -> Result<Table> {

@@ -35,6 +35,7 @@ pub enum Event {
     Phase {
         text: String,
     },
+    /// Shown, and kept between the steps it came up at.
     Warning {
         text: String,
     },

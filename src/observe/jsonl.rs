@@ -1,4 +1,4 @@
-//! metrics.jsonl: a line for each step and each evaluation.
+//! metrics.jsonl: a line for each step, each evaluation and each warning.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -60,7 +60,7 @@ impl Sink for JsonlSink {
     }
 
     fn emit(&mut self, event: &Event) -> Result<()> {
-        if !matches!(event, Event::Step { .. } | Event::Evaluation { .. }) {
+        if !matches!(event, Event::Step { .. } | Event::Evaluation { .. } | Event::Warning { .. }) {
             return Ok(());
         }
         let mut line = serde_json::to_vec(event).map_err(|e| Error::Compute(e.into()))?;
@@ -73,6 +73,7 @@ impl Sink for JsonlSink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::TensorBoard;
 
     fn step(step: u64) -> Event {
         Event::Step { stage: "sft".into(), step, metrics: [("loss", 0.5)].into_iter().collect() }
@@ -92,10 +93,14 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut sink = JsonlSink::create(&path).unwrap();
         sink.emit(&step(1)).unwrap();
-        sink.emit(&Event::Warning { text: "not a metric".into() }).unwrap();
+        sink.emit(&Event::Note { text: "nothing to worry about".into() }).unwrap();
         assert_eq!(steps(&path), [1]);
         sink.emit(&step(2)).unwrap();
         assert_eq!(steps(&path), [1, 2]);
+        sink.emit(&Event::Warning { text: "all answers are equal".into() }).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with("\n{\"event\":\"warning\",\"text\":\"all answers are equal\"}\n"), "{text}");
+        assert_eq!(TensorBoard::events_in(text.as_bytes()), 2);
     }
 
     #[test]

@@ -51,6 +51,12 @@ impl TensorBoard {
         }
     }
 
+    /// How many of these lines of metrics.jsonl have a record of their own here: warnings have none.
+    pub fn events_in(metrics: &[u8]) -> usize {
+        let lines = metrics.split_inclusive(|byte| *byte == b'\n');
+        lines.filter(|line| line.ends_with(b"\n") && !line.starts_with(br#"{"event":"warning""#)).count()
+    }
+
     fn open(folder: &Path, keep_bytes: usize) -> Result<Self> {
         let path = folder.join(EVENTS_FILE);
         let file = File::options().append(true).create(true).open(&path);

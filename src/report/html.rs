@@ -37,6 +37,8 @@ pub fn html(runs: &[Run]) -> String {
         page.push_str(&charts::legend(runs));
     }
     section(&mut page, "Results", &table(&tables::results(runs), ""));
+    let warnings = tables::warnings(runs).map(|found| table(&found, "texts"));
+    section(&mut page, "Warnings", &warnings.unwrap_or_default());
     section(&mut page, "Evaluations over the run", &figures(&charts::evaluations(runs)));
     for (stage, curves) in charts::steps(runs) {
         let body =

@@ -16,6 +16,7 @@ pub fn markdown(runs: &[Run]) -> String {
         }
     }
     section(&mut out, "Results", Some(tables::results(runs)));
+    section(&mut out, "Warnings", tables::warnings(runs));
     section(&mut out, "Curves", Some(curves(runs)));
     section(&mut out, "Threshold", tables::thresholds(runs));
     for run in runs {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::config::keys_of;
 use crate::error::{Error, Result};
 use crate::observe::SampleRecord;
 
@@ -20,6 +21,8 @@ pub struct Run {
     pub samples: Vec<SampleRecord>,
     /// `model/threshold.json`.
     pub threshold: Option<Value>,
+    /// What the run warned of: after which step, and the text.
+    pub warnings: Vec<(String, String)>,
     /// What was missing or damaged.
     pub notes: Vec<String>,
 }
@@ -73,8 +76,9 @@ impl Run {
         let name = folder.canonicalize().unwrap_or_else(|_| folder.into());
         let name = name.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned();
         let mut run = Self { name, ..Self::default() };
-        match std::fs::read_to_string(&config).map(|text| text.parse::<toml::Table>()) {
-            Ok(Ok(table)) => flatten("", &toml::Value::Table(table), &mut run.config),
+        let text = std::fs::read_to_string(&config).unwrap_or_default();
+        match keys_of("config.resolved.toml", &text) {
+            Ok(keys) if !text.is_empty() => run.config = keys,
             _ => run.notes.push("config.resolved.toml is missing or damaged".into()),
         }
         match std::fs::read(&metrics) {
@@ -99,6 +103,14 @@ impl Run {
                 damaged += 1;
                 continue;
             };
+            if event["event"] == "warning" {
+                let after = match self.steps.last() {
+                    Some(step) => format!("{} {}", step.stage, step.step),
+                    None => "the start".into(),
+                };
+                self.warnings.push((after, event["text"].as_str().unwrap_or_default().into()));
+                continue;
+            }
             let stage = event["stage"].as_str().unwrap_or_default().to_string();
             let step = event["step"].as_u64().unwrap_or(0);
             match stages.iter_mut().find(|(name, _)| *name == stage) {
@@ -213,19 +225,5 @@ impl Run {
             }
         }
         cost
-    }
-}
-
-fn flatten(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&key, value, out);
-            }
-        }
-        other => {
-            out.insert(prefix.to_string(), other.to_string());
-        }
     }
 }

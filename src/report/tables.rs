@@ -134,6 +134,21 @@ pub fn config(runs: &[Run]) -> Table {
     }
 }
 
+/// What the runs warned of while they trained.
+pub fn warnings(runs: &[Run]) -> Option<Table> {
+    let of_run = |run: &Run| -> Vec<Vec<String>> {
+        let row = |(after, text): &(String, String)| vec![run.name.clone(), after.clone(), text.clone()];
+        run.warnings.iter().map(row).collect()
+    };
+    let rows: Vec<Vec<String>> = runs.iter().flat_map(of_run).collect();
+    (!rows.is_empty()).then(|| Table {
+        caption: "As the runs printed them; docs/reward-audit.md says what those about rewards look at."
+            .into(),
+        head: strings(&["run", "after", "warning"]),
+        rows,
+    })
+}
+
 /// The operating point of each run that has one.
 pub fn thresholds(runs: &[Run]) -> Option<Table> {
     let row = |run: &Run| {

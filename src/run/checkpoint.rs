@@ -9,7 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::{RunDirectory, sync_folder};
 use crate::error::{Error, Result};
+use crate::observe::EVENTS_FILE;
 
+/// The run's config as it was when the checkpoint was written, inside it.
+pub const CHECKPOINT_CONFIG: &str = "config.toml";
 const MANIFEST: &str = "manifest.json";
 const FORMAT: u32 = 1;
 
@@ -65,6 +68,7 @@ impl Checkpoint {
         let path = folder.join(format!("step-{step}"));
         std::fs::create_dir(&aside).map_err(Error::io(&aside, "create the checkpoint"))?;
         let filled = metrics_bytes(run).and_then(|metrics_bytes| {
+            copy(&run.config(), &aside.join(CHECKPOINT_CONFIG))?;
             write_files(&aside)?;
             seal(&aside, step, metrics_bytes)?;
             set_aside(&path)?;
@@ -132,6 +136,27 @@ impl Checkpoint {
         Ok(Self { step: manifest.step, path: path.to_path_buf(), metrics_bytes: manifest.metrics_bytes })
     }
 
+    /// Makes this checkpoint of the run at `from` the start of another run, which has nothing yet: the metrics up to
+    /// it and the samples go with it. The checkpoint comes last, so that a kill leaves a run without one.
+    pub fn hand_on(&self, from: &Path, to: &RunDirectory) -> Result<()> {
+        let metrics =
+            std::fs::read(from.join("metrics.jsonl")).map_err(Error::io(from, "read the metrics"))?;
+        let kept = &metrics[..metrics.len().min(self.metrics_bytes as usize)];
+        super::replace_file(&to.metrics(), kept)?;
+        let events = from.join(EVENTS_FILE);
+        if events.is_file() {
+            copy(&events, &to.path().join(EVENTS_FILE))?;
+        }
+        copy_folder(&from.join("samples"), &to.samples())?;
+        let folder = to.checkpoints();
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let aside = folder.join(format!(".{name}.partial"));
+        copy_folder(&self.path, &aside)?;
+        let path = folder.join(&*name);
+        std::fs::rename(&aside, &path).map_err(Error::io(&path, "write the checkpoint"))?;
+        sync_folder(&folder)
+    }
+
     /// Removes all but this checkpoint, just written, and the `keep - 1` before it. Later ones belong to a
     /// course that was left by resuming before them, and go as well.
     pub fn keep_last(&self, run: &RunDirectory, keep: usize) -> Result<()> {
@@ -143,6 +168,26 @@ impl Checkpoint {
         }
         remove_leftovers(&folder)
     }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map(|_| ()).map_err(Error::io(to, "write"))?;
+    sync_file(to)
+}
+
+/// Files, and folders in it: linked where the disk can, for weights are large and nothing here is written in place.
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).map_err(Error::io(to, "create the directory"))?;
+    for entry in std::fs::read_dir(from).map_err(Error::io(from, "read"))? {
+        let source = entry.map_err(Error::io(from, "read"))?.path();
+        let target = to.join(source.file_name().unwrap_or_default());
+        if source.is_dir() {
+            copy_folder(&source, &target)?;
+        } else if std::fs::hard_link(&source, &target).is_err() {
+            copy(&source, &target)?;
+        }
+    }
+    sync_folder(to)
 }
 
 /// Removes what a killed write or removal left behind.
@@ -291,10 +336,11 @@ mod tests {
         assert_eq!(Checkpoint::verify(&written.path).unwrap(), written);
         let manifest = std::fs::read_to_string(written.path.join("manifest.json")).unwrap();
         let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-        assert_eq!(manifest["files"][0]["path"], "model/weights");
+        assert_eq!(manifest["files"][0]["path"], "config.toml");
+        assert_eq!(manifest["files"][1]["path"], "model/weights");
         // printf '{"step":9}' | sha256sum
         assert_eq!(
-            manifest["files"][1]["sha256"],
+            manifest["files"][2]["sha256"],
             "8f99f2c1e4f1c2bcbf9234600b6199875fb1ef3f1a457ac5db5d5395d481487b"
         );
     }

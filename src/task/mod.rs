@@ -29,9 +29,10 @@ use row::{LabelText, RowPath, Template};
 use verdict::{LabelSet, Rules};
 
 /// The task files inside the binary.
-const BUILT_IN: [(&str, &str); 7] = [
+const BUILT_IN: [(&str, &str); 8] = [
     ("riskcue", include_str!("../../tasks/riskcue.toml")),
     ("riskcue-short", include_str!("../../tasks/riskcue-short.toml")),
+    ("riskcue-verdict", include_str!("../../tasks/riskcue-verdict.toml")),
     ("demo", include_str!("../../tasks/demo.toml")),
     ("mcip", include_str!("../../tasks/mcip.toml")),
     ("llama-guard", include_str!("../../tasks/llama-guard.toml")),
@@ -322,7 +323,7 @@ mod tests {
     #[test]
     fn unknown_sources_say_what_there_is() {
         let error = Task::load("riskque").unwrap_err();
-        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, riskcue-short, demo, mcip, ";
+        let want = "task `riskque`: no built-in task has this name. Use one of: riskcue, riskcue-short, riskcue-verdict, demo, mcip, ";
         assert!(error.is_input() && error.to_string().starts_with(want), "{error}");
         let error = Task::load("absent/x.toml").unwrap_err().to_string();
         assert!(

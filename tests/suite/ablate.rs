@@ -64,3 +64,31 @@ fn arms_share_runs_and_a_stopped_ablation_goes_on() {
     let text = String::from_utf8_lossy(&changed.stderr).into_owned();
     assert!(!changed.status.success() && text.contains("`steps = 2` there, `steps = 3` now"), "{text}");
 }
+
+#[test]
+fn arms_that_differ_in_grpo_alone_go_on_from_one_warm_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let arms = r#"arms = ["sft", "sft+grpo", "sft+enumerate"]"#;
+    let text = ABLATION
+        .replace(r#"arms = ["vanilla", "sft", "grpo", "sft+grpo"]"#, arms)
+        .replace("seeds = [4, 5]", "seeds = [4]");
+    std::fs::write(folder.path().join("a.toml"), text).unwrap();
+    let output = ablate(folder.path(), &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said.matches("after the SFT of").count(), 2, "{said}");
+
+    // As if it had been alone, bit for bit.
+    let root = folder.path().join("root/runs");
+    for arm in ["sft-grpo", "sft-enumerate"] {
+        let config = root.join(format!("{arm}-seed4/config.resolved.toml"));
+        let (name, alone) = (format!("run.name={arm}"), folder.path().join("alone"));
+        let set = format!("run.root={}", alone.display());
+        let output = rlvr(&["train", config.to_str().unwrap(), "--set", &name, "--set", &set]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let weights = |run: &Path| std::fs::read(run.join("model/model.safetensors")).unwrap();
+        assert!(weights(&alone.join(arm)) == weights(&root.join(format!("{arm}-seed4"))), "{arm}");
+        let steps = |run: &Path| std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count();
+        assert_eq!(steps(&alone.join(arm)), steps(&root.join(format!("{arm}-seed4"))), "{arm}");
+    }
+}

@@ -108,14 +108,22 @@ fn a_run_is_scored_predicted_and_reported() {
     }
     assert!((hits as f64 / 10.0 - saved["recall"].as_f64().unwrap()).abs() < 1e-9, "{hits} of 10, {saved}");
 
+    // The threshold goes where the weights go.
+    let exported = dir.path().join("exported");
+    stdout(&["export", model, exported.to_str().unwrap(), "--format", "hf"]);
+    let read = |folder: &Path| std::fs::read(folder.join("threshold.json")).unwrap();
+    assert_eq!(read(&exported), read(&run.join("model")));
+
     // The run stops within a line; the page is whole, and loads nothing.
     let mut metrics = std::fs::read(run.join("metrics.jsonl")).unwrap();
+    metrics.extend(b"{\"event\":\"warning\",\"text\":\"all answers <are> scraps\"}\n");
     metrics.extend(b"{\"event\":\"step\",\"sta");
     std::fs::write(run.join("metrics.jsonl"), metrics).unwrap();
     stdout(&["report", run.to_str().unwrap()]);
     let page = std::fs::read_to_string(run.join("report.html")).unwrap();
     for part in [
         "left out lines that are cut or damaged: 1",
+        "<td>grpo 6</td><td>all answers &lt;are&gt; scraps</td>",
         "ROC: recall",
         "Time and memory",
         "Misses (FN)",

@@ -80,7 +80,12 @@ fn a_stopped_run_with_adapters_resumes_bit_for_bit() {
     let files =
         ["model/model.safetensors", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"];
     for stages in ["one", "fresh"] {
-        let extra = ["checkpoint.keep_last=99", "lora.rank=4", "sft.optim.learning_rate=0.01"];
+        let extra = [
+            "checkpoint.keep_last=99",
+            "lora.rank=4",
+            "sft.optim.learning_rate=0.01",
+            "grpo.reference_sync_steps=3",
+        ];
         let whole =
             train(dir.path(), stages, &[&extra[..], &[format!("lora.stages={stages}").as_str()]].concat());
         let checkpoint = whole.join("checkpoints/step-9");
@@ -102,6 +107,29 @@ fn a_stopped_run_with_adapters_resumes_bit_for_bit() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(text.contains("model.random: holds other weights"), "{text}");
+}
+
+#[test]
+fn what_was_changed_between_stop_and_resume_is_kept_with_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(dir.path(), "run", &["stages=[\"sft\"]", "checkpoint.keep_last=9"]);
+    std::fs::remove_dir_all(run.join("model")).unwrap();
+    std::fs::remove_dir_all(run.join("checkpoints/step-5")).unwrap();
+    let config = std::fs::read_to_string(run.join("config.resolved.toml")).unwrap();
+    std::fs::write(run.join("config.resolved.toml"), config.replace("group_size = 8", "group_size = 4"))
+        .unwrap();
+    std::fs::write(run.join("metrics.jsonl"), "").unwrap();
+    let output = rlvr(&["train", "--resume", run.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    let warnings: Vec<String> = metrics(&run)
+        .into_iter()
+        .filter(|event| event["event"] == "warning")
+        .map(|event| event["text"].as_str().unwrap().to_string())
+        .collect();
+    let [edit, lost] = &warnings[..] else { panic!("{warnings:?}") };
+    assert!(edit.ends_with("grpo.group_size was 8, is 4") && text.contains(edit.as_str()), "{edit} {text}");
+    assert!(lost.contains("it has 0"), "{lost}");
 }
 
 /// Stops the run `whole` after each of `stops` steps, goes on, and compares `files` and the metrics.

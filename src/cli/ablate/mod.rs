@@ -4,14 +4,16 @@ mod results;
 mod table;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Result, bail};
 
 use self::results::Outcome;
 use self::table::Row;
 use super::train;
-use crate::config::Config;
 use crate::config::ablate::{AblationConfig, Arm};
+use crate::config::stages::GrpoConfig;
+use crate::config::{Config, RunConfig, Stage};
 use crate::error::Error;
 use crate::model::weights::write_json;
 use crate::run::{Checkpoint, RunDirectory, replace_file};
@@ -40,11 +42,25 @@ struct Planned {
     arm: Arm,
     seed: u64,
     config: Config,
+    /// The SFT stage that other runs have as well: made once, and gone on from.
+    warm_up: Option<Rc<Planned>>,
 }
 
 impl Planned {
     fn folder(&self) -> PathBuf {
         self.config.run.root.join(self.arm.folder(self.seed))
+    }
+
+    /// Whether its first stage is exactly the SFT of `warm_up` and others follow: what GRPO is told has no part in that.
+    fn begins_as(&self, warm_up: &Config) -> bool {
+        let sft_alone = |config: &Config| Config {
+            stages: vec![Stage::Sft],
+            grpo: GrpoConfig::default(),
+            run: RunConfig::default(),
+            ..config.clone()
+        };
+        let stages = &self.config.stages;
+        stages.len() > 1 && stages[0] == Stage::Sft && sft_alone(&self.config) == sft_alone(warm_up)
     }
 
     /// The final model gets its name last of all.
@@ -65,9 +81,13 @@ pub fn run(args: &Args) -> Result<()> {
     let arms = ablation.arms()?;
     let planned = plan(&ablation, &arms, &root)?;
     if args.dry_run {
-        for run in &planned {
-            let state = if run.is_done() { "done" } else { "to do" };
-            println!("{:<6} {}", state, run.folder().display());
+        let mut folders = Vec::new();
+        for run in planned.iter().flat_map(|run| run.warm_up.as_deref().into_iter().chain([run])) {
+            if !folders.contains(&run.folder()) {
+                let state = if run.is_done() { "done" } else { "to do" };
+                println!("{:<6} {}", state, run.folder().display());
+                folders.push(run.folder());
+            }
         }
         return Ok(());
     }
@@ -92,10 +112,19 @@ pub fn run(args: &Args) -> Result<()> {
 fn plan(ablation: &AblationConfig, arms: &[Arm], root: &Path) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
     for &seed in &ablation.seeds {
+        let training = |arm: &Arm| ablation.training(arm, seed, &root.join("runs"));
+        let mut runs = Vec::new();
         for arm in arms.iter().filter(|arm| host(arms, arm) == *arm) {
-            let config = ablation.training(arm, seed, &root.join("runs"))?;
-            planned.push(Planned { arm: arm.clone(), seed, config });
+            runs.push(Planned { arm: arm.clone(), seed, config: training(arm)?, warm_up: None });
         }
+        let arm = Arm::warm_up();
+        let warm_up = Planned { config: training(&arm)?, arm, seed, warm_up: None };
+        let mut sharing: Vec<_> = runs.iter_mut().filter(|run| run.begins_as(&warm_up.config)).collect();
+        if sharing.len() > 1 {
+            let warm_up = Rc::new(warm_up);
+            sharing.iter_mut().for_each(|run| run.warm_up = Some(Rc::clone(&warm_up)));
+        }
+        planned.extend(runs);
     }
     Ok(planned)
 }
@@ -123,15 +152,28 @@ fn finish(run: &Planned) -> Result<()> {
         println!("done already: {}", folder.display());
         return Ok(());
     }
-    if resolved.is_file() && Checkpoint::latest(&folder)?.is_some() {
-        return train::resume(&fetched, &RunDirectory::open_for_resume(&folder)?);
+    if resolved.is_file()
+        && let Some(latest) = Checkpoint::latest(&folder)?
+    {
+        return train::resume(&fetched, &RunDirectory::open_for_resume(&folder)?, latest, Vec::new());
     }
     if folder.exists() {
         println!("{} stopped before its first checkpoint and starts again", folder.display());
         std::fs::remove_dir_all(&folder).map_err(Error::io(&folder, "remove the stopped run"))?;
     }
-    let directory = RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed))?;
-    train::start(&fetched, &directory)
+    let create = || RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed));
+    let Some(warm_up) = &run.warm_up else { return train::start(&fetched, &create()?) };
+    finish(warm_up)?;
+    let trained = warm_up.folder();
+    let Some(latest) = Checkpoint::latest(&trained)? else {
+        let fix = "Remove the run's folder; it is then made again";
+        bail!(Error::input(trained.display(), "has no checkpoint to go on from", fix));
+    };
+    println!("after the SFT of {}", trained.display());
+    let directory = create()?;
+    directory.write_config(&text)?;
+    latest.checkpoint.hand_on(&trained, &directory)?;
+    train::resume(&fetched, &directory, latest, Vec::new())
 }
 
 fn report(ablation: &AblationConfig, arms: &[Arm], planned: &[Planned], root: &Path) -> Result<()> {
