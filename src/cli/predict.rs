@@ -1,5 +1,6 @@
 //! `rlvr predict`: verdicts on rows without labels.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -54,6 +55,9 @@ pub struct Args {
     /// Flag by the verdict of the answer, although a threshold was saved with the model.
     #[arg(long)]
     no_threshold: bool,
+    /// Give every label's exact probability, computed without sampling; the task file needs [answers].
+    #[arg(long)]
+    probabilities: bool,
     /// A longer prompt is not answered; its line says so.
     #[arg(long, default_value_t = 3072)]
     max_prompt_tokens: usize,
@@ -85,6 +89,9 @@ struct Line<'a> {
     /// Probability of a refusal; none without a threshold.
     #[serde(skip_serializing_if = "Option::is_none")]
     score: Option<f64>,
+    /// Of every label, summing to 1; with --probabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probabilities: Option<BTreeMap<&'a str, f64>>,
     completion: String,
     /// `stop`, or `length` where the token budget cut the answer.
     finish: Option<FinishReason>,
@@ -105,7 +112,8 @@ pub fn run(args: &Args) -> Result<()> {
         false => Threshold::load(args.adapter.as_deref().unwrap_or(&model.dir), &task)?,
     };
     let encoder = args.text.encoder(&model.dir)?;
-    let answers = if threshold.is_some() { Answers::Encoded } else { Answers::Left };
+    let encoded = threshold.is_some() || args.probabilities;
+    let answers = if encoded { Answers::Encoded } else { Answers::Left };
     let mut rows = Unlabelled::open(&task, &encoder, answers, &args.data)?;
     // Refusals have about the length of the answers that are asked for; a longer one is refused row by row.
     let positions = args.max_prompt_tokens + args.max_completion_tokens.max(128);
@@ -180,7 +188,11 @@ impl<'a> Predictor<'a> {
             }
             None => vec![None; short.len()],
         };
-        let mut answered = short.iter().zip(groups).zip(scores);
+        let exact = match self.args.probabilities {
+            true => self.enumerator().label_probabilities(&short)?.into_iter().map(Some).collect(),
+            false => vec![None; short.len()],
+        };
+        let mut answered = short.iter().zip(groups).zip(scores).zip(exact);
         let mut lines = Vec::with_capacity(rows.len());
         for row in rows {
             let tokens = row.prompt.token_ids.len();
@@ -192,13 +204,14 @@ impl<'a> Predictor<'a> {
                     flagged: None,
                     label: None,
                     score: None,
+                    probabilities: None,
                     completion: String::new(),
                     finish: None,
                     error: Some(error),
                 });
                 continue;
             }
-            let Some(((row, group), score)) = answered.next() else { break };
+            let Some((((row, group), score), exact)) = answered.next() else { break };
             let Some(rollout) = group.rollouts.first() else { continue };
             let judged = judge(self.task, self.encoder, LabelId::NEGATIVE, rollout)?;
             let flagged = match (self.threshold, score) {
@@ -221,6 +234,8 @@ impl<'a> Predictor<'a> {
                 flagged: Some(flagged),
                 label: label.map(|label| self.name(label)),
                 score,
+                probabilities: exact
+                    .map(|all| all.into_iter().map(|label| (self.name(label.label), label.p)).collect()),
                 completion: judged.completion,
                 finish: Some(rollout.finish),
                 error: None,
@@ -233,12 +248,14 @@ impl<'a> Predictor<'a> {
         self.task.labels().get(label.index()).map_or("", String::as_str)
     }
 
+    fn enumerator(&self) -> Enumerator<'a> {
+        let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
+        Enumerator { decoder: self.decoder, task: self.task, temperature: 1.0, max_tokens_per_pack }
+    }
+
     /// The positive label with the likeliest refusal.
     fn likeliest(&self, row: &EncodedRow) -> Result<Option<LabelId>> {
-        let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
-        let enumerator =
-            Enumerator { decoder: self.decoder, task: self.task, temperature: 1.0, max_tokens_per_pack };
-        let all = enumerator.label_probabilities(&[row])?;
+        let all = self.enumerator().label_probabilities(&[row])?;
         let positive = all.into_iter().flatten().filter(|label| !label.label.is_negative());
         Ok(positive.max_by(|a, b| a.logp.total_cmp(&b.logp)).map(|label| label.label))
     }

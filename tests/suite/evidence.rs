@@ -108,6 +108,21 @@ fn a_run_is_scored_predicted_and_reported() {
     }
     assert!((hits as f64 / 10.0 - saved["recall"].as_f64().unwrap()).abs() < 1e-9, "{hits} of 10, {saved}");
 
+    // The score by labels is what the probabilities of the flags add up to; every label is there.
+    stdout(&[&predict[..], &["--probabilities"], &common].concat());
+    let fit = ["eval", model, valid, "--fit-threshold", "--score", "labels"];
+    stdout(&[&fit[..], &common].concat());
+    let exact = rows(&out);
+    stdout(&[&predict[..], &common].concat());
+    for (exact, scored) in exact.iter().zip(rows(&out)) {
+        let all = exact["probabilities"].as_object().unwrap();
+        assert_eq!(all.len(), 10, "{exact}");
+        let flags: f64 =
+            all.iter().filter(|(name, _)| *name != "Safe").map(|(_, p)| p.as_f64().unwrap()).sum();
+        assert!((flags + all["Safe"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{exact}");
+        assert!((flags - scored["score"].as_f64().unwrap()).abs() < 1e-6, "{exact} {scored}");
+    }
+
     // The threshold goes where the weights go.
     let exported = dir.path().join("exported");
     stdout(&["export", model, exported.to_str().unwrap(), "--format", "hf"]);

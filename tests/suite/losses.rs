@@ -130,7 +130,7 @@ impl Completion {
 }
 
 /// Every loss at every level, with the estimators of the penalty in turn.
-fn configs() -> Vec<(LossConfig, KlPenalty)> {
+pub fn configs() -> Vec<(LossConfig, KlPenalty)> {
     let levels = [RatioLevel::Token, RatioLevel::Sequence];
     let of_level = |ratio| {
         let ratio = Some(ratio);

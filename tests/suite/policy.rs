@@ -17,6 +17,7 @@ use rlvr::train::policy::PolicyUpdate;
 use rlvr::train::step::Trainee;
 use rlvr::types::{FinishReason, Prompt, ScoredGroup};
 
+use crate::losses::configs;
 use crate::model_parity::{floats, relative_error};
 use crate::shared_prefix::{small_decoder, tokens};
 
@@ -123,6 +124,41 @@ fn tapes_and_packs_change_neither_gradients_nor_metrics() {
             let error = relative_error(&floats(got.unwrap()), &floats(want.unwrap()));
             assert!(error < 1e-5, "{what}: {name} {error:e}");
         }
+    }
+}
+
+/// Away from the weights that sampled, and with a reference of its own, so that no term of a loss is silent.
+#[test]
+fn every_loss_has_one_gradient_however_its_groups_are_packed() {
+    let (decoder, reference) = (small_decoder(8), small_decoder(9));
+    let (groups, _) = roll_out(&decoder, Keep::Nothing);
+    let mut old = Vec::new();
+    let gradients = decoder.zero_gradients();
+    let trainee =
+        Trainee { decoder: &decoder, gradients: &gradients, activations: ActivationMemory::Recompute };
+    // With the penalty, groups without advantages are computed too.
+    let penalty = KlPenalty { coef: 0.04, ..KlPenalty::NONE };
+    let loss = LossConfig::default();
+    let first = PolicyUpdate { penalty, reference: Some(&reference), ..plain(&loss) };
+    first.accumulate(trainee, &groups, Vec::new(), &mut old).unwrap();
+    let mut draw = Stream::new(7, Purpose::Bench, [0; 3]).sequential();
+    old.iter_mut().flatten().for_each(|logp| *logp += f64::from(draw.uniform()) - 0.5);
+    for (loss, penalty) in configs() {
+        let update = PolicyUpdate { penalty, reference: Some(&reference), ..plain(&loss) };
+        let [(whole, want), (cut, got)] = [10_000, 1].map(|max_tokens_per_pack| {
+            let gradients = decoder.zero_gradients();
+            let trainee = Trainee { decoder: &decoder, gradients: &gradients, ..trainee };
+            let update = PolicyUpdate { max_tokens_per_pack, ..update };
+            let metrics = update.accumulate(trainee, &groups, Vec::new(), &mut old.clone()).unwrap();
+            (metrics, gradients)
+        });
+        let error = worst(&decoder, &got, &want, 1.0);
+        assert!(error < 1e-5, "{loss:?}: {error:e}");
+        for name in ["loss", "kl"] {
+            let (got, want) = (cut.get(name).unwrap(), whole.get(name).unwrap());
+            assert!((got - want).abs() <= 2e-5 * want.abs().max(0.1), "{loss:?}: {name} {got} is not {want}");
+        }
+        assert!(want.tensors().all(|t| floats(t.unwrap()).iter().any(|x| *x != 0.0)), "{loss:?} is silent");
     }
 }
 
