@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde::Serialize;
 
 use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
@@ -13,6 +14,8 @@ use crate::config::stages::EvalConfig;
 use crate::data::predictions::{Predictions, field_of_rows};
 use crate::data::{EncodedRow, Limits, Source, Targets};
 use crate::error::Error;
+use crate::eval::enumerate::Enumerator;
+use crate::eval::exact::Exact;
 use crate::eval::roc::{OperatingPoint, Scored};
 use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
 use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text, threshold_text};
@@ -81,6 +84,10 @@ pub struct Args {
     /// Instead of judging answers, flag by the threshold that was saved with the model.
     #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by", "fit_threshold"])]
     use_threshold: bool,
+    /// Instead of generating, take the likeliest of the answers that the task file lists: one forward pass, no decode. Adds
+    /// AUC, cross-entropy, and a threshold saved with `--score labels`. No answer is malformed then.
+    #[arg(long, conflicts_with_all = ["predictions", "samples", "temperature", "fit_threshold", "use_threshold", "metrics"])]
+    exact: bool,
     /// False-positive rate that --fit-threshold may reach on DATA.
     #[arg(long, value_name = "RATE", requires = "fit_threshold", default_value_t = 0.05)]
     max_fpr: f64,
@@ -120,6 +127,10 @@ pub fn run(args: &Args) -> Result<()> {
     {
         return threshold(args, &task, model, data);
     }
+    if let (true, Some(model), Some(data)) = (args.exact, &args.model, &args.data) {
+        let found = exact(args, &task, model, data)?;
+        return show(args, &found, || summary_text(&found.summary) + &found.text());
+    }
     let summary = match (&args.predictions, &args.model, &args.data) {
         (Some(file), ..) => recorded(args, &task, file)?,
         (None, Some(model), Some(data)) => of_model(args, &task, model, data)?,
@@ -128,15 +139,20 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::input("rlvr eval", "has nothing to judge", "Give MODEL and DATA").into());
         }
     };
-    let json = || serde_json::to_string_pretty(&summary).map_err(|e| Error::Compute(e.into()));
+    show(args, &summary, || summary_text(&summary))
+}
+
+/// Writes and prints `found` as the flags want it.
+fn show(args: &Args, found: &impl Serialize, text: impl Fn() -> String) -> Result<()> {
+    let json = || serde_json::to_string_pretty(found).map_err(|e| Error::Compute(e.into()));
     if let Some(path) = &args.out {
         replace_file(path, json()?.as_bytes())?;
     }
     if args.json {
         println!("{}", json()?);
-        return Ok(());
+    } else {
+        print!("{}", text());
     }
-    print!("{}", summary_text(&summary));
     Ok(())
 }
 
@@ -198,6 +214,14 @@ impl Subject {
         let dir = args.adapter.clone().unwrap_or(model.dir);
         Ok(Self { dir, encoder, rows: dataset.rows, decoder })
     }
+
+    /// Each row's value of --group-by; empty without it.
+    fn groups(&self, args: &Args, data: &Path) -> Result<Vec<String>> {
+        match &args.group_by {
+            Some(field) => Ok(field_of_rows(data, field, &self.rows)?),
+            None => Ok(Vec::new()),
+        }
+    }
 }
 
 fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summary> {
@@ -213,10 +237,7 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
     }
     config.validate()?;
     let subject = Subject::open(args, task, model, data, Targets::Ignored)?;
-    let groups = match &args.group_by {
-        Some(field) => field_of_rows(data, field, &subject.rows)?,
-        None => Vec::new(),
-    };
+    let groups = subject.groups(args, data)?;
     let mut sinks = Sinks::default();
     if let Some(path) = &args.metrics {
         sinks.add(JsonlSink::create(path)?);
@@ -279,15 +300,18 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
             )
         }
     };
-    let json = || serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()));
-    if let Some(path) = &args.out {
-        replace_file(path, json()?.as_bytes())?;
-    }
-    if args.json {
-        println!("{}", json()?);
-        return Ok(());
-    }
-    print!("{}", threshold_text(&found));
-    println!("{said}");
-    Ok(())
+    show(args, &found, || format!("{}{said}\n", threshold_text(&found)))
+}
+
+fn exact(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Exact> {
+    let subject = Subject::open(args, task, model, data, Targets::Answers)?;
+    let threshold = Threshold::load(&subject.dir, task)?;
+    let enumerator = Enumerator {
+        decoder: &subject.decoder,
+        task,
+        temperature: 1.0,
+        max_tokens_per_pack: PackConfig::default().max_rollout_tokens,
+    };
+    let groups = subject.groups(args, data)?;
+    Ok(Exact::new(&enumerator, &subject.rows, &groups, threshold.as_ref())?)
 }

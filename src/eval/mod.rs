@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod enumerate;
+pub mod exact;
 pub mod paired;
 pub mod roc;
 mod summary;

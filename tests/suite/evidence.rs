@@ -123,6 +123,27 @@ fn a_run_is_scored_predicted_and_reported() {
         assert!((flags - scored["score"].as_f64().unwrap()).abs() < 1e-6, "{exact} {scored}");
     }
 
+    // Evaluation by the same probabilities.
+    let summary = stdout(&[&["eval", model, valid, "--exact", "--json"][..], &common].concat());
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    let golds =
+        rows(valid.as_ref()).into_iter().map(|row| row["security_type"][0].as_str().unwrap().to_string());
+    let (mut right, mut nats) = (0, 0.0);
+    for (row, gold) in exact.iter().zip(golds) {
+        let all = row["probabilities"].as_object().unwrap();
+        let p = |name: &str| all[name].as_f64().unwrap();
+        let most = all.keys().max_by(|a, b| p(a).total_cmp(&p(b))).unwrap();
+        right += usize::from((most == "Safe") == (gold == "Safe"));
+        nats -= p(&gold).ln() / 20.0;
+    }
+    let close = |got: &Value, want: f64| assert!((got.as_f64().unwrap() - want).abs() < 1e-6, "{got} {want}");
+    close(&summary["strict"]["accuracy"], right as f64 / 20.0);
+    close(&summary["label_cross_entropy"], nats);
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(run.join("model/threshold.json")).unwrap()).unwrap();
+    close(&summary["auc"], saved["auc"].as_f64().unwrap());
+    close(&summary["at_threshold"]["recall"], saved["recall"].as_f64().unwrap());
+
     // The threshold goes where the weights go.
     let exported = dir.path().join("exported");
     stdout(&["export", model, exported.to_str().unwrap(), "--format", "hf"]);
