@@ -8,8 +8,9 @@ use super::{Config, Stage, parse};
 use crate::error::{Error, Result};
 
 /// Shipped ablations by name.
-pub const ABLATIONS: [(&str, &str); 2] = [
+pub const ABLATIONS: [(&str, &str); 3] = [
     ("ablate-demo", include_str!("../../configs/ablate-demo.toml")),
+    ("ablate-riskcue-smollm2-135m", include_str!("../../configs/ablate-riskcue-smollm2-135m.toml")),
     ("ablate-riskcue-llama3.1-8b", include_str!("../../configs/ablate-riskcue-llama3.1-8b.toml")),
 ];
 

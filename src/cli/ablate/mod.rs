@@ -21,7 +21,7 @@ use crate::run::{Checkpoint, RunDirectory, replace_file};
 /// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A shipped ablation (ablate-demo, ablate-riskcue-llama3.1-8b) or a TOML file.
+    /// A shipped ablation (ablate-demo, ablate-riskcue-smollm2-135m, ablate-riskcue-llama3.1-8b) or a TOML file.
     ablation: String,
     /// Override a key of the training config in every arm, as in --set data.train=train.jsonl.
     #[arg(long = "set", value_name = "KEY=VALUE")]
