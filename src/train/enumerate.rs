@@ -27,6 +27,11 @@ struct Sums {
     reward: f64,
     std: f64,
     exact: f64,
+    /// Probability of a flag on risky prompts and on benign ones, of the negative label on benign ones; and how many.
+    hits: f64,
+    false_alarms: f64,
+    passes: f64,
+    risky: f64,
     rest: f64,
     kl: f64,
     loss: f64,
@@ -83,9 +88,8 @@ impl EnumerateUpdate<'_> {
                         let entropies = ranges.next().map(|range| mean(&now.entropies[range]));
                         sums.entropy += expected.p[i] * entropies.unwrap_or(0.0) * length as f64;
                         sums.length += expected.p[i] * length as f64;
-                        sums.exact += expected.p[i] * set.exact[i];
                     }
-                    sums.add(&expected);
+                    sums.add(&expected, row, &set);
                 }
                 Ok(dlogps)
             })?;
@@ -102,21 +106,33 @@ impl EnumerateUpdate<'_> {
         let outcomes: Vec<Outcome> = row.answers.iter().map(|answer| of_answer(answer.label)).collect();
         RewardedAnswers {
             rewards: outcomes.iter().map(|o| f64::from(self.task.reward(*o))).collect(),
-            exact: outcomes.iter().map(|o| f64::from(u8::from(o.is_exact()))).collect(),
+            exact: outcomes.iter().map(|o| o.is_exact()).collect(),
             rest_reward: f64::from(self.task.reward(outcome(self.task.remainder()))),
         }
     }
 }
 
-/// What each answer to a row earns, whether it is right, and what anything else earns.
+/// What each answer to a row earns, whether it is exactly right, and what anything else earns.
 struct RewardedAnswers {
     rewards: Vec<f64>,
-    exact: Vec<f64>,
+    exact: Vec<bool>,
     rest_reward: f64,
 }
 
 impl Sums {
-    fn add(&mut self, expected: &Expected) {
+    fn add(&mut self, expected: &Expected, row: &EncodedRow, set: &RewardedAnswers) {
+        let mass = |of: &dyn Fn(usize) -> bool| -> f64 {
+            expected.p.iter().enumerate().filter(|(i, _)| of(*i)).map(|(_, p)| p).sum()
+        };
+        let flags = mass(&|i| !row.answers[i].label.is_negative());
+        if row.gold.is_negative() {
+            self.false_alarms += flags;
+            self.passes += mass(&|i| row.answers[i].label.is_negative());
+        } else {
+            self.risky += 1.0;
+            self.hits += flags;
+        }
+        self.exact += mass(&|i| set.exact[i]);
         self.reward += expected.reward;
         self.std += expected.std;
         self.rest += expected.rest;
@@ -130,7 +146,8 @@ impl Sums {
         let mut metrics: Metrics = [
             ("reward", self.reward / prompts),
             ("reward_std", self.std / prompts),
-            ("verdict/accuracy_strict", self.exact / prompts),
+            ("verdict/accuracy_strict", (self.hits + self.passes) / prompts),
+            ("verdict/exact_label_accuracy", self.exact / prompts),
             ("verdict/malformed_rate", self.rest / prompts),
             ("completions/mean_length", self.length / answered),
             ("loss", self.loss / prompts),
@@ -139,6 +156,13 @@ impl Sums {
         ]
         .into_iter()
         .collect();
+        let benign = prompts - self.risky;
+        let rates = [
+            ("verdict/recall", self.hits, self.risky),
+            ("verdict/false_positive_rate", self.false_alarms, benign),
+        ];
+        metrics
+            .extend(rates.into_iter().filter(|(_, _, of)| *of > 0.0).map(|(name, sum, of)| (name, sum / of)));
         metrics.insert(format!("rewards/{}/mean", update.task.name()), self.reward / prompts);
         if update.reference.is_some() {
             metrics.insert("kl", self.kl / prompts);

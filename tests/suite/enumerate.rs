@@ -82,6 +82,42 @@ fn sample(decoder: &Decoder, prompt: &Prompt, groups: u32) -> Vec<Group> {
 }
 
 #[test]
+fn a_steps_scores_are_expectations_under_the_policy() {
+    let decoder = small_decoder(12);
+    let prompts = [1, 2].map(|i| Prompt { token_ids: tokens(i, 24) });
+    let answers: Vec<Vec<u32>> = (0..5).map(|i| vec![40 + i]).collect();
+    // The first row is risky, the second benign.
+    let rows = [row(&prompts[0], &answers, 1), row(&prompts[1], &answers, 0)];
+    let (task, rows) = (task(true), rows.iter().collect::<Vec<_>>());
+    let config = GrpoConfig {
+        sampling: SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() },
+        ..GrpoConfig::default()
+    };
+    let update = EnumerateUpdate { task: &task, config: &config, max_tokens_per_pack: 1000, reference: None };
+    let gradients = decoder.zero_gradients();
+    let metrics = update.accumulate(trainee(&decoder, &gradients), &rows).unwrap();
+    let enumerator =
+        Enumerator { decoder: &decoder, task: &task, temperature: TEMPERATURE, max_tokens_per_pack: 1000 };
+    let p: Vec<Vec<f64>> = enumerator
+        .label_probabilities(&rows)
+        .unwrap()
+        .iter()
+        .map(|labels| labels.iter().map(|label| label.logp.exp()).collect())
+        .collect();
+    let flags = |row: usize| p[row][1..].iter().sum::<f64>();
+    for (name, want) in [
+        ("verdict/accuracy_strict", (flags(0) + p[1][0]) / 2.0),
+        ("verdict/exact_label_accuracy", (p[0][1] + p[1][0]) / 2.0),
+        ("verdict/recall", flags(0)),
+        ("verdict/false_positive_rate", flags(1)),
+        ("verdict/malformed_rate", 1.0 - (flags(0) + p[0][0] + flags(1) + p[1][0]) / 2.0),
+    ] {
+        let got = metrics.get(name).unwrap();
+        assert!((got - want).abs() < 1e-6 * want, "{name}: {got} is not {want}");
+    }
+}
+
+#[test]
 fn the_exact_gradient_is_the_mean_of_sampled_ones() {
     let decoder = small_decoder(12);
     let prompt = Prompt { token_ids: tokens(1, 24) };
