@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SmolLM2-135M on MCP-RiskCue in full on a machine with a GPU: the shipped ablation ablate-riskcue-smollm2-135m.
-# That machine has no network, and what travels to it at a time is limited: the model goes in two parts.
+# That machine has no network, and what travels to it at a time is limited: the model goes in three parts, and the last one leaves room for rlvr.
 #
-#   scripts/gpu/riskcue.sh pack TRAIN.jsonl VALID.jsonl   # here, after scripts/gpu/build.sh: gpu-out/riskcue/{1,2}
-#   gpu-out/riskcue.sh keep gpu-out/riskcue/1             # there: puts the first part aside
-#   gpu-out/riskcue.sh run OUT gpu-out/riskcue/2          # there: joins, imports, trains; results to OUT
+#   scripts/gpu/riskcue.sh pack TRAIN.jsonl VALID.jsonl   # here, after scripts/gpu/build.sh: gpu-out/riskcue/{1,2,3}
+#   gpu-out/riskcue.sh keep gpu-out/riskcue/1             # there: puts a part aside; then the same with 2
+#   gpu-out/riskcue.sh run OUT gpu-out/riskcue/3          # there: joins, imports, trains; results to OUT
 #
 # `run` again goes on after a stop (RLVR_SECONDS, by default 540, is when it stops by itself); further arguments go to
 # `rlvr ablate`. OUT gets log.txt, machine.txt, ablation.md, ablation.json and runs.tar.gz with metrics and configs.
@@ -21,14 +21,15 @@ pack() {
     [[ -x gpu-out/rlvr ]] || stop "gpu-out/rlvr is not there: run scripts/gpu/build.sh"
     local model into=gpu-out/riskcue
     model=$(scripts/fetch-smollm2.sh)
-    rm -rf "$into" && mkdir -p "$into/1" "$into/2"
-    split -n 2 -d -a 1 "$model" "$into/part-"
-    mv "$into/part-0" "$into/1/" && mv "$into/part-1" "$into/2/"
-    sha256sum <"$model" | cut -d' ' -f1 >"$into/2/sha256"
-    gzip -9 <"$1" >"$into/2/train.jsonl.gz"
-    gzip -9 <"$2" >"$into/2/valid.jsonl.gz"
+    rm -rf "$into" && mkdir -p "$into"/{1,2,3}
+    split -n 3 -d -a 1 "$model" "$into/part-"
+    local part
+    for part in 0 1 2; do mv "$into/part-$part" "$into/$((part + 1))/"; done
+    sha256sum <"$model" | cut -d' ' -f1 >"$into/1/sha256"
+    gzip -9 <"$1" >"$into/1/train.jsonl.gz"
+    gzip -9 <"$2" >"$into/1/valid.jsonl.gz"
     cp "${BASH_SOURCE[0]}" gpu-out/
-    du -sm "$into/1" "$into/2" gpu-out/rlvr
+    du -sm "$into"/* gpu-out/rlvr
 }
 
 put_aside() {
@@ -47,8 +48,8 @@ run() {
     fi
     shift
     if [[ ! -d $model ]]; then
-        [[ -f $keep/part-0 && -f $keep/part-1 ]] || stop "$keep has not both parts of the model: call keep first"
-        cat "$keep/part-0" "$keep/part-1" >"$keep/$gguf"
+        [[ -f $keep/part-0 && -f $keep/part-1 && -f $keep/part-2 ]] || stop "$keep lacks parts of the model: call keep first"
+        cat "$keep"/part-{0,1,2} >"$keep/$gguf"
         [[ $(sha256sum <"$keep/$gguf" | cut -d' ' -f1) == "$(cat "$keep/sha256")" ]] || stop "the parts do not join to the model"
         "$rlvr" import "$keep/$gguf" "$model"
         gunzip -kf "$keep"/{train,valid}.jsonl.gz
