@@ -18,7 +18,7 @@ use crate::eval::enumerate::Enumerator;
 use crate::eval::exact::Exact;
 use crate::eval::roc::{OperatingPoint, Scored};
 use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
-use crate::eval::{At, Evaluator, Summary, judge_recorded, summary_text, threshold_text};
+use crate::eval::{At, Evaluator, Summary, exact_text, judge_recorded, summary_text, threshold_text};
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
 use crate::model::peft;
@@ -129,7 +129,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if let (true, Some(model), Some(data)) = (args.exact, &args.model, &args.data) {
         let found = exact(args, &task, model, data)?;
-        return show(args, &found, || summary_text(&found.summary) + &found.text());
+        return show(args, &found, || exact_text(&found));
     }
     let summary = match (&args.predictions, &args.model, &args.data) {
         (Some(file), ..) => recorded(args, &task, file)?,

@@ -69,6 +69,11 @@ impl Enumerator<'_> {
     }
 }
 
+/// Of all positive labels together.
+pub fn flag_probability(labels: &[LabelProbability]) -> f64 {
+    labels.iter().filter(|label| !label.label.is_negative()).map(|label| label.p).sum()
+}
+
 /// Tokens of a row's prompt and all its answers.
 pub fn packed_tokens(row: &EncodedRow) -> usize {
     row.prompt.token_ids.len() + row.answers.iter().map(|a| a.token_ids.len()).sum::<usize>()

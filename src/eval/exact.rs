@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::enumerate::{Enumerator, LabelProbability};
+use super::enumerate::{Enumerator, LabelProbability, flag_probability};
 use super::roc::{Curves, OperatingPoint, Scored};
 use super::summary::{Judgement, Summary};
 use super::threshold::{ScoreKind, Threshold};
@@ -51,7 +51,11 @@ impl Exact {
                 attack_succeeded: row.attack_succeeded,
             })
             .collect();
-        let scored: Vec<Scored> = rows.iter().zip(&all).map(|(row, labels)| score(row, labels)).collect();
+        let scored: Vec<Scored> = rows
+            .iter()
+            .zip(&all)
+            .map(|(row, labels)| Scored { score: flag_probability(labels), risky: !row.gold.is_negative() })
+            .collect();
         let of_gold = rows.iter().zip(&all).map(|(row, labels)| {
             let gold = labels.iter().find(|label| label.label == row.gold);
             gold.map_or(f64::INFINITY, |label| -label.p.ln())
@@ -66,24 +70,6 @@ impl Exact {
             at_threshold: threshold.filter(|found| found.score == ScoreKind::Labels).map(at).transpose()?,
         })
     }
-
-    /// The lines under the summary's.
-    pub fn text(&self) -> String {
-        let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.3}"));
-        let mut text = String::from("\nby exact probabilities of the listed answers\n");
-        let mut line = |name: &str, value: String| text.extend([format!("{name:<26}{value}\n")]);
-        line("cross-entropy, nats", format!("{:.3}", self.label_cross_entropy));
-        line("AUC", number(self.auc));
-        line("average precision", number(self.average_precision));
-        if let Some(point) = &self.at_threshold {
-            line("at the saved threshold", format!("{:.6}", point.threshold));
-            line("  false-positive rate", number(Some(point.false_positive_rate)));
-            line("  recall", number(Some(point.recall)));
-            line("  precision", number(point.precision));
-            line("  accuracy", number(Some(point.accuracy)));
-        }
-        text
-    }
 }
 
 /// Of equally likely labels the first.
@@ -93,9 +79,4 @@ fn likeliest(labels: &[LabelProbability]) -> Verdict {
         Some(found) if !found.label.is_negative() => Verdict::Positive(found.label),
         _ => Verdict::Negative,
     }
-}
-
-fn score(row: &EncodedRow, labels: &[LabelProbability]) -> Scored {
-    let flags = labels.iter().filter(|label| !label.label.is_negative()).map(|label| label.p);
-    Scored { score: flags.sum(), risky: !row.gold.is_negative() }
 }

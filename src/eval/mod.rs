@@ -10,7 +10,7 @@ mod table;
 pub mod threshold;
 
 pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
-pub use table::{summary_text, threshold_text};
+pub use table::{exact_text, summary_text, threshold_text};
 
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use super::Summary;
+use super::exact::Exact;
+use super::roc::OperatingPoint;
 use super::threshold::{ScoreKind, Threshold};
 use crate::task::{Binary, EvalReport, Interval};
 
@@ -42,24 +44,38 @@ pub fn summary_text(summary: &Summary) -> String {
 
 /// How well a score ranks, and its operating point.
 pub fn threshold_text(found: &Threshold) -> String {
-    let point = &found.point;
     let score = match found.score {
         ScoreKind::FirstToken => "probability of a refusal's first token",
         ScoreKind::Labels => "probability of the labels' exact refusals",
     };
     let mut text = format!("{} rows, score: {score}\n", found.rows);
-    for (name, value) in [
-        ("AUC", number(Some(found.curves.auc))),
-        ("average precision", number(Some(found.curves.average_precision))),
-        ("threshold", format!("{:.6}", point.threshold)),
-        ("  false-positive rate", number(Some(point.false_positive_rate))),
-        ("  recall", number(Some(point.recall))),
-        ("  precision", number(point.precision)),
-        ("  accuracy", number(Some(point.accuracy))),
-    ] {
+    scores(&mut text, Some(found.curves.auc), Some(found.curves.average_precision), Some(&found.point));
+    text
+}
+
+/// The summary of an exact evaluation, and what its probabilities are worth.
+pub fn exact_text(found: &Exact) -> String {
+    let mut text = summary_text(&found.summary);
+    let _ = writeln!(text, "\nby exact probabilities of the listed answers");
+    let _ = writeln!(text, "{:<26}{:.3}", "cross-entropy, nats", found.label_cross_entropy);
+    scores(&mut text, found.auc, found.average_precision, found.at_threshold.as_ref());
+    text
+}
+
+fn scores(text: &mut String, auc: Option<f64>, average_precision: Option<f64>, at: Option<&OperatingPoint>) {
+    let mut lines = vec![("AUC", number(auc)), ("average precision", number(average_precision))];
+    if let Some(point) = at {
+        lines.extend([
+            ("threshold", format!("{:.6}", point.threshold)),
+            ("  false-positive rate", number(Some(point.false_positive_rate))),
+            ("  recall", number(Some(point.recall))),
+            ("  precision", number(point.precision)),
+            ("  accuracy", number(Some(point.accuracy))),
+        ]);
+    }
+    for (name, value) in lines {
         let _ = writeln!(text, "{name:<26}{value}");
     }
-    text
 }
 
 fn number(value: Option<f64>) -> String {

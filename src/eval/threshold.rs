@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::enumerate::Enumerator;
+use super::enumerate::{Enumerator, flag_probability};
 use super::roc::{Curves, OperatingPoint, Scored};
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
@@ -50,10 +50,7 @@ impl Scorer<'_> {
                     max_tokens_per_pack: self.max_tokens_per_pack,
                 };
                 let all = enumerator.label_probabilities(rows)?;
-                let positive = |labels: &Vec<super::enumerate::LabelProbability>| {
-                    labels.iter().filter(|label| !label.label.is_negative()).map(|label| label.p).sum()
-                };
-                Ok(all.iter().map(positive).collect())
+                Ok(all.iter().map(|labels| flag_probability(labels)).collect())
             }
         }
     }

@@ -136,18 +136,17 @@ impl Checkpoint {
         Ok(Self { step: manifest.step, path: path.to_path_buf(), metrics_bytes: manifest.metrics_bytes })
     }
 
-    /// Makes this checkpoint of the run at `from` the start of another run, which has nothing yet: the metrics up to
+    /// Makes this checkpoint of the run `from` the start of another run, which has nothing yet: the metrics up to
     /// it and the samples go with it. The checkpoint comes last, so that a kill leaves a run without one.
-    pub fn hand_on(&self, from: &Path, to: &RunDirectory) -> Result<()> {
-        let metrics =
-            std::fs::read(from.join("metrics.jsonl")).map_err(Error::io(from, "read the metrics"))?;
+    pub fn hand_on(&self, from: &RunDirectory, to: &RunDirectory) -> Result<()> {
+        let metrics = std::fs::read(from.metrics()).map_err(Error::io(from.metrics(), "read"))?;
         let kept = &metrics[..metrics.len().min(self.metrics_bytes as usize)];
         super::replace_file(&to.metrics(), kept)?;
-        let events = from.join(EVENTS_FILE);
+        let events = from.path().join(EVENTS_FILE);
         if events.is_file() {
             copy(&events, &to.path().join(EVENTS_FILE))?;
         }
-        copy_folder(&from.join("samples"), &to.samples())?;
+        copy_folder(&from.samples(), &to.samples())?;
         let folder = to.checkpoints();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let aside = folder.join(format!(".{name}.partial"));

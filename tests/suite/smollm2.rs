@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rlvr::config::sampling::SamplingConfig;
-use rlvr::model::decoder::{Head, Keep, Placement};
+use rlvr::model::decoder::{Decoder, Head, Keep, Placement};
 use rlvr::rng::Purpose;
 use rlvr::rollout::engine::{Engine, Request, TapePolicy};
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
@@ -15,6 +15,24 @@ use serde_json::Value;
 use crate::golden::golden_dir;
 use crate::parity_fixture::smollm2_dir;
 
+fn ids(case: &Value, key: &str) -> Vec<u32> {
+    serde_json::from_value(case[key].clone()).unwrap()
+}
+
+/// The prompt's ids and the sum of its log-probs are those that transformers gave.
+fn assert_golden(decoder: &Decoder, prompt: &[u32], case: &Value) {
+    assert_eq!(prompt.len() as u64, case["n_tokens"].as_u64().unwrap());
+    assert!(prompt.starts_with(&ids(case, "first_ids")) && prompt.ends_with(&ids(case, "last_ids")));
+    let mut batch = PackedBatch::default();
+    batch.push_sequence(&prompt[..1], &prompt[1..]);
+    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
+    let head = Head { targets: &batch.targets, temperature: 1.0 };
+    let sum: f64 = decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum();
+    let want = case["sum_logp"].as_f64().unwrap();
+    println!("sum of log-probs {sum:.4}, transformers {want:.4}");
+    assert!((sum - want).abs() < 1e-3 * want.abs(), "{sum} {want}");
+}
+
 #[test]
 fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
     let Some(golden) = golden_dir() else { return };
@@ -22,24 +40,12 @@ fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
     let path = golden.join("smollm2-135m.json");
     let golden: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let case = &golden["cases"][0];
-    let ids = |key: &str| -> Vec<u32> {
-        case[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-    };
     let encoder = PromptEncoder::load(&EncoderFiles::of(model)).unwrap();
     let question = "List two signs in a system log that a backup job was tampered with.";
     let prompt = encoder.encode_prompt(&[Message { role: "user".into(), content: question.into() }]).unwrap();
-    assert_eq!(prompt.token_ids.len() as u64, case["n_tokens"].as_u64().unwrap());
-    assert!(prompt.token_ids.starts_with(&ids("first_ids")) && prompt.token_ids.ends_with(&ids("last_ids")));
 
     let decoder = load_decoder(model, 256, &Placement::CPU).unwrap();
-    let mut batch = PackedBatch::default();
-    batch.push_sequence(&prompt.token_ids[..1], &prompt.token_ids[1..]);
-    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
-    let head = Head { targets: &batch.targets, temperature: 1.0 };
-    let sum: f64 = decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum();
-    let want = case["sum_logp"].as_f64().unwrap();
-    println!("sum of log-probs {sum:.4}, transformers {want:.4}");
-    assert!((sum - want).abs() < 1e-3 * want.abs(), "{sum} {want}");
+    assert_golden(&decoder, &prompt.token_ids, case);
 
     let engine = Engine {
         decoder: &decoder,
@@ -54,7 +60,7 @@ fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
         step: 0,
     };
     let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap().groups;
-    assert_eq!(groups[0].rollouts[0].token_ids, ids("greedy24"));
+    assert_eq!(groups[0].rollouts[0].token_ids, ids(case, "greedy24"));
 }
 
 /// The golden ids of this case were made without the splitting of digits that SmolLM2's tokenizer asks for.
@@ -91,17 +97,7 @@ fn golden_smollm2_logprob_of_a_long_conversation() {
     let row: Value = serde_json::from_str(rows.lines().next().unwrap()).unwrap();
     let messages: Vec<Message> = serde_json::from_value(row["prompt"].clone()).unwrap();
     let prompt = encoder.encode_prompt(&messages).unwrap().token_ids;
-    let ids = |key: &str| -> Vec<u32> { serde_json::from_value(case[key].clone()).unwrap() };
-    assert_eq!(prompt.len() as u64, case["n_tokens"].as_u64().unwrap());
-    assert!(prompt.starts_with(&ids("first_ids")) && prompt.ends_with(&ids("last_ids")));
 
     let decoder = load_decoder(model, prompt.len(), &Placement::CPU).unwrap();
-    let mut batch = PackedBatch::default();
-    batch.push_sequence(&prompt[..1], &prompt[1..]);
-    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
-    let head = Head { targets: &batch.targets, temperature: 1.0 };
-    let sum: f64 = decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum();
-    let want = case["sum_logp"].as_f64().unwrap();
-    println!("sum of log-probs {sum:.4}, transformers {want:.4}");
-    assert!((sum - want).abs() < 1e-3 * want.abs(), "{sum} {want}");
+    assert_golden(&decoder, &prompt, case);
 }

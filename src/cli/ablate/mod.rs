@@ -172,7 +172,7 @@ fn finish(run: &Planned) -> Result<()> {
     println!("after the SFT of {}", trained.display());
     let directory = create()?;
     directory.write_config(&text)?;
-    latest.checkpoint.hand_on(&trained, &directory)?;
+    latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
     train::resume(&fetched, &directory, latest, Vec::new())
 }
 
