@@ -9,16 +9,16 @@ use candle_core::DType;
 use super::hub::folder;
 use crate::error::Error;
 use crate::eval::threshold::Threshold;
-use crate::export::companions::Companions;
-use crate::export::folder::FolderTensors;
-use crate::export::mixture::Quantisation;
 use crate::export::probe::{Probe, probe_text};
 use crate::export::{ExportReport, Format, Source, export, refuse_present};
+use crate::formats::gguf::Quantisation;
+use crate::formats::hf::folder::FolderTensors;
+use crate::formats::hf::weights::SaveOptions;
+use crate::formats::hf::{Companions, load_decoder};
+use crate::formats::peft;
 use crate::hub::Parts;
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Placement};
-use crate::model::peft;
-use crate::model::weights::SaveOptions;
+use crate::model::decoder::Placement;
 use crate::observe::peak_memory_gib;
 
 /// Write a model for other programs, read it back, and compare it with the weights in memory.
@@ -109,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let text = args.probe.as_deref().map(probe_text).transpose()?;
     let probe = Probe::new(&companions, &config, text.as_deref())?;
-    let mut decoder = Decoder::load(&model, probe.positions(), &Placement::CPU)?;
+    let mut decoder = load_decoder(&model, probe.positions(), &Placement::CPU)?;
     let mut lossless = stored;
     if let Some(dir) = &args.adapter {
         peft::attach(dir, &mut decoder)?;

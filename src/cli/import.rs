@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use candle_core::DType;
 
-use crate::model::gguf::import;
-use crate::text::tiktoken;
+use crate::formats::gguf::import;
+use crate::formats::tiktoken;
 
 /// Convert a GGUF file into a model directory that the other commands load, or Llama 3's tokenizer.model into a
 /// directory for model.tokenizer.

@@ -6,13 +6,15 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-use super::folder::FolderTensors;
 use super::probe::{Answer, Probe};
-use super::{Format, Source, Written};
+use super::{Format, Source};
 use crate::error::{Error, Result};
+use crate::formats::Written;
+use crate::formats::gguf::GgufModel;
+use crate::formats::hf::folder::FolderTensors;
+use crate::formats::hf::load_decoder;
+use crate::formats::peft;
 use crate::model::decoder::{Decoder, Placement};
-use crate::model::gguf::GgufModel;
-use crate::model::peft;
 
 /// How the tensors of one stored type came back.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -180,7 +182,7 @@ impl Opened {
             }
             Self::Folder(_) => {
                 drop(before);
-                Decoder::load(path, positions, &Placement::CPU)
+                load_decoder(path, positions, &Placement::CPU)
             }
             Self::Gguf(gguf) => {
                 drop(before);

@@ -1,29 +1,22 @@
 //! A model as files for other programs: Hugging Face folder, GGUF, PEFT adapter. What is written is read back and held
 //! against the weights in memory before it gets its name.
 
-pub mod adapter;
 pub mod aside;
 pub mod check;
-pub mod companions;
-pub mod folder;
-pub mod gguf;
-mod gguf_metadata;
-mod gguf_tokenizer;
-pub mod mixture;
 pub mod probe;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::DType;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::formats::gguf::{self, Quantisation};
+use crate::formats::hf::weights::SaveOptions;
+use crate::formats::hf::{Companions, folder};
+use crate::formats::{Written, peft};
 use crate::model::decoder::Decoder;
-use crate::model::weights::SaveOptions;
 use check::Findings;
-use companions::Companions;
-use mixture::Quantisation;
 use probe::Probe;
 
 /// What a model becomes.
@@ -49,18 +42,6 @@ pub struct Source<'a> {
     pub probe: &'a Probe,
 }
 
-/// What a format's writer wrote.
-#[derive(Debug, Serialize)]
-pub struct Written {
-    /// How each tensor is stored, such as `Q8_0`, by Hugging Face name.
-    #[serde(skip)]
-    pub stored_as: BTreeMap<String, String>,
-    /// Tensor data, in bytes.
-    pub bytes: u64,
-    /// What the format cannot say, a sentence each.
-    pub notes: Vec<String>,
-}
-
 /// What [`export`] wrote and found.
 #[derive(Debug, Serialize)]
 pub struct ExportReport {
@@ -78,10 +59,11 @@ pub struct ExportReport {
 pub fn export(source: Source, format: Format, target: &Path) -> Result<ExportReport> {
     refuse_present(target)?;
     aside::named_when_done(target, |aside| {
+        let Source { decoder, companions, name, .. } = &source;
         let written = match format {
-            Format::Folder(options) => folder::write(aside, &source.decoder, source.companions, options)?,
-            Format::Gguf(quantisation) => gguf::write(aside, &source, quantisation)?,
-            Format::Adapter => adapter::write(aside, &source.decoder, source.name)?,
+            Format::Folder(options) => folder::write(aside, decoder, companions, options)?,
+            Format::Gguf(quantisation) => gguf::write(aside, decoder, companions, name, quantisation)?,
+            Format::Adapter => peft::write(aside, decoder, name)?,
         };
         let findings = check::read_back(source, format, &written, aside)?;
         Ok(ExportReport { written, findings })

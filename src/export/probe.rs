@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::companions::Companions;
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
+use crate::formats::hf::Companions;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::rng::{Purpose, Stream};

@@ -258,7 +258,7 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::config_json::tests::{tiny, with};
+    use crate::formats::hf::config_json::tests::{tiny, with};
 
     #[test]
     fn counts_are_those_of_the_listed_parameters() {

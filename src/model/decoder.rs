@@ -1,7 +1,6 @@
 //! The decoder: one set of weights for rollout, reference, training and evaluation.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -10,7 +9,6 @@ use super::config::ModelConfig;
 use super::gradients::Gradients;
 use super::projection::Projection;
 use super::tape::TapedBlock;
-use super::weights;
 use crate::config::ActivationMemory;
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
@@ -198,16 +196,6 @@ impl Decoder {
             };
             tensors.push((name, tensor));
         }
-        Self::new(config, tensors, max_positions)
-    }
-
-    /// A folder in Hugging Face layout, brought to `place`.
-    ///
-    /// # Errors
-    /// config.json names what is not supported, or the weights do not fit it.
-    pub fn load(dir: &Path, max_positions: usize, place: &Placement) -> Result<Self> {
-        let config = ModelConfig::load(dir)?;
-        let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
         Self::new(config, tensors, max_positions)
     }
 

@@ -80,7 +80,7 @@ impl Plan {
     }
 }
 
-/// Of a file in memory while weights are loaded (`model/shards.rs`).
+/// Of a file in memory while weights are loaded (`formats/hf/shards.rs`).
 const LOAD_WINDOW: u64 = 32 << 20;
 /// Logits of a chunk of target rows (`ops/token_logprob.rs` and its CUDA twin).
 const LOGITS_CPU: u64 = 64 << 20;

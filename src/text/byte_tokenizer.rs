@@ -104,7 +104,7 @@ fn foreign(place: &str, source: impl std::fmt::Display) -> Error {
 
 /// GPT-2's printable stand-in for every byte: printable Latin-1 stands for itself, the rest is moved to
 /// U+0100 and up in byte order.
-pub(super) fn byte_chars() -> [char; 256] {
+pub fn byte_chars() -> [char; 256] {
     let mut moved = 0;
     std::array::from_fn(|byte| {
         let printable = matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);

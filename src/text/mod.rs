@@ -7,7 +7,6 @@ mod jinja2;
 mod pretrained;
 mod python;
 mod stop;
-pub mod tiktoken;
 pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Date};

@@ -10,9 +10,9 @@ use crate::config::Config;
 use crate::config::lora::{LoraConfig, LoraStages};
 use crate::error::{Error, Result};
 use crate::export::aside::named_when_done;
+use crate::formats::peft;
 use crate::model::adapter::{Adapter, Shape};
 use crate::model::decoder::Decoder;
-use crate::model::peft;
 use crate::run::RunDirectory;
 
 /// What a run knows of its adapters besides the one that the decoder carries.

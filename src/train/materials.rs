@@ -9,12 +9,11 @@ use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
-use crate::export::companions::Companions;
-use crate::export::folder;
 use crate::export::probe::Probe;
+use crate::formats::hf::weights::SaveOptions;
+use crate::formats::hf::{self, Companions, folder};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
-use crate::model::weights::SaveOptions;
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -183,7 +182,7 @@ impl Materials {
 
 /// Weights of a folder in HF layout, brought to `place`.
 pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
-    Decoder::load(dir, max_positions, place)
+    hf::load_decoder(dir, max_positions, place)
 }
 
 struct Rows {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
+use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::decoder::Decoder;
-use crate::model::weights::{self, SaveOptions};
 use crate::observe::{Metrics, TableRow};
 use crate::optim::adamw::AdamW;
 use crate::run::replace_file;

@@ -5,11 +5,11 @@
 use candle_core::{DType, Device, Tensor};
 use rlvr::config::optim::{MomentsConfig, OptimConfig};
 use rlvr::config::sampling::SamplingConfig;
+use rlvr::formats::hf::weights::{self, SaveOptions};
 use rlvr::model::config::ModelConfig;
 use rlvr::model::decoder::{Decoder, Head, Keep, Placement};
 use rlvr::model::gradients::Gradients;
 use rlvr::model::tape::TapedGroup;
-use rlvr::model::weights::{self, SaveOptions};
 use rlvr::optim::adamw::{AdamW, Bf16Weights};
 use rlvr::rng::Purpose;
 use rlvr::rollout::engine::{Engine, Request, Rollouts, TapePolicy};

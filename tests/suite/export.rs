@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file;
 use candle_core::{DType, Device, Tensor};
-use rlvr::export::companions::Companions;
-use rlvr::export::mixture::Quantisation;
 use rlvr::export::probe::Probe;
-use rlvr::export::{ExportReport, Format, Source, check, export, folder, gguf};
+use rlvr::export::{ExportReport, Format, Source, check, export};
+use rlvr::formats::gguf::{self, Quantisation, import};
+use rlvr::formats::hf::weights::{SaveOptions, load, save};
+use rlvr::formats::hf::{Companions, folder, load_decoder};
+use rlvr::formats::{Written, peft};
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::{Decoder, Placement};
-use rlvr::model::gguf::import;
-use rlvr::model::peft;
-use rlvr::model::weights::{SaveOptions, load, save};
 use rlvr::text::{Tokenizer, byte_tokenizer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -66,7 +65,7 @@ impl Model {
     }
 
     fn source(&self) -> Source<'_> {
-        let decoder = Decoder::load(self.dir.path(), self.probe.positions(), &Placement::CPU).unwrap();
+        let decoder = load_decoder(self.dir.path(), self.probe.positions(), &Placement::CPU).unwrap();
         Source { decoder, stored: DType::F32, companions: &self.companions, name: "tiny", probe: &self.probe }
     }
 
@@ -156,9 +155,9 @@ fn candles_own_reader_finds_the_same_tensors() {
     let key = |key: &str| content.metadata[key].clone();
     assert_eq!(key("general.architecture").to_string().unwrap(), "llama");
     assert_eq!(key("llama.attention.key_length").to_u32().unwrap(), 32);
-    let written = rlvr::model::gguf::GgufModel::open(&model.path("mixed.gguf")).unwrap();
+    let written = gguf::GgufModel::open(&model.path("mixed.gguf")).unwrap();
     for name in ["model.layers.1.mlp.down_proj.weight", "lm_head.weight", "model.norm.weight"] {
-        let theirs = content.tensor(&mut file, &rlvr::model::gguf::gguf_name(name), &Device::Cpu).unwrap();
+        let theirs = content.tensor(&mut file, &gguf::gguf_name(name), &Device::Cpu).unwrap();
         let theirs = theirs.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>();
         let ours = written.tensor(name).unwrap().flatten_all().unwrap().to_vec1::<f32>();
         assert_eq!(theirs.unwrap(), ours.unwrap(), "{name}");
@@ -199,7 +198,7 @@ fn golden_folders_export_exactly() {
         let (from, to) = (golden.join(name), TempDir::new().unwrap());
         let (config, companions) = (ModelConfig::load(&from).unwrap(), Companions::of(&from));
         let probe = Probe::new(&companions, &config, None).unwrap();
-        let decoder = Decoder::load(&from, probe.positions(), &Placement::CPU).unwrap();
+        let decoder = load_decoder(&from, probe.positions(), &Placement::CPU).unwrap();
         let source = Source { decoder, stored: DType::F32, companions: &companions, name, probe: &probe };
         let out = to.path().join("out");
         let report = export(source, Format::Folder(SaveOptions::new(DType::F32)), &out).unwrap();
@@ -217,7 +216,7 @@ fn golden_adapters_export_alone_and_merged() {
     let (config, companions) = (ModelConfig::load(&base).unwrap(), Companions::of(&base));
     let probe = Probe::new(&companions, &config, None).unwrap();
     let source = || {
-        let mut decoder = Decoder::load(&base, probe.positions(), &Placement::CPU).unwrap();
+        let mut decoder = load_decoder(&base, probe.positions(), &Placement::CPU).unwrap();
         peft::attach(&lora, &mut decoder).unwrap();
         Source { decoder, stored: DType::F32, companions: &companions, name: "org/base", probe: &probe }
     };
@@ -235,7 +234,7 @@ fn golden_adapters_export_alone_and_merged() {
     merged.decoder.merge().unwrap();
     let options = SaveOptions::new(DType::F32);
     let merged = export(merged, Format::Folder(options), &to.path().join("merged")).unwrap().findings;
-    let plain = Decoder::load(&base, probe.positions(), &Placement::CPU).unwrap();
+    let plain = load_decoder(&base, probe.positions(), &Placement::CPU).unwrap();
     let plain = probe.logprobs(&plain).unwrap();
     let apart = |other: &[f32]| {
         let pairs = other.iter().zip(&merged.read_back.logprobs);
@@ -265,7 +264,7 @@ fn the_check_finds_rows_in_the_wrong_place() {
     let wrong = Source { decoder, ..model.source() };
     for quantisation in [Quantisation::F32, Quantisation::Q4KM] {
         let path = model.path("swapped.gguf.partial");
-        let written = gguf::write(&path, &wrong, quantisation).unwrap();
+        let written = write_gguf(&path, &wrong, quantisation);
         let error =
             check::read_back(model.source(), Format::Gguf(quantisation), &written, &path).unwrap_err();
         assert!(error.to_string().contains(name) && !error.is_input(), "{error}");
@@ -277,13 +276,17 @@ fn the_check_finds_rows_in_the_wrong_place() {
     assert!(error.to_string().contains(name), "{error}");
 }
 
+fn write_gguf(path: &Path, source: &Source, quantisation: Quantisation) -> Written {
+    gguf::write(path, &source.decoder, source.companions, source.name, quantisation).unwrap()
+}
+
 /// Weights alone would pass: only the log-probs show it.
 #[test]
 fn the_check_finds_a_wrong_number_in_the_metadata() {
     let model = Model::plain(Family::Llama);
     for quantisation in [Quantisation::F32, Quantisation::Q8_0] {
         let path = model.path("tampered.gguf.partial");
-        let written = gguf::write(&path, &model.source(), quantisation).unwrap();
+        let written = write_gguf(&path, &model.source(), quantisation);
         let read_back = || check::read_back(model.source(), Format::Gguf(quantisation), &written, &path);
         read_back().unwrap();
         let mut bytes = std::fs::read(&path).unwrap();

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::config::optim::OptimConfig;
+use rlvr::formats::peft;
 use rlvr::model::adapter::{Adapter, Shape};
 use rlvr::model::decoder::{Decoder, Head, Keep};
-use rlvr::model::peft;
 use rlvr::optim::adamw::AdamW;
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::PackedBatch;

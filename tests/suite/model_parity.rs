@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use rlvr::formats::hf::weights;
 use rlvr::model::config::ModelConfig;
 use rlvr::model::decoder::{Decoder, Head, Keep};
-use rlvr::model::weights;
 use rlvr::types::{PackedBatch, Target};
 
 use crate::golden::golden_dir;

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder, tiktoken};
+use rlvr::formats::tiktoken;
+use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder};
 use rlvr::types::Message;
 use serde_json::Value;
 

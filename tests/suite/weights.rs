@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
+use rlvr::formats::hf::weights::{SaveOptions, load, save};
 use rlvr::model::config::{Family, ModelConfig};
-use rlvr::model::weights::{SaveOptions, load, save};
 use serde_json::json;
 use tempfile::TempDir;
 

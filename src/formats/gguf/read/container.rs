@@ -11,7 +11,7 @@ use candle_core::quantized::gguf_file::{TensorInfo, Value};
 use candle_core::{Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::weights::reason;
+use crate::formats::hf::weights::reason;
 
 const MAX_DIMENSIONS: u32 = 4;
 const MAX_NESTING: usize = 4;

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+use super::container::Gguf;
 use crate::error::Result;
-use crate::model::gguf_header::Gguf;
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::byte_tokenizer::byte_chars;
 use crate::error::{Error, Result};
+use crate::text::byte_tokenizer::byte_chars;
 
 /// Ranks of Llama 3's file; its special tokens follow.
 const LLAMA3_RANKS: usize = 128_000;

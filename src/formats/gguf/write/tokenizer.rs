@@ -5,10 +5,10 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 
-use super::companions::Companions;
 use crate::error::{Error, Result};
+use crate::formats::gguf::read::tokenizer::split_name;
+use crate::formats::hf::Companions;
 use crate::model::config::ModelConfig;
-use crate::model::gguf_tokenizer::split_name;
 use crate::text::{PromptEncoder, SpecialTokens, chat_template_text};
 
 /// llama.cpp's token types.

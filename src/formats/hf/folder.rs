@@ -4,11 +4,22 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::Written;
 use super::companions::Companions;
+use super::weights::{self, SaveOptions, TensorFile, save_with};
 use crate::error::{Error, Result};
-use crate::model::decoder::Decoder;
-use crate::model::weights::{SaveOptions, TensorFile, save_with};
+use crate::formats::Written;
+use crate::model::config::ModelConfig;
+use crate::model::decoder::{Decoder, Placement};
+
+/// The model of a folder, brought to `place`; `max_positions` bounds prompt plus completion.
+///
+/// # Errors
+/// config.json names what is not supported, or the weights do not fit it.
+pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
+    let config = ModelConfig::load(dir)?;
+    let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
+    Decoder::new(config, tensors, max_positions)
+}
 
 /// Writes config.json, the weights (an adapter merged into them) and the files that travel with them into the folder
 /// `dir`, which is made if absent.

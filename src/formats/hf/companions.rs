@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
 
+use super::weights::write_json;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
-use crate::model::weights::write_json;
 use crate::text::{Date, EncoderFiles};
 
 const GENERATION: &str = "generation_config.json";

@@ -9,11 +9,11 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
+use super::shards::{INDEX, SINGLE, WeightFiles};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
-use crate::model::shards::{INDEX, SINGLE, WeightFiles};
 
-pub use crate::model::shards::TensorFile;
+pub use super::shards::TensorFile;
 
 /// Tensors listed by name in one error; the rest are counted.
 const MAX_LISTED: usize = 6;

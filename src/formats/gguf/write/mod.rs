@@ -1,31 +1,43 @@
 //! A model as one GGUF file.
 
+pub mod container;
+mod metadata;
+mod tokenizer;
+
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 
-use super::gguf_metadata::{metadata, rope_divisors};
-use super::gguf_tokenizer::tokenizer_metadata;
 use super::mixture::Quantisation;
-use super::{Source, Written};
+use super::read::container::type_name;
+use super::read::{ROPE_TABLE, gguf_name, gguf_rows};
 use crate::error::{Error, Result};
-use crate::model::gguf::{ROPE_TABLE, gguf_name, gguf_rows};
-use crate::model::gguf_header::type_name;
-use crate::model::gguf_writer::{self, PlannedTensor};
+use crate::formats::Written;
+use crate::formats::hf::Companions;
+use crate::model::decoder::Decoder;
+use container::PlannedTensor;
+use metadata::{metadata, rope_divisors};
+use tokenizer::tokenizer_metadata;
 
-/// Writes `path`, one tensor at a time.
+/// Writes `path`, one tensor at a time: the decoder's own weights, without an adapter. `name` is for people.
 ///
 /// # Errors
 /// The tokenizer is none that GGUF can hold, or the disk does not take the file.
-pub fn write(path: &Path, source: &Source, quantisation: Quantisation) -> Result<Written> {
-    let config = &source.decoder.config;
-    let tokenizer = tokenizer_metadata(source.companions, config)?;
-    let mut entries = metadata(config, source.name, quantisation)?;
+pub fn write(
+    path: &Path,
+    decoder: &Decoder,
+    companions: &Companions,
+    name: &str,
+    quantisation: Quantisation,
+) -> Result<Written> {
+    let config = &decoder.config;
+    let tokenizer = tokenizer_metadata(companions, config)?;
+    let mut entries = metadata(config, name, quantisation)?;
     entries.extend(tokenizer.entries);
 
-    let weights: HashMap<&str, &Tensor> = source.decoder.parameters().collect();
+    let weights: HashMap<&str, &Tensor> = decoder.parameters().collect();
     let parameters = config.parameter_names();
     let mut planned = Vec::with_capacity(parameters.len() + 1);
     let table = rope_divisors(config);
@@ -38,7 +50,7 @@ pub fn write(path: &Path, source: &Source, quantisation: Quantisation) -> Result
         shape: shape.clone(),
         dtype: quantisation.tensor_type(config, name, shape),
     }));
-    let bytes = gguf_writer::write(path, &entries, &planned, |at| {
+    let bytes = container::write(path, &entries, &planned, |at| {
         let at = match &table {
             Some(table) if at == 0 => {
                 return Ok(Tensor::new(&table[..], &Device::Cpu)?);

@@ -2,8 +2,8 @@
 
 use candle_core::quantized::gguf_file::Value;
 
-use super::mixture::Quantisation;
 use crate::error::{Error, Result};
+use crate::formats::gguf::mixture::Quantisation;
 use crate::model::config::ModelConfig;
 use crate::model::rope_scaling::{RopeScaling, YarnScaling};
 

@@ -1,5 +1,8 @@
 //! GGUF import: a quantised file becomes a model directory in Hugging Face layout.
 
+pub mod container;
+pub mod tokenizer;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -7,11 +10,11 @@ use candle_core::{DType, Tensor};
 use serde_json::{Map, json};
 
 use crate::error::{Error, Result};
+use crate::formats::hf::weights::{SaveOptions, save_with, write_json};
 use crate::model::config::{Family, ModelConfig};
-use crate::model::gguf_header::Gguf;
-use crate::model::gguf_tokenizer::{SpecialIds, TokenizerFiles, tokenizer_files};
 use crate::model::rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
-use crate::model::weights::{SaveOptions, save_with, write_json};
+use container::Gguf;
+use tokenizer::{SpecialIds, TokenizerFiles, tokenizer_files};
 
 /// llama.cpp's table of rotary divisors, how llama3 scaling is stored in GGUF. f32 `[head_dim / 2]`
 pub const ROPE_TABLE: &str = "rope_freqs.weight";

@@ -7,11 +7,12 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
-use super::adapter::{Adapter, Shape};
-use super::decoder::Decoder;
-use super::weights::{reason, write_aside, write_json};
 use crate::config::lora::PROJECTIONS;
 use crate::error::{Error, Result};
+use crate::formats::Written;
+use crate::formats::hf::weights::{reason, write_aside, write_json};
+use crate::model::adapter::{Adapter, Shape};
+use crate::model::decoder::Decoder;
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
@@ -68,6 +69,20 @@ pub fn save(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
         "use_rslora": rslora,
     });
     write_json(&dir.join(CONFIG), &config)
+}
+
+/// Writes the adapter of `decoder` alone, f32, into the folder `dir`, which is made if absent. `base` as for [`save`].
+///
+/// # Errors
+/// `decoder` has no adapter, or a file cannot be written.
+pub fn write(dir: &Path, decoder: &Decoder, base: &str) -> Result<Written> {
+    let adapter = decoder.adapter().ok_or_else(|| {
+        Error::input("--format peft", "there is no adapter to write", "Name its folder with --adapter")
+    })?;
+    save(dir, &adapter, base)?;
+    let bytes = adapter.tensors.iter().map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum();
+    let stored_as = adapter.tensors.into_iter().map(|(name, _)| (name, "F32".to_string())).collect();
+    Ok(Written { stored_as, bytes, notes: Vec::new() })
 }
 
 /// An adapter's folder, written by [`save`] or by PEFT. On the CPU, f32.

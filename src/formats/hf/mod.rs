@@ -1,0 +1,10 @@
+//! A model as a folder in Hugging Face layout: config.json, safetensors, and the files that travel with them.
+
+mod companions;
+pub mod config_json;
+pub mod folder;
+mod shards;
+pub mod weights;
+
+pub use companions::Companions;
+pub use folder::load_decoder;
