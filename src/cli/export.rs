@@ -14,10 +14,9 @@ use crate::export::{ExportReport, Format, Source, export, refuse_present};
 use crate::formats::gguf::Quantisation;
 use crate::formats::hf::folder::FolderTensors;
 use crate::formats::hf::weights::SaveOptions;
-use crate::formats::hf::{Companions, load_decoder};
+use crate::formats::hf::{Companions, config_json, load_decoder};
 use crate::formats::peft;
 use crate::hub::Parts;
-use crate::model::config::ModelConfig;
 use crate::model::decoder::Placement;
 use crate::observe::peak_memory_gib;
 
@@ -99,7 +98,7 @@ pub fn run(args: &Args) -> Result<()> {
     refuse_present(&args.out)?;
     let model = folder(&args.model, Parts::Model)?.dir;
     let tokenizer = args.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
-    let config = ModelConfig::load(&model)?;
+    let config = config_json::load(&model)?;
     let stored = FolderTensors::open(&model)?.common_dtype();
     let format = args.format(stored);
     let companions = Companions {

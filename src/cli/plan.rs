@@ -12,8 +12,8 @@ use super::machine::Host;
 use crate::config::model::DtypeKind;
 use crate::config::{Config, DeviceKind};
 use crate::error::Error;
+use crate::formats::hf::config_json;
 use crate::hub::Parts;
-use crate::model::config::ModelConfig;
 use crate::ops::cuda;
 use crate::plan::{Plan, Target, advise};
 
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let model = match named.to_str().map(shapes::find) {
         Some(Ok(shape)) => shape,
-        _ => ModelConfig::load(&folder(named, Parts::Config)?.dir)?,
+        _ => config_json::load(&folder(named, Parts::Config)?.dir)?,
     };
     let device = match config.device {
         DeviceKind::Cpu => None,

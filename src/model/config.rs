@@ -1,8 +1,5 @@
 //! The numbers of one model, and what follows from them: parameter names, shapes, counts, rotary angles.
 
-use candle_core::DType;
-use serde_json::{Value, json};
-
 use crate::error::{Error, Result};
 use crate::model::rope_scaling::RopeScaling;
 
@@ -10,7 +7,7 @@ use crate::model::rope_scaling::RopeScaling;
 const MAX_SIZE: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 4096;
 
-/// The numbers of one decoder. Built by [`ModelConfig::load`], or by hand and then [`ModelConfig::validate`].
+/// The numbers of one decoder. Read from a file by [`crate::formats`], or made by hand; then [`ModelConfig::validate`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     pub family: Family,
@@ -127,54 +124,6 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// A complete `config.json` for weights stored as `dtype`; transformers and rlvr read it.
-    pub fn to_json(&self, dtype: DType) -> Value {
-        let eos = match self.eos_token_id[..] {
-            [] => Value::Null,
-            [one] => one.into(),
-            _ => json!(self.eos_token_id),
-        };
-        let mut config = json!({
-            "architectures": [self.family.architecture()],
-            "attention_bias": self.attention_bias,
-            "attention_dropout": 0.0,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": eos,
-            "pad_token_id": self.pad_token_id,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "model_type": self.family.model_type(),
-            "num_attention_heads": self.num_attention_heads,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_key_value_heads": self.num_key_value_heads,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_scaling": self.rope_scaling.as_ref().map(RopeScaling::to_json),
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": match dtype {
-                DType::BF16 => "bfloat16",
-                DType::F16 => "float16",
-                _ => "float32",
-            },
-            "use_cache": true,
-            "vocab_size": self.vocab_size,
-        });
-        match self.family {
-            Family::Llama => {
-                config["mlp_bias"] = false.into();
-                config["pretraining_tp"] = 1.into();
-            }
-            Family::Qwen2 | Family::Qwen3 => {
-                config["use_sliding_window"] = false.into();
-                config["sliding_window"] = Value::Null;
-            }
-        }
-        config
-    }
-
     /// Angle per position of each rotated pair of channels, in radians. `[head_dim / 2]`
     ///
     /// `theta^(-2i / head_dim)`, changed as `rope_scaling` says.
@@ -258,32 +207,41 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::formats::hf::config_json::tests::{tiny, with};
+
+    fn config(tie_word_embeddings: bool) -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            attention_bias: false,
+            hidden_size: 8,
+            intermediate_size: 12,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 2,
+            vocab_size: 10,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+            tie_word_embeddings,
+            max_position_embeddings: 2048,
+            bos_token_id: Some(1),
+            eos_token_id: vec![2, 0],
+            pad_token_id: None,
+        }
+    }
 
     #[test]
     fn counts_are_those_of_the_listed_parameters() {
         // A block: q and o 8x8, k and v 4x8, three 8x12 matrices = 480, two norms of 8. Embedding 10x8 = 80.
-        let tied = ModelConfig::from_json(&tiny(), "config.json").unwrap();
+        let [tied, untied] = [true, false].map(config);
         assert_eq!(tied.parameter_count(), 80 + 2 * (480 + 16) + 8);
         assert_eq!(tied.matmul_parameter_count(), 80 + 2 * 480);
-        let untied = with("tie_word_embeddings", false.into()).unwrap();
         assert_eq!(untied.parameter_count(), tied.parameter_count() + 80);
         assert_eq!(untied.matmul_parameter_count(), tied.matmul_parameter_count());
         for config in [tied, untied] {
             let listed =
                 config.parameter_names().iter().map(|(_, s)| s.iter().product::<usize>()).sum::<usize>();
             assert_eq!(listed as u64, config.parameter_count());
-        }
-    }
-
-    #[test]
-    fn what_is_written_reads_back_equal() {
-        let scaling = json!({"type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192});
-        for config in [with("rope_scaling", scaling).unwrap(), with("eos_token_id", 3.into()).unwrap()] {
-            let json = config.to_json(DType::BF16);
-            assert_eq!(json["torch_dtype"], "bfloat16");
-            assert_eq!(ModelConfig::from_json(&json, "config.json").unwrap(), config);
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Rotary angles of longer contexts: the kinds of `rope_scaling` that `config.json` may ask for.
 
-use serde_json::{Map, Value, json};
-
 /// How the angles of plain rotary embeddings are changed. Numbers as transformers 5.23 computes them
 /// (`modeling_rope_utils.py`), held against its output in `tests/suite/families.rs`.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,40 +59,6 @@ impl RopeScaling {
         match self {
             Self::Linear { .. } | Self::Llama3(_) => 1.0,
             Self::Yarn(scaling) => scaling.attention_factor(),
-        }
-    }
-
-    /// The `rope_scaling` of a `config.json`; what the source left out stays out.
-    pub fn to_json(&self) -> Value {
-        match self {
-            Self::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-            Self::Llama3(s) => json!({
-                "rope_type": "llama3",
-                "factor": s.factor,
-                "low_freq_factor": s.low_freq_factor,
-                "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_max_position_embeddings,
-            }),
-            Self::Yarn(s) => {
-                let optional = [
-                    ("beta_fast", s.beta_fast),
-                    ("beta_slow", s.beta_slow),
-                    ("attention_factor", s.attention_factor),
-                    ("mscale", s.mscale),
-                    ("mscale_all_dim", s.mscale_all_dim),
-                    ("attn_factor", s.attn_factor),
-                ];
-                let mut map = Map::new();
-                map.insert("rope_type".into(), "yarn".into());
-                map.insert("factor".into(), s.factor.into());
-                map.insert(
-                    "original_max_position_embeddings".into(),
-                    s.original_max_position_embeddings.into(),
-                );
-                map.extend(optional.into_iter().filter_map(|(name, x)| Some((name.into(), x?.into()))));
-                map.extend(s.truncate.map(|truncate| ("truncate".into(), truncate.into())));
-                map.into()
-            }
         }
     }
 }

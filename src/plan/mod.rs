@@ -284,6 +284,7 @@ impl Sum<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::hf::config_json;
     use serde_json::{Value, json};
 
     const GIB: f64 = (1u64 << 30) as f64;
@@ -291,7 +292,7 @@ mod tests {
     fn model(sizes: Value) -> ModelConfig {
         let mut json = json!({"model_type": "llama", "max_position_embeddings": 8192});
         json.as_object_mut().unwrap().extend(sizes.as_object().unwrap().clone());
-        ModelConfig::from_json(&json, "shape").unwrap()
+        config_json::from_json(&json, "shape").unwrap()
     }
 
     fn smollm2() -> ModelConfig {

@@ -11,8 +11,7 @@ use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::export::probe::Probe;
 use crate::formats::hf::weights::SaveOptions;
-use crate::formats::hf::{self, Companions, folder};
-use crate::model::config::ModelConfig;
+use crate::formats::hf::{self, Companions, config_json, folder};
 use crate::model::decoder::{Decoder, Placement};
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
@@ -132,7 +131,7 @@ impl Materials {
             "max_position_embeddings": config.model.max_positions,
             "eos_token_id": encoder.stop_tokens().ids(),
         });
-        let model = ModelConfig::from_json(&json, "model.random")?;
+        let model = config_json::from_json(&json, "model.random")?;
         let decoder = Decoder::random_on(place, model, config.seed, config.model.max_positions)?;
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         let rows = Rows::load(config, &task, &encoder, sinks)?;

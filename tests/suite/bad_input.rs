@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rlvr::model::config::ModelConfig;
+use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::Decoder;
 use rlvr::run::RunDirectory;
 use rlvr::text::byte_tokenizer;
@@ -54,7 +54,7 @@ impl Room {
             "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 259,
             "tie_word_embeddings": true, "eos_token_id": 2,
         });
-        let config = ModelConfig::from_json(&config, "config.json").unwrap();
+        let config = config_json::from_json(&config, "config.json").unwrap();
         save_weights(&model, &Decoder::random(config, 1, 128).unwrap()).unwrap();
         room.write("good.jsonl", [row("a", "Safe"), row("b", "Safe")].join("\n"));
         room.write("config.toml", CONFIG);

@@ -5,6 +5,7 @@
 use candle_core::{DType, Device, Tensor};
 use rlvr::config::optim::{MomentsConfig, OptimConfig};
 use rlvr::config::sampling::SamplingConfig;
+use rlvr::formats::hf::config_json;
 use rlvr::formats::hf::weights::{self, SaveOptions};
 use rlvr::model::config::ModelConfig;
 use rlvr::model::decoder::{Decoder, Head, Keep, Placement};
@@ -33,7 +34,7 @@ fn config(tied: bool) -> ModelConfig {
         "num_key_value_heads": 2, "head_dim": if tied { 16 } else { 64 }, "vocab_size": 61, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": tied, "max_position_embeddings": POSITIONS,
     });
-    ModelConfig::from_json(&json, "test").unwrap()
+    config_json::from_json(&json, "test").unwrap()
 }
 
 /// The same weights on the CPU, in f32, and on the device: rounded to `dtype` on both.

@@ -8,7 +8,7 @@ use rlvr::export::probe::Probe;
 use rlvr::export::{ExportReport, Format, Source, check, export};
 use rlvr::formats::gguf::{self, Quantisation, import};
 use rlvr::formats::hf::weights::{SaveOptions, load, save};
-use rlvr::formats::hf::{Companions, folder, load_decoder};
+use rlvr::formats::hf::{Companions, config_json, folder, load_decoder};
 use rlvr::formats::{Written, peft};
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::{Decoder, Placement};
@@ -41,7 +41,7 @@ impl Model {
             "rope_scaling": rope_scaling, "max_position_embeddings": 4096, "eos_token_id": 2, "pad_token_id": 0,
             "tie_word_embeddings": family == Family::Qwen3,
         });
-        let config = ModelConfig::from_json(&json, "config.json").unwrap();
+        let config = config_json::from_json(&json, "config.json").unwrap();
         let seed = rand_seed();
         let decoder = Decoder::random_on(&Placement::CPU, config.clone(), seed, 512).unwrap();
         // Large enough for attention to look at some places more than at others.
@@ -99,7 +99,7 @@ fn every_family_comes_back_from_gguf_with_its_numbers_config_and_token_ids() {
             let report = model.export(quantisation, name);
             let out = model.path(&format!("{name}-again"));
             import(&model.path(name), &out, DType::F32).unwrap();
-            let config = ModelConfig::load(&out).unwrap();
+            let config = config_json::load(&out).unwrap();
             assert_eq!(config, model.config, "{family:?} {name}");
             for ((weight, a), (_, b)) in before.iter().zip(weights(&out, &config)) {
                 for (a, b) in a.chunks(32).zip(b.chunks(32)) {
@@ -133,7 +133,7 @@ fn rotary_scalings_come_back_from_gguf() {
         let model = Model::new(Family::Llama, scaling);
         model.export(Quantisation::F32, "scaled.gguf");
         import(&model.path("scaled.gguf"), &model.path("again"), DType::F32).unwrap();
-        assert_eq!(ModelConfig::load(&model.path("again")).unwrap(), model.config);
+        assert_eq!(config_json::load(&model.path("again")).unwrap(), model.config);
     }
     let unsaid = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
         "attention_factor": 1.5});
@@ -175,7 +175,7 @@ fn a_folder_is_sharded_complete_and_equal() {
         serde_json::from_str(&std::fs::read_to_string(out.join("model.safetensors.index.json")).unwrap())
             .unwrap();
     assert_eq!(index["weight_map"].as_object().unwrap().len(), model.config.parameter_names().len());
-    assert_eq!(ModelConfig::load(&out).unwrap(), model.config);
+    assert_eq!(config_json::load(&out).unwrap(), model.config);
     assert_eq!(weights(&out, &model.config), model.weights());
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         assert_eq!(std::fs::read(out.join(name)).unwrap(), std::fs::read(model.path(name)).unwrap());
@@ -186,7 +186,7 @@ fn a_folder_is_sharded_complete_and_equal() {
 fn a_probe_leaves_a_short_model_room_to_go_on() {
     let Some(golden) = golden_dir() else { return };
     let folder = golden.join("llama-tiny");
-    let config = ModelConfig { max_position_embeddings: 40, ..ModelConfig::load(&folder).unwrap() };
+    let config = ModelConfig { max_position_embeddings: 40, ..config_json::load(&folder).unwrap() };
     let probe = Probe::new(&Companions::of(&folder), &config, None).unwrap();
     assert_eq!(probe.positions(), 40);
 }
@@ -196,14 +196,14 @@ fn golden_folders_export_exactly() {
     let Some(golden) = golden_dir() else { return };
     for name in ["llama-tiny", "qwen3-tiny"] {
         let (from, to) = (golden.join(name), TempDir::new().unwrap());
-        let (config, companions) = (ModelConfig::load(&from).unwrap(), Companions::of(&from));
+        let (config, companions) = (config_json::load(&from).unwrap(), Companions::of(&from));
         let probe = Probe::new(&companions, &config, None).unwrap();
         let decoder = load_decoder(&from, probe.positions(), &Placement::CPU).unwrap();
         let source = Source { decoder, stored: DType::F32, companions: &companions, name, probe: &probe };
         let out = to.path().join("out");
         let report = export(source, Format::Folder(SaveOptions::new(DType::F32)), &out).unwrap();
         assert_eq!(report.findings.logprobs.max_difference, 0.0, "{name}");
-        assert_eq!(ModelConfig::load(&out).unwrap(), config);
+        assert_eq!(config_json::load(&out).unwrap(), config);
         assert_eq!(weights(&out, &config), weights(&from, &config));
     }
 }
@@ -213,7 +213,7 @@ fn golden_adapters_export_alone_and_merged() {
     let Some(golden) = golden_dir() else { return };
     let (base, lora, to) =
         (golden.join("llama-tiny"), golden.join("llama-tiny-lora"), TempDir::new().unwrap());
-    let (config, companions) = (ModelConfig::load(&base).unwrap(), Companions::of(&base));
+    let (config, companions) = (config_json::load(&base).unwrap(), Companions::of(&base));
     let probe = Probe::new(&companions, &config, None).unwrap();
     let source = || {
         let mut decoder = load_decoder(&base, probe.positions(), &Placement::CPU).unwrap();

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use rlvr::formats::hf::config_json;
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::{Decoder, Head, Keep};
 use rlvr::rng::{Purpose, Stream};
@@ -24,7 +25,7 @@ fn config(model_type: &str, changes: Value) -> ModelConfig {
     for (name, value) in changes.as_object().unwrap() {
         json[name] = value.clone();
     }
-    ModelConfig::from_json(&json, "test").unwrap()
+    config_json::from_json(&json, "test").unwrap()
 }
 
 /// Every family, and between them every difference: bias on three or four projections, QK-norm, tied and untied
@@ -171,7 +172,7 @@ fn random_weights_give_the_logits_of_candle_transformers_qwen2_and_qwen3() {
         let head_dim = if model_type == "qwen2" { 12 } else { 16 };
         let changes = json!({"tie_word_embeddings": tied, "head_dim": head_dim, "num_hidden_layers": 3});
         let ours = decoder(config(model_type, changes), 12);
-        let mut json = ours.config.to_json(DType::F32);
+        let mut json = config_json::to_json(&ours.config, DType::F32);
         json["sliding_window"] = 4096.into();
         json["max_window_layers"] = 28.into();
         let tensors: HashMap<String, Tensor> =
@@ -271,21 +272,21 @@ fn what_is_written_for_a_family_reads_back_equal() {
             "original_max_position_embeddings": 128, "truncate": false, "beta_fast": 30.0}}),
     )]);
     for config in all {
-        let json = config.to_json(DType::BF16);
+        let json = config_json::to_json(&config, DType::BF16);
         assert_eq!(json["model_type"], config.family.model_type());
         assert_eq!(json["architectures"], json!([config.family.architecture()]));
-        assert_eq!(ModelConfig::from_json(&json, "config.json").unwrap(), config);
+        assert_eq!(config_json::from_json(&json, "config.json").unwrap(), config);
     }
 }
 
 #[test]
 fn a_sliding_window_is_refused_only_where_a_layer_would_use_it() {
     let read = |changes: Value| {
-        let mut json = config("qwen2", json!({})).to_json(DType::F32);
+        let mut json = config_json::to_json(&config("qwen2", json!({})), DType::F32);
         for (name, value) in changes.as_object().unwrap() {
             json[name] = value.clone();
         }
-        ModelConfig::from_json(&json, "config.json").map_err(|e| e.to_string())
+        config_json::from_json(&json, "config.json").map_err(|e| e.to_string())
     };
     // As published with Qwen2.5-7B-Instruct: a window that is switched off.
     let off = json!({"use_sliding_window": false, "sliding_window": 131072, "max_window_layers": 28});

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hf_hub::Cache;
 use rlvr::error::Result;
+use rlvr::formats::hf::config_json;
 use rlvr::hub::{Hub, Parts, Progress, RepoName, Snapshot, Token};
-use rlvr::model::config::ModelConfig;
 use rlvr::model::decoder::Decoder;
 use rlvr::text::byte_tokenizer;
 use rlvr::train::state::save_weights;
@@ -348,7 +348,7 @@ fn tiny_model() -> BTreeMap<String, Vec<u8>> {
         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 259,
         "tie_word_embeddings": true, "eos_token_id": 2,
     });
-    let config = ModelConfig::from_json(&config, "config.json").unwrap();
+    let config = config_json::from_json(&config, "config.json").unwrap();
     save_weights(dir.path(), &Decoder::random(config, 1, 128).unwrap()).unwrap();
     let entries = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
     entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()

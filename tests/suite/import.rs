@@ -8,8 +8,8 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use rlvr::formats::gguf::import;
+use rlvr::formats::hf::config_json;
 use rlvr::formats::hf::weights::load;
-use rlvr::model::config::ModelConfig;
 use rlvr::model::rope_scaling::RopeScaling;
 use serde_json::json;
 use tempfile::TempDir;
@@ -174,7 +174,7 @@ fn json_file(path: PathBuf) -> serde_json::Value {
 fn every_storage_type_comes_out_as_the_numbers_that_went_in() {
     let dir = TempDir::new().unwrap();
     let out = Source::tiny().import_into(&dir);
-    let config = ModelConfig::load(&out).unwrap();
+    let config = config_json::load(&out).unwrap();
     let weights = load(&out, &config, &Device::Cpu, DType::F32).unwrap();
     let name = |part: &str| format!("model.layers.0.{part}.weight");
     for (gguf, hf) in [
@@ -211,7 +211,7 @@ fn qwen_files_keep_their_rows_and_bring_biases_head_norms_and_tokenizer() {
             .set(&scaling("original_context_length"), Value::U32(128));
         let dir = TempDir::new().unwrap();
         let out = source.import_into(&dir);
-        let config = ModelConfig::load(&out).unwrap();
+        let config = config_json::load(&out).unwrap();
         assert_eq!((config.family.model_type(), config.attention_bias), (family, family == "qwen2"));
         let Some(RopeScaling::Yarn(yarn)) = &config.rope_scaling else { panic!("{config:?}") };
         assert_eq!((yarn.factor, yarn.original_max_position_embeddings), (4.0, 128));
@@ -245,7 +245,7 @@ fn metadata_become_the_config_files() {
     let dir = TempDir::new().unwrap();
     let source = Source::tiny();
     let out = source.import_into(&dir);
-    let config = ModelConfig::load(&out).unwrap();
+    let config = config_json::load(&out).unwrap();
     assert!(config.tie_word_embeddings && config.rope_scaling.is_none());
     assert_eq!((config.head_dim, config.num_key_value_heads, config.max_position_embeddings), (32, 1, 512));
     assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 500_000.0));
@@ -265,7 +265,7 @@ fn metadata_become_the_config_files() {
     untied.store("output.weight", head, GgmlDType::F32);
     let dir = TempDir::new().unwrap();
     let out = untied.import_into(&dir);
-    let config = ModelConfig::load(&out).unwrap();
+    let config = config_json::load(&out).unwrap();
     assert!(!config.tie_word_embeddings);
     assert!(load(&out, &config, &Device::Cpu, DType::BF16).unwrap().contains_key("lm_head.weight"));
 }
@@ -311,7 +311,7 @@ fn the_rotary_table_of_llama_3_1_becomes_its_scaling() {
     let mut source = Source::tiny();
     source.store("rope_freqs.weight", Tensor::new(&table, &Device::Cpu).unwrap(), GgmlDType::F32);
     let dir = TempDir::new().unwrap();
-    let config = ModelConfig::load(&source.import_into(&dir)).unwrap();
+    let config = config_json::load(&source.import_into(&dir)).unwrap();
     let Some(RopeScaling::Llama3(scaling)) = config.rope_scaling else { panic!("{config:?}") };
     assert_eq!((scaling.factor, scaling.original_max_position_embeddings), (8.0, 8192));
 
@@ -428,7 +428,7 @@ fn a_filled_output_directory_is_left_alone() {
 #[test]
 fn golden_smollm2_imports_with_its_token_ids() {
     let (Some(golden), Some(dir)) = (golden_dir(), smollm2_dir()) else { return };
-    let config = ModelConfig::load(dir).unwrap();
+    let config = config_json::load(dir).unwrap();
     assert_eq!(config.parameter_count(), 134_515_008);
     let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
     let encode = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();

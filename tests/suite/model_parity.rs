@@ -5,15 +5,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use rlvr::formats::hf::weights;
-use rlvr::model::config::ModelConfig;
+use rlvr::formats::hf::{config_json, weights};
 use rlvr::model::decoder::{Decoder, Head, Keep};
 use rlvr::types::{PackedBatch, Target};
 
 use crate::golden::golden_dir;
 
 pub fn load(dir: &Path) -> Decoder {
-    let config = ModelConfig::load(dir).unwrap();
+    let config = config_json::load(dir).unwrap();
     let tensors = weights::load(dir, &config, &Device::Cpu, DType::F32).unwrap();
     Decoder::new(config, tensors, 256).unwrap()
 }
@@ -135,7 +134,7 @@ fn random_weights_give_candle_transformers_logits() {
         "max_position_embeddings":128,"hidden_act":"silu"}"#;
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), json).unwrap();
-    let config = ModelConfig::load(dir.path()).unwrap();
+    let config = config_json::load(dir.path()).unwrap();
     let decoder = Decoder::random(config, 11, 128).unwrap();
     let tokens: Vec<u32> = (0..100u32).map(|i| (i * 37 + 5) % 101).collect();
     let mut batch = PackedBatch::default();

@@ -2,7 +2,7 @@
 //! are the trainer's.
 
 use rlvr::config::sampling::SamplingConfig;
-use rlvr::model::config::ModelConfig;
+use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::{Decoder, Head, Keep};
 use rlvr::model::gradients::Gradients;
 use rlvr::model::tape::TapedGroup;
@@ -22,7 +22,7 @@ pub fn small_decoder(seed: u64) -> Decoder {
         "num_key_value_heads": 2, "vocab_size": 61, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
         "tie_word_embeddings": true, "max_position_embeddings": 512,
     });
-    Decoder::random(ModelConfig::from_json(&json, "test").unwrap(), seed, 512).unwrap()
+    Decoder::random(config_json::from_json(&json, "test").unwrap(), seed, 512).unwrap()
 }
 
 pub fn tokens(id: u32, n: usize) -> Vec<u32> {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use rlvr::data::predictions::Predictions;
 use rlvr::eval::{Summary, judge_recorded};
-use rlvr::model::config::ModelConfig;
+use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::Decoder;
 use rlvr::task::{EvalReport, Task};
 use rlvr::text::byte_tokenizer;
@@ -28,7 +28,7 @@ fn model(dir: &Path, positions: usize) {
         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 259,
         "tie_word_embeddings": true, "eos_token_id": 2, "max_position_embeddings": positions,
     });
-    let config = ModelConfig::from_json(&config, "config.json").unwrap();
+    let config = config_json::from_json(&config, "config.json").unwrap();
     save_weights(dir, &Decoder::random(config, 1, positions).unwrap()).unwrap();
 }
 

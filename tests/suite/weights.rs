@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
+use rlvr::formats::hf::config_json;
 use rlvr::formats::hf::weights::{SaveOptions, load, save};
 use rlvr::model::config::{Family, ModelConfig};
 use serde_json::json;
@@ -18,7 +19,7 @@ fn tiny(tied: bool) -> ModelConfig {
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 10, "rms_norm_eps": 1e-5,
         "tie_word_embeddings": tied,
     });
-    ModelConfig::from_json(&json, "tiny").unwrap()
+    config_json::from_json(&json, "tiny").unwrap()
 }
 
 /// Every parameter of `config`, counting up from a value of its own.
@@ -59,7 +60,7 @@ fn f32_weights_survive_a_round_trip_bit_for_bit() {
     norm.1 = Tensor::new(&odd, &Device::Cpu).unwrap();
     let dir = TempDir::new().unwrap();
     save(dir.path(), &config, &tensors, SaveOptions::new(DType::F32)).unwrap();
-    let loaded = load_f32(dir.path(), &ModelConfig::load(dir.path()).unwrap()).unwrap();
+    let loaded = load_f32(dir.path(), &config_json::load(dir.path()).unwrap()).unwrap();
     assert_eq!(loaded.len(), tensors.len());
     for (name, tensor) in &tensors {
         assert_eq!(loaded[name].dims(), tensor.dims(), "{name}");
@@ -285,7 +286,7 @@ fn a_directory_that_cannot_be_made_is_an_error() {
 fn golden_llama_tiny_loads_with_its_scaled_frequencies() {
     let Some(golden) = golden_dir() else { return };
     let dir = golden.join("llama-tiny");
-    let config = ModelConfig::load(&dir).unwrap();
+    let config = config_json::load(&dir).unwrap();
     // theta 500000, 8 channels: 1, 500000^-1/4, ^-1/2, ^-3/4. 32 tokens hold 5.1 turns of the first, which is kept;
     // the others turn less than once and are divided by 8.
     let wanted = [1.0, 0.03760603093086394 / 8.0, 0.001414213562373095 / 8.0, 5.318295896944988e-5 / 8.0];
@@ -303,7 +304,7 @@ fn golden_llama_tiny_loads_with_its_scaled_frequencies() {
 fn golden_qwen3_tiny_loads_with_its_head_norms() {
     let Some(golden) = golden_dir() else { return };
     let dir = golden.join("qwen3-tiny");
-    let config = ModelConfig::load(&dir).unwrap();
+    let config = config_json::load(&dir).unwrap();
     assert_eq!(config.family, Family::Qwen3);
     let weights = load_f32(&dir, &config).unwrap();
     let norms = weights.iter().filter(|(name, _)| name.contains("q_norm") || name.contains("k_norm"));

@@ -14,6 +14,7 @@ use super::shapes;
 use crate::cli::hub::folder;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::error::Error;
+use crate::formats::hf::config_json;
 use crate::formats::hf::weights::{self, SaveOptions};
 use crate::hub::Parts;
 use crate::model::config::ModelConfig;
@@ -126,7 +127,7 @@ fn load(args: &Args, dir: &Path) -> Result<()> {
     let device = args.device.open()?;
     let default = if device.is_cuda() { Dtype::Bf16 } else { Dtype::F32 };
     let dtype = args.dtype.unwrap_or(default);
-    let config = ModelConfig::load(dir)?;
+    let config = config_json::load(dir)?;
     let mut sizes = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
         let entry = entry.map_err(Error::io(dir, "list"))?;

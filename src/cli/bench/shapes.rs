@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::error::Error;
+use crate::formats::hf::config_json;
 use crate::model::config::{Family, ModelConfig};
 
 struct Preset {
@@ -99,7 +100,7 @@ pub fn find(name: &str) -> Result<ModelConfig> {
         "vocab_size": p.vocab, "rms_norm_eps": 1e-5, "rope_theta": p.rope_theta,
         "tie_word_embeddings": p.tied, "max_position_embeddings": 8192,
     });
-    Ok(ModelConfig::from_json(&json, name)?)
+    Ok(config_json::from_json(&json, name)?)
 }
 
 #[cfg(test)]

@@ -83,10 +83,11 @@ fn gets_more_bits(config: &ModelConfig, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::hf::config_json;
     use std::collections::BTreeMap;
 
     fn types(json: serde_json::Value) -> BTreeMap<String, usize> {
-        let config = ModelConfig::from_json(&json, "config.json").unwrap();
+        let config = config_json::from_json(&json, "config.json").unwrap();
         let mut counts = BTreeMap::new();
         for (name, shape) in config.parameter_names() {
             let dtype = Quantisation::Q4KM.tensor_type(&config, &name, &shape);

@@ -1,317 +1,201 @@
-//! Reading `config.json` in Hugging Face layout: what rlvr cannot compute is refused by its field's name.
+//! `config.json` in Hugging Face layout, read and written: what rlvr cannot compute is refused by its field's name.
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use candle_core::DType;
+use serde_json::{Value, json};
 
+use super::fields::Fields;
+use super::rope_json;
 use crate::error::{Error, Result};
 use crate::model::config::{Family, ModelConfig};
-use crate::model::rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
 
-impl ModelConfig {
-    /// Reads `dir/config.json`.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        if dir.is_dir() && !path.exists() {
-            let fix =
-                "Give a model folder in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
-            return Err(Error::input(path.display(), "is missing", fix));
-        }
-        let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        let json = serde_json::from_str(&text).map_err(|e| {
-            Error::input(path.display(), format!("not valid JSON ({e})"), "Fetch the file again")
-        })?;
-        Self::from_json(&json, &path.display().to_string())
+/// Reads `dir/config.json`.
+pub fn load(dir: &Path) -> Result<ModelConfig> {
+    let path = dir.join("config.json");
+    if dir.is_dir() && !path.exists() {
+        let fix = "Give a model folder in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
+        return Err(Error::input(path.display(), "is missing", fix));
     }
-
-    /// `place` names the source in errors.
-    pub fn from_json(json: &Value, place: &str) -> Result<Self> {
-        let Some(map) = json.as_object() else {
-            return Err(Error::input(place, "not a JSON object", "Give a model's config.json"));
-        };
-        let fields = Fields { place: place.into(), map };
-        let family = fields.family()?;
-        fields.refuse_unknown_computations()?;
-        let hidden_size = fields.size("hidden_size", None)?;
-        let num_attention_heads = fields.size("num_attention_heads", None)?;
-        let head_dim = match fields.get("head_dim") {
-            Some(_) => fields.size("head_dim", None)?,
-            // transformers' own default for this one.
-            None if family == Family::Qwen3 => 128,
-            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
-            None => {
-                return Err(fields.wrong(
-                    "num_attention_heads",
-                    format!("{num_attention_heads} does not divide hidden_size = {hidden_size}"),
-                    "Correct one of the two, or state head_dim",
-                ));
-            }
-        };
-        let max_position_embeddings = fields.size("max_position_embeddings", Some(2048))?;
-        let (rope_theta, rope_scaling) = fields.rope(max_position_embeddings)?;
-        let num_hidden_layers = fields.size("num_hidden_layers", None)?;
-        fields.refuse_sliding_windows(num_hidden_layers)?;
-        let config = Self {
-            family,
-            attention_bias: family == Family::Qwen2 || fields.flag("attention_bias")?,
-            hidden_size,
-            intermediate_size: fields.size("intermediate_size", None)?,
-            num_hidden_layers,
-            num_attention_heads,
-            num_key_value_heads: fields.size("num_key_value_heads", Some(num_attention_heads))?,
-            head_dim,
-            vocab_size: fields.size("vocab_size", None)?,
-            rms_norm_eps: fields.positive("rms_norm_eps", Some(1e-6))?,
-            rope_theta,
-            rope_scaling,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            max_position_embeddings,
-            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
-            eos_token_id: fields.token_ids("eos_token_id")?,
-            pad_token_id: fields.token_ids("pad_token_id")?.first().copied(),
-        };
-        config.validate(place)?;
-        Ok(config)
-    }
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    let json = serde_json::from_str(&text)
+        .map_err(|e| Error::input(path.display(), format!("not valid JSON ({e})"), "Fetch the file again"))?;
+    from_json(&json, &path.display().to_string())
 }
 
-/// A JSON object whose errors name the file and the field. An explicit null reads as absent.
-struct Fields<'a> {
-    place: String,
-    map: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn get(&self, field: &str) -> Option<&Value> {
-        self.map.get(field).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, field: &str, problem: impl ToString, fix: &str) -> Error {
-        Error::input(format!("{}: {field}", self.place), problem, fix)
-    }
-
-    fn missing(&self, field: &str) -> Error {
-        self.wrong(field, "missing", "Fetch the model's own config.json")
-    }
-
-    fn size(&self, field: &str, default: Option<usize>) -> Result<usize> {
-        match self.get(field) {
-            None => default.ok_or_else(|| self.missing(field)),
-            Some(value) => {
-                value.as_u64().filter(|&n| n > 0).and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
-                    self.wrong(field, format!("{value} is not a positive whole number"), "Correct it")
-                })
-            }
-        }
-    }
-
-    fn positive(&self, field: &str, default: Option<f64>) -> Result<f64> {
-        match self.get(field) {
-            None => default.ok_or_else(|| self.missing(field)),
-            Some(value) => value
-                .as_f64()
-                .filter(|x| x.is_finite() && *x > 0.0)
-                .ok_or_else(|| self.wrong(field, format!("{value} is not a positive number"), "Correct it")),
-        }
-    }
-
-    fn flag(&self, field: &str) -> Result<bool> {
-        match self.get(field) {
-            None => Ok(false),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(field, format!("{value} is neither true nor false"), "Correct it")),
-        }
-    }
-
-    /// One id, a list of ids, or nothing. A negative id is some files' way of saying none.
-    fn token_ids(&self, field: &str) -> Result<Vec<u32>> {
-        let values = match self.get(field) {
-            None => &[],
-            Some(Value::Array(values)) => &values[..],
-            Some(value) => std::slice::from_ref(value),
-        };
-        let values = values.iter().filter(|value| value.as_i64().is_none_or(|id| id >= 0));
-        values
-            .map(|value| value.as_u64().and_then(|id| u32::try_from(id).ok()))
-            .collect::<Option<_>>()
-            .ok_or_else(|| self.wrong(field, "not a token id or a list of them", "Correct it"))
-    }
-
-    fn family(&self) -> Result<Family> {
-        let Some(Value::String(model_type)) = self.get("model_type") else {
-            return Err(self.missing("model_type"));
-        };
-        let Some(family) = Family::ALL.into_iter().find(|family| family.model_type() == model_type) else {
-            let known = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");
-            let problem = format!("\"{model_type}\" is not one of the architectures computed here: {known}");
-            return Err(self.wrong("model_type", problem, "Use a model of one of them"));
-        };
-        if let Some(value) = self.get("architectures")
-            && !value.as_array().is_some_and(|a| a.iter().any(|a| a == family.architecture()))
-        {
-            let problem = format!("{value} holds no {}", family.architecture());
-            return Err(self.wrong("architectures", problem, "Use a causal language model"));
-        }
-        if family == Family::Qwen2 && self.get("attention_bias").is_some_and(|bias| bias == false) {
-            let problem = "false, but this architecture always has a bias on queries, keys and values";
-            return Err(self.wrong("attention_bias", problem, "Remove the field, or correct model_type"));
-        }
-        Ok(family)
-    }
-
-    /// Some layers that attend to the last tokens only would change the result.
-    fn refuse_sliding_windows(&self, layers: usize) -> Result<()> {
-        let fix = "Use a model whose layers all attend to the whole context";
-        if let Some(types) = self.get("layer_types") {
-            let other = types.as_array().map(|types| types.iter().find(|kind| *kind != "full_attention"));
-            return match other {
-                Some(None) => Ok(()),
-                Some(Some(kind)) => {
-                    Err(self.wrong("layer_types", format!("{kind} layers are not supported"), fix))
-                }
-                None => Err(self.wrong("layer_types", "not a list", "Correct it")),
-            };
-        }
-        let from = self.size("max_window_layers", Some(28))?;
-        if self.flag("use_sliding_window")? && self.get("sliding_window").is_some() && from < layers {
-            let problem =
-                format!("true: layers from {from} on would see a sliding window, which is not supported");
-            return Err(self.wrong("use_sliding_window", problem, fix));
-        }
-        Ok(())
-    }
-
-    fn refuse_unknown_computations(&self) -> Result<()> {
-        let no = |field: &str, problem: String, fix: &str| Err(self.wrong(field, problem, fix));
-        if self.flag("mlp_bias")? {
-            let problem = "a bias on the MLP's layers is not supported".into();
-            return no("mlp_bias", problem, "Use a model without it");
-        }
-        if let Some(act) = self.get("hidden_act")
-            && act != "silu"
-        {
-            return no("hidden_act", format!("{act} is not supported"), "Use a model with \"silu\"");
-        }
-        if self.get("quantization_config").is_some() {
-            let fix = "Use the model's unquantised weights, or import a GGUF with `rlvr import`";
-            return no("quantization_config", "quantised weights are not supported".into(), fix);
-        }
-        for (field, neutral) in [("attention_dropout", 0.0), ("partial_rotary_factor", 1.0)] {
-            if let Some(value) = self.get(field)
-                && value.as_f64() != Some(neutral)
-            {
-                let problem = format!("{value} is not supported, only {neutral}");
-                return no(field, problem, "Use a model without it");
-            }
-        }
-        Ok(())
-    }
-
-    /// Base and scaling, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
-    fn rope(&self, max_positions: usize) -> Result<(f64, Option<RopeScaling>)> {
-        let field = if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-        let Some(value) = self.get(field) else {
-            return Ok((self.positive("rope_theta", Some(10_000.0))?, None));
-        };
-        let Some(map) = value.as_object() else {
-            return Err(self.wrong(field, "not an object", "Correct it"));
-        };
-        let rope = Fields { place: format!("{}: {field}", self.place), map };
-        let theta = match rope.get("rope_theta") {
-            Some(_) => rope.positive("rope_theta", None)?,
-            None => self.positive("rope_theta", Some(10_000.0))?,
-        };
-        let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str);
-        let kind = if field == "rope_parameters" { kind.or(Some("default")) } else { kind };
-        let (known, scaling): (&[&str], _) = match kind {
-            Some("default") => (&[], None),
-            Some("linear") => {
-                (&["factor"], Some(RopeScaling::Linear { factor: rope.positive("factor", None)? }))
-            }
-            Some("llama3") => (&LLAMA3_FIELDS, Some(RopeScaling::Llama3(rope.llama3()?))),
-            Some("yarn") => (&YARN_FIELDS, Some(RopeScaling::Yarn(rope.yarn(max_positions, theta)?))),
-            other => {
-                let problem = format!("\"{}\" is not supported", other.unwrap_or(""));
-                let fix =
-                    "Use a model with plain rotary embeddings, or \"linear\", \"llama3\" or \"yarn\" scaling";
-                return Err(rope.wrong("rope_type", problem, fix));
-            }
-        };
-        if rope.get("partial_rotary_factor").is_some_and(|x| x.as_f64() != Some(1.0)) {
-            return Err(rope.wrong("partial_rotary_factor", "only 1 is supported", "Use a model without it"));
-        }
-        let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
-        let unknown = |name: &&String| !common.contains(&name.as_str()) && !known.contains(&name.as_str());
-        match map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).find(unknown) {
-            // Left behind by other kinds; plain angles read none of them.
-            Some(_) if scaling.is_none() => Ok((theta, None)),
-            Some(name) => Err(rope.wrong(name, "an unknown number of the scaling", "Use a model without it")),
-            None => Ok((theta, scaling)),
-        }
-    }
-
-    fn llama3(&self) -> Result<Llama3Scaling> {
-        let scaling = Llama3Scaling {
-            factor: self.positive("factor", None)?,
-            low_freq_factor: self.positive("low_freq_factor", None)?,
-            high_freq_factor: self.positive("high_freq_factor", None)?,
-            original_max_position_embeddings: self.size("original_max_position_embeddings", None)?,
-        };
-        if scaling.high_freq_factor <= scaling.low_freq_factor {
-            return Err(self.wrong(
-                "high_freq_factor",
-                "not above low_freq_factor",
-                "Correct one of the two",
+/// `place` names the source in errors.
+pub fn from_json(json: &Value, place: &str) -> Result<ModelConfig> {
+    let Some(map) = json.as_object() else {
+        return Err(Error::input(place, "not a JSON object", "Give a model's config.json"));
+    };
+    let fields = Fields { place: place.into(), map };
+    let family = family(&fields)?;
+    refuse_unknown_computations(&fields)?;
+    let hidden_size = fields.size("hidden_size", None)?;
+    let num_attention_heads = fields.size("num_attention_heads", None)?;
+    let head_dim = match fields.get("head_dim") {
+        Some(_) => fields.size("head_dim", None)?,
+        // transformers' own default for this one.
+        None if family == Family::Qwen3 => 128,
+        None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+        None => {
+            return Err(fields.wrong(
+                "num_attention_heads",
+                format!("{num_attention_heads} does not divide hidden_size = {hidden_size}"),
+                "Correct one of the two, or state head_dim",
             ));
         }
-        Ok(scaling)
-    }
-
-    fn yarn(&self, max_positions: usize, theta: f64) -> Result<YarnScaling> {
-        let optional = |field: &str| self.get(field).map(|_| self.positive(field, None)).transpose();
-        let original = self.size("original_max_position_embeddings", Some(max_positions))?;
-        let scaling = YarnScaling {
-            factor: self.positive("factor", Some(max_positions as f64 / original as f64))?,
-            original_max_position_embeddings: original,
-            beta_fast: optional("beta_fast")?,
-            beta_slow: optional("beta_slow")?,
-            truncate: self.get("truncate").map(|_| self.flag("truncate")).transpose()?,
-            attention_factor: optional("attention_factor")?,
-            mscale: optional("mscale")?,
-            mscale_all_dim: optional("mscale_all_dim")?,
-            attn_factor: optional("attn_factor")?,
-        };
-        if scaling.beta_fast.unwrap_or(32.0) < scaling.beta_slow.unwrap_or(1.0) {
-            return Err(self.wrong("beta_fast", "below beta_slow", "Correct one of the two"));
-        }
-        if theta <= 1.0 {
-            return Err(self.wrong("rope_theta", format!("{theta} is not above 1"), "Correct it"));
-        }
-        Ok(scaling)
-    }
+    };
+    let max_position_embeddings = fields.size("max_position_embeddings", Some(2048))?;
+    let (rope_theta, rope_scaling) = rope_json::read(&fields, max_position_embeddings)?;
+    let num_hidden_layers = fields.size("num_hidden_layers", None)?;
+    refuse_sliding_windows(&fields, num_hidden_layers)?;
+    let config = ModelConfig {
+        family,
+        attention_bias: family == Family::Qwen2 || fields.flag("attention_bias")?,
+        hidden_size,
+        intermediate_size: fields.size("intermediate_size", None)?,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads: fields.size("num_key_value_heads", Some(num_attention_heads))?,
+        head_dim,
+        vocab_size: fields.size("vocab_size", None)?,
+        rms_norm_eps: fields.positive("rms_norm_eps", Some(1e-6))?,
+        rope_theta,
+        rope_scaling,
+        tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+        max_position_embeddings,
+        bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
+        eos_token_id: fields.token_ids("eos_token_id")?,
+        pad_token_id: fields.token_ids("pad_token_id")?.first().copied(),
+    };
+    config.validate(place)?;
+    Ok(config)
 }
 
-const LLAMA3_FIELDS: [&str; 4] =
-    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
-const YARN_FIELDS: [&str; 9] = [
-    "factor",
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "truncate",
-    "attention_factor",
-    "mscale",
-    "mscale_all_dim",
-    "attn_factor",
-];
+fn family(fields: &Fields) -> Result<Family> {
+    let Some(Value::String(model_type)) = fields.get("model_type") else {
+        return Err(fields.missing("model_type"));
+    };
+    let Some(family) = Family::ALL.into_iter().find(|family| family.model_type() == model_type) else {
+        let known = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");
+        let problem = format!("\"{model_type}\" is not one of the architectures computed here: {known}");
+        return Err(fields.wrong("model_type", problem, "Use a model of one of them"));
+    };
+    if let Some(value) = fields.get("architectures")
+        && !value.as_array().is_some_and(|a| a.iter().any(|a| a == family.architecture()))
+    {
+        let problem = format!("{value} holds no {}", family.architecture());
+        return Err(fields.wrong("architectures", problem, "Use a causal language model"));
+    }
+    if family == Family::Qwen2 && fields.get("attention_bias").is_some_and(|bias| bias == false) {
+        let problem = "false, but this architecture always has a bias on queries, keys and values";
+        return Err(fields.wrong("attention_bias", problem, "Remove the field, or correct model_type"));
+    }
+    Ok(family)
+}
+
+/// Some layers that attend to the last tokens only would change the result.
+fn refuse_sliding_windows(fields: &Fields, layers: usize) -> Result<()> {
+    let fix = "Use a model whose layers all attend to the whole context";
+    if let Some(types) = fields.get("layer_types") {
+        let other = types.as_array().map(|types| types.iter().find(|kind| *kind != "full_attention"));
+        return match other {
+            Some(None) => Ok(()),
+            Some(Some(kind)) => {
+                Err(fields.wrong("layer_types", format!("{kind} layers are not supported"), fix))
+            }
+            None => Err(fields.wrong("layer_types", "not a list", "Correct it")),
+        };
+    }
+    let from = fields.size("max_window_layers", Some(28))?;
+    if fields.flag("use_sliding_window")? && fields.get("sliding_window").is_some() && from < layers {
+        let problem =
+            format!("true: layers from {from} on would see a sliding window, which is not supported");
+        return Err(fields.wrong("use_sliding_window", problem, fix));
+    }
+    Ok(())
+}
+
+fn refuse_unknown_computations(fields: &Fields) -> Result<()> {
+    let no = |field: &str, problem: String, fix: &str| Err(fields.wrong(field, problem, fix));
+    if fields.flag("mlp_bias")? {
+        let problem = "a bias on the MLP's layers is not supported".into();
+        return no("mlp_bias", problem, "Use a model without it");
+    }
+    if let Some(act) = fields.get("hidden_act")
+        && act != "silu"
+    {
+        return no("hidden_act", format!("{act} is not supported"), "Use a model with \"silu\"");
+    }
+    if fields.get("quantization_config").is_some() {
+        let fix = "Use the model's unquantised weights, or import a GGUF with `rlvr import`";
+        return no("quantization_config", "quantised weights are not supported".into(), fix);
+    }
+    for (field, neutral) in [("attention_dropout", 0.0), ("partial_rotary_factor", 1.0)] {
+        if let Some(value) = fields.get(field)
+            && value.as_f64() != Some(neutral)
+        {
+            let problem = format!("{value} is not supported, only {neutral}");
+            return no(field, problem, "Use a model without it");
+        }
+    }
+    Ok(())
+}
+
+/// A complete `config.json` for weights stored as `dtype`; transformers and rlvr read it.
+pub fn to_json(config: &ModelConfig, dtype: DType) -> Value {
+    let eos = match config.eos_token_id[..] {
+        [] => Value::Null,
+        [one] => one.into(),
+        _ => json!(config.eos_token_id),
+    };
+    let mut json = json!({
+        "architectures": [config.family.architecture()],
+        "attention_bias": config.attention_bias,
+        "attention_dropout": 0.0,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos,
+        "pad_token_id": config.pad_token_id,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "model_type": config.family.model_type(),
+        "num_attention_heads": config.num_attention_heads,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_key_value_heads": config.num_key_value_heads,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_scaling": config.rope_scaling.as_ref().map(rope_json::to_json),
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "torch_dtype": match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        },
+        "use_cache": true,
+        "vocab_size": config.vocab_size,
+    });
+    match config.family {
+        Family::Llama => {
+            json["mlp_bias"] = false.into();
+            json["pretraining_tp"] = 1.into();
+        }
+        Family::Qwen2 | Family::Qwen3 => {
+            json["use_sliding_window"] = false.into();
+            json["sliding_window"] = Value::Null;
+        }
+    }
+    json
+}
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-    use serde_json::json;
 
-    pub(crate) fn tiny() -> Value {
+    fn tiny() -> Value {
         json!({
             "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8,
             "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -321,15 +205,15 @@ pub(crate) mod tests {
     }
 
     /// `tiny` with one field changed.
-    pub(crate) fn with(field: &str, value: Value) -> Result<ModelConfig> {
+    fn with(field: &str, value: Value) -> Result<ModelConfig> {
         let mut json = tiny();
         json[field] = value;
-        ModelConfig::from_json(&json, "config.json")
+        from_json(&json, "config.json")
     }
 
     #[test]
     fn absent_fields_take_the_architectures_defaults() {
-        let config = ModelConfig::from_json(&tiny(), "config.json").unwrap();
+        let config = from_json(&tiny(), "config.json").unwrap();
         assert_eq!((config.head_dim, config.rope_theta, config.max_position_embeddings), (2, 10_000.0, 2048));
         assert_eq!((config.bos_token_id, config.pad_token_id), (Some(1), None));
         assert_eq!(config.eos_token_id, [2, 0]);
@@ -376,7 +260,18 @@ pub(crate) mod tests {
         }
         let mut json = tiny();
         json["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0});
-        let error = ModelConfig::from_json(&json, "config.json").unwrap_err().to_string();
+        let error = from_json(&json, "config.json").unwrap_err().to_string();
         assert!(error.contains("rope_scaling: low_freq_factor: missing"), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_reads_back_equal() {
+        let scaling = json!({"type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192});
+        for config in [with("rope_scaling", scaling).unwrap(), with("eos_token_id", 3.into()).unwrap()] {
+            let json = to_json(&config, DType::BF16);
+            assert_eq!(json["torch_dtype"], "bfloat16");
+            assert_eq!(from_json(&json, "config.json").unwrap(), config);
+        }
     }
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 use candle_core::{DType, Tensor};
 
 use super::companions::Companions;
+use super::config_json;
 use super::weights::{self, SaveOptions, TensorFile, save_with};
 use crate::error::{Error, Result};
 use crate::formats::Written;
-use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
 
 /// The model of a folder, brought to `place`; `max_positions` bounds prompt plus completion.
@@ -16,7 +16,7 @@ use crate::model::decoder::{Decoder, Placement};
 /// # Errors
 /// config.json names what is not supported, or the weights do not fit it.
 pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
-    let config = ModelConfig::load(dir)?;
+    let config = config_json::load(dir)?;
     let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
     Decoder::new(config, tensors, max_positions)
 }

@@ -2,7 +2,9 @@
 
 mod companions;
 pub mod config_json;
+mod fields;
 pub mod folder;
+mod rope_json;
 mod shards;
 pub mod weights;
 

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
+use super::config_json;
 use super::shards::{INDEX, SINGLE, WeightFiles};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -163,7 +164,7 @@ pub fn save_with(
         kept.insert(INDEX.into());
     }
     remove_stale(dir, &kept)?;
-    write_json(&dir.join("config.json"), &config.to_json(dtype))?;
+    write_json(&dir.join("config.json"), &config_json::to_json(config, dtype))?;
     Ok(written)
 }
 

@@ -1,0 +1,129 @@
+//! Rotary embeddings in `config.json`: the base and the scaling, read and written.
+
+use serde_json::{Map, Value, json};
+
+use super::fields::Fields;
+use crate::error::Result;
+use crate::model::rope_scaling::{Llama3Scaling, RopeScaling, YarnScaling};
+
+const LLAMA3_FIELDS: [&str; 4] =
+    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+const YARN_FIELDS: [&str; 9] = [
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "truncate",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "attn_factor",
+];
+
+/// Base and scaling, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
+pub(super) fn read(config: &Fields, max_positions: usize) -> Result<(f64, Option<RopeScaling>)> {
+    let field = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+    let Some(value) = config.get(field) else {
+        return Ok((config.positive("rope_theta", Some(10_000.0))?, None));
+    };
+    let Some(map) = value.as_object() else {
+        return Err(config.wrong(field, "not an object", "Correct it"));
+    };
+    let rope = Fields { place: format!("{}: {field}", config.place), map };
+    let theta = match rope.get("rope_theta") {
+        Some(_) => rope.positive("rope_theta", None)?,
+        None => config.positive("rope_theta", Some(10_000.0))?,
+    };
+    let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str);
+    let kind = if field == "rope_parameters" { kind.or(Some("default")) } else { kind };
+    let (known, scaling): (&[&str], _) = match kind {
+        Some("default") => (&[], None),
+        Some("linear") => (&["factor"], Some(RopeScaling::Linear { factor: rope.positive("factor", None)? })),
+        Some("llama3") => (&LLAMA3_FIELDS, Some(RopeScaling::Llama3(llama3(&rope)?))),
+        Some("yarn") => (&YARN_FIELDS, Some(RopeScaling::Yarn(yarn(&rope, max_positions, theta)?))),
+        other => {
+            let problem = format!("\"{}\" is not supported", other.unwrap_or(""));
+            let fix =
+                "Use a model with plain rotary embeddings, or \"linear\", \"llama3\" or \"yarn\" scaling";
+            return Err(rope.wrong("rope_type", problem, fix));
+        }
+    };
+    if rope.get("partial_rotary_factor").is_some_and(|x| x.as_f64() != Some(1.0)) {
+        return Err(rope.wrong("partial_rotary_factor", "only 1 is supported", "Use a model without it"));
+    }
+    let common = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+    let unknown = |name: &&String| !common.contains(&name.as_str()) && !known.contains(&name.as_str());
+    match map.iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name).find(unknown) {
+        // Left behind by other kinds; plain angles read none of them.
+        Some(_) if scaling.is_none() => Ok((theta, None)),
+        Some(name) => Err(rope.wrong(name, "an unknown number of the scaling", "Use a model without it")),
+        None => Ok((theta, scaling)),
+    }
+}
+
+fn llama3(rope: &Fields) -> Result<Llama3Scaling> {
+    let scaling = Llama3Scaling {
+        factor: rope.positive("factor", None)?,
+        low_freq_factor: rope.positive("low_freq_factor", None)?,
+        high_freq_factor: rope.positive("high_freq_factor", None)?,
+        original_max_position_embeddings: rope.size("original_max_position_embeddings", None)?,
+    };
+    if scaling.high_freq_factor <= scaling.low_freq_factor {
+        return Err(rope.wrong("high_freq_factor", "not above low_freq_factor", "Correct one of the two"));
+    }
+    Ok(scaling)
+}
+
+fn yarn(rope: &Fields, max_positions: usize, theta: f64) -> Result<YarnScaling> {
+    let optional = |field: &str| rope.get(field).map(|_| rope.positive(field, None)).transpose();
+    let original = rope.size("original_max_position_embeddings", Some(max_positions))?;
+    let scaling = YarnScaling {
+        factor: rope.positive("factor", Some(max_positions as f64 / original as f64))?,
+        original_max_position_embeddings: original,
+        beta_fast: optional("beta_fast")?,
+        beta_slow: optional("beta_slow")?,
+        truncate: rope.get("truncate").map(|_| rope.flag("truncate")).transpose()?,
+        attention_factor: optional("attention_factor")?,
+        mscale: optional("mscale")?,
+        mscale_all_dim: optional("mscale_all_dim")?,
+        attn_factor: optional("attn_factor")?,
+    };
+    if scaling.beta_fast.unwrap_or(32.0) < scaling.beta_slow.unwrap_or(1.0) {
+        return Err(rope.wrong("beta_fast", "below beta_slow", "Correct one of the two"));
+    }
+    if theta <= 1.0 {
+        return Err(rope.wrong("rope_theta", format!("{theta} is not above 1"), "Correct it"));
+    }
+    Ok(scaling)
+}
+
+/// The `rope_scaling` of a `config.json`; what the source left out stays out.
+pub(super) fn to_json(scaling: &RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Llama3(s) => json!({
+            "rope_type": "llama3",
+            "factor": s.factor,
+            "low_freq_factor": s.low_freq_factor,
+            "high_freq_factor": s.high_freq_factor,
+            "original_max_position_embeddings": s.original_max_position_embeddings,
+        }),
+        RopeScaling::Yarn(s) => {
+            let optional = [
+                ("beta_fast", s.beta_fast),
+                ("beta_slow", s.beta_slow),
+                ("attention_factor", s.attention_factor),
+                ("mscale", s.mscale),
+                ("mscale_all_dim", s.mscale_all_dim),
+                ("attn_factor", s.attn_factor),
+            ];
+            let mut map = Map::new();
+            map.insert("rope_type".into(), "yarn".into());
+            map.insert("factor".into(), s.factor.into());
+            map.insert("original_max_position_embeddings".into(), s.original_max_position_embeddings.into());
+            map.extend(optional.into_iter().filter_map(|(name, x)| Some((name.into(), x?.into()))));
+            map.extend(s.truncate.map(|truncate| ("truncate".into(), truncate.into())));
+            map.into()
+        }
+    }
+}
