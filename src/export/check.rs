@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::probe::{Answer, Probe};
-use super::{Format, Source};
+use super::source::{Format, Source};
 use crate::error::{Error, Result};
 use crate::formats::Written;
 use crate::formats::gguf::GgufModel;

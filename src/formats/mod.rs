@@ -1,5 +1,6 @@
 //! Files of other programs, read and written: Hugging Face folders, GGUF, PEFT adapters, tiktoken ranks.
 
+pub mod file;
 pub mod gguf;
 pub mod hf;
 pub mod peft;

@@ -7,7 +7,8 @@ use crate::model::rope_scaling::RopeScaling;
 const MAX_SIZE: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 4096;
 
-/// The numbers of one decoder. Read from a file by [`crate::formats`], or made by hand; then [`ModelConfig::validate`].
+/// The numbers of one decoder. Read from a file by [`crate::formats`], or made by hand and then
+/// [`ModelConfig::validate`]d.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     pub family: Family,

@@ -12,6 +12,7 @@ pub use self::advice::{Change, advise};
 use self::tokens::{Packs, TokenBytes};
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
 use crate::config::{ActivationMemory, Config, Stage};
+use crate::formats::hf::weights::LOAD_WINDOW;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
 
@@ -80,8 +81,6 @@ impl Plan {
     }
 }
 
-/// Of a file in memory while weights are loaded (`formats/hf/shards.rs`).
-const LOAD_WINDOW: u64 = 32 << 20;
 /// Logits of a chunk of target rows (`ops/token_logprob.rs` and its CUDA twin).
 const LOGITS_CPU: u64 = 64 << 20;
 const LOGITS_CUDA: u64 = 128 << 20;
@@ -113,7 +112,7 @@ impl Sum<'_> {
     fn load(&self) -> Phase {
         Phase::new(
             "load",
-            &[("weights", self.weights()), ("window of a file", LOAD_WINDOW), ("program", BASE)],
+            &[("weights", self.weights()), ("window of a file", LOAD_WINDOW as u64), ("program", BASE)],
         )
     }
 

@@ -15,7 +15,7 @@ use crate::config::ablate::{AblationConfig, Arm};
 use crate::config::stages::GrpoConfig;
 use crate::config::{Config, RunConfig, Stage};
 use crate::error::Error;
-use crate::formats::hf::weights::write_json;
+use crate::formats::file::write_json;
 use crate::run::{Checkpoint, RunDirectory, replace_file};
 
 /// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.

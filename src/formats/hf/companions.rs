@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, json};
+use serde_json::Value;
 
-use super::weights::write_json;
+use super::config_json::eos_token_id;
 use crate::error::{Error, Result};
+use crate::formats::file::write_json;
 use crate::model::config::ModelConfig;
 use crate::text::{Date, EncoderFiles};
 
@@ -71,17 +72,17 @@ impl Companions {
         if generation.exists() {
             return Ok(());
         }
-        let eos = match config.eos_token_id[..] {
-            [] => None,
-            [one] => Some(json!(one)),
-            _ => Some(json!(config.eos_token_id)),
-        };
-        let ids = [
-            ("bos_token_id", config.bos_token_id.map(Into::into)),
-            ("eos_token_id", eos),
-            ("pad_token_id", config.pad_token_id.map(Into::into)),
-        ];
-        let ids: Map<_, _> = ids.into_iter().filter_map(|(name, id)| Some((name.to_string(), id?))).collect();
-        write_json(&generation, &ids.into())
+        write_json(&generation, &generation_config(config))
     }
+}
+
+/// A `generation_config.json` of the model's special ids; those that it lacks are left out.
+pub fn generation_config(config: &ModelConfig) -> Value {
+    let ids = [
+        ("bos_token_id", config.bos_token_id.into()),
+        ("eos_token_id", eos_token_id(config)),
+        ("pad_token_id", config.pad_token_id.into()),
+    ];
+    let known = ids.into_iter().filter(|(_, id): &(_, Value)| !id.is_null());
+    Value::Object(known.map(|(name, id)| (name.to_string(), id)).collect())
 }

@@ -145,17 +145,12 @@ fn refuse_unknown_computations(fields: &Fields) -> Result<()> {
 
 /// A complete `config.json` for weights stored as `dtype`; transformers and rlvr read it.
 pub fn to_json(config: &ModelConfig, dtype: DType) -> Value {
-    let eos = match config.eos_token_id[..] {
-        [] => Value::Null,
-        [one] => one.into(),
-        _ => json!(config.eos_token_id),
-    };
     let mut json = json!({
         "architectures": [config.family.architecture()],
         "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos,
+        "eos_token_id": eos_token_id(config),
         "pad_token_id": config.pad_token_id,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
@@ -189,6 +184,15 @@ pub fn to_json(config: &ModelConfig, dtype: DType) -> Value {
         }
     }
     json
+}
+
+/// The id alone where there is one, null where there is none.
+pub(super) fn eos_token_id(config: &ModelConfig) -> Value {
+    match config.eos_token_id[..] {
+        [] => Value::Null,
+        [one] => one.into(),
+        _ => json!(config.eos_token_id),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::companions::Companions;
 use super::config_json;
 use super::weights::{self, SaveOptions, TensorFile, save_with};
 use crate::error::{Error, Result};
-use crate::formats::Written;
+use crate::formats::written::Written;
 use crate::model::decoder::{Decoder, Placement};
 
 /// The model of a folder, brought to `place`; `max_positions` bounds prompt plus completion.

@@ -6,7 +6,8 @@ mod fields;
 pub mod folder;
 mod rope_json;
 mod shards;
+pub mod tokenizer_json;
 pub mod weights;
 
-pub use companions::Companions;
+pub use companions::{Companions, generation_config};
 pub use folder::load_decoder;

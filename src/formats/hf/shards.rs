@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of a file that are mapped at once.
-const WINDOW: usize = 32 << 20;
+pub const LOAD_WINDOW: usize = 32 << 20;
 /// Elements that one thread converts at a time.
 const CHUNK: usize = 1 << 16;
 
@@ -150,8 +150,8 @@ impl Shard {
         make: impl Fn([u8; N]) -> T + Sync,
     ) -> std::io::Result<Vec<T>> {
         let mut values = vec![T::default(); stored.bytes / N];
-        for (window, values) in values.chunks_mut(WINDOW / N).enumerate() {
-            let start = stored.start + (window * WINDOW) as u64;
+        for (window, values) in values.chunks_mut(LOAD_WINDOW / N).enumerate() {
+            let start = stored.start + (window * LOAD_WINDOW) as u64;
             // Brought in at once: page faults would take most of the time.
             let bytes = map(&self.file, MmapOptions::new().offset(start).len(values.len() * N).populate())?;
             let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N));

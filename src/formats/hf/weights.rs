@@ -1,9 +1,8 @@
 //! Weights in Hugging Face layout: one `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -12,9 +11,10 @@ use serde_json::{Map, Value, json};
 use super::config_json;
 use super::shards::{INDEX, SINGLE, WeightFiles};
 use crate::error::{Error, Result};
+use crate::formats::file::{write_aside, write_json};
 use crate::model::config::ModelConfig;
 
-pub use super::shards::TensorFile;
+pub use super::shards::{LOAD_WINDOW, TensorFile};
 
 /// Tensors listed by name in one error; the rest are counted.
 const MAX_LISTED: usize = 6;
@@ -168,24 +168,6 @@ pub fn save_with(
     Ok(written)
 }
 
-/// Writes pretty JSON aside, syncs it and renames it to `path`.
-pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_aside(path, |out| {
-        let text = format!("{value:#}\n");
-        out.write_all(text.as_bytes()).map_err(Error::io(path, "write"))
-    })
-}
-
-/// The cause alone: candle wraps it in the path and, when asked for, a backtrace.
-pub(crate) fn reason(error: &candle_core::Error) -> String {
-    match error {
-        candle_core::Error::WithPath { inner, .. } | candle_core::Error::WithBacktrace { inner, .. } => {
-            reason(inner)
-        }
-        other => other.to_string(),
-    }
-}
-
 /// What is wrong with a set of tensors, all of it, by name.
 #[derive(Default)]
 struct Faults {
@@ -284,27 +266,6 @@ fn concatenate<T: Copy, const N: usize>(values: &[T], bytes_of: impl Fn(T) -> [u
         slot.copy_from_slice(&bytes_of(value));
     }
     bytes
-}
-
-/// Runs `fill` on a temporary file beside `path`, syncs it and renames it; on an error nothing is left behind.
-pub(crate) fn write_aside(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".partial");
-    let aside = PathBuf::from(aside);
-    let write = || {
-        let mut out =
-            BufWriter::with_capacity(1 << 20, File::create(&aside).map_err(Error::io(&aside, "create"))?);
-        fill(&mut out)?;
-        let file = out.into_inner().map_err(|e| Error::io(&aside, "write")(e.into_error()))?;
-        file.sync_all().map_err(Error::io(&aside, "sync"))?;
-        std::fs::rename(&aside, path).map_err(Error::io(path, "move the finished file into place"))?;
-        // The rename itself lasts through a power cut once the directory is synced.
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir, "sync"))
-    };
-    write().inspect_err(|_| {
-        let _ = std::fs::remove_file(&aside);
-    })
 }
 
 fn remove_stale(dir: &Path, kept: &BTreeSet<String>) -> Result<()> {

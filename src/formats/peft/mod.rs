@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::config::lora::PROJECTIONS;
 use crate::error::{Error, Result};
-use crate::formats::Written;
-use crate::formats::hf::weights::{reason, write_aside, write_json};
+use crate::formats::file::{reason, write_aside, write_json};
+use crate::formats::written::Written;
 use crate::model::adapter::{Adapter, Shape};
 use crate::model::decoder::Decoder;
 

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::formats::hf::tokenizer_json::{ByteLevelBpe, LLAMA3_SPLIT, added_token, byte_level, cut_by};
 use crate::text::byte_tokenizer::byte_chars;
 
 /// Ranks of Llama 3's file; its special tokens follow.
@@ -25,11 +26,6 @@ const NAMED: [&str; 11] = [
     "<|python_tag|>",
 ];
 const SPECIAL_TOKENS: usize = 256;
-/// How text is cut before byte pairs are merged, as Meta published it.
-const SPLIT: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-);
 /// Meta's own is not part of the file.
 const CHAT_TEMPLATE: &str = include_str!("llama3.jinja");
 
@@ -151,40 +147,18 @@ fn tokenizer(tokens: &[Vec<u8>]) -> Value {
         cuts.sort_unstable();
         merges.extend(cuts.into_iter().map(|(l, r)| json!([written(&tokens[l]), written(&tokens[r])])));
     }
-    let vocab: Map<String, Value> = tokens.iter().enumerate().map(|(i, t)| (written(t), i.into())).collect();
-    let added: Vec<Value> = special_tokens()
-        .enumerate()
-        .map(|(i, token)| {
-            json!({
-                "id": tokens.len() + i, "content": token, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": true,
-            })
-        })
-        .collect();
-    let byte_level =
-        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let [bos, sequence] = [
-        json!({"SpecialToken": {"id": NAMED[0], "type_id": 0}}),
-        json!({"Sequence": {"id": "A", "type_id": 0}}),
-    ];
-    json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": false},
-            byte_level,
-        ]},
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [bos, sequence],
-            "pair": [bos, sequence, bos, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {NAMED[0]: {"id": NAMED[0], "ids": [tokens.len()], "tokens": [NAMED[0]]}},
-        },
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": true,
-            "vocab": vocab, "merges": merges,
-        },
-    })
+    let special = special_tokens().enumerate();
+    let tokenizer = ByteLevelBpe {
+        vocab: tokens.iter().enumerate().map(|(id, token)| (written(token), id.into())).collect(),
+        merges,
+        added_tokens: special.map(|(i, token)| added_token(tokens.len() + i, &token, true)).collect(),
+        bos: Some((tokens.len(), NAMED[0])),
+        normalizer: None,
+        pre_tokenizer: cut_by(LLAMA3_SPLIT),
+        decoder: byte_level(false),
+        ignore_merges: true,
+    };
+    tokenizer.into_json()
 }
 
 #[cfg(test)]

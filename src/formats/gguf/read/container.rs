@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::{TensorInfo, Value};
 use candle_core::{Device, Shape, Tensor};
 
 use crate::error::{Error, Result};
-use crate::formats::hf::weights::reason;
+use crate::formats::file::reason;
+use crate::formats::gguf::tensor_type::TensorType;
 
 const MAX_DIMENSIONS: u32 = 4;
 const MAX_NESTING: usize = 4;
@@ -30,17 +30,9 @@ pub struct Gguf {
 struct Stored {
     /// Rows first, as everywhere outside ggml.
     shape: Vec<usize>,
-    kind: Kind,
+    kind: TensorType,
     /// Bytes from `data_offset`.
     offset: u64,
-}
-
-/// How a tensor is stored: ggml's number for it, its name, and candle's type when it can be dequantised.
-#[derive(Clone, Copy)]
-struct Kind {
-    number: u32,
-    name: &'static str,
-    dtype: Option<GgmlDType>,
 }
 
 impl Gguf {
@@ -77,7 +69,7 @@ impl Gguf {
                 shape.push(usize::try_from(header.u64()?).unwrap_or(usize::MAX));
             }
             shape.reverse();
-            let stored = Stored { shape, kind: Kind::of(header.u32()?), offset: header.u64()? };
+            let stored = Stored { shape, kind: TensorType::of(header.u32()?), offset: header.u64()? };
             if tensors.insert(name.clone(), stored).is_some() {
                 return Err(
                     header.broken(&format!("tensor {name} is stored twice"), "Convert the model again")
@@ -198,11 +190,7 @@ impl Gguf {
 
     /// ggml's name of how the tensor is stored, and whether [`Gguf::dequantise`] can read it.
     pub fn kind(&self, tensor: &str) -> Option<(String, bool)> {
-        self.tensors.get(tensor).map(|Stored { kind, .. }| {
-            let name =
-                if kind.name.is_empty() { format!("number {}", kind.number) } else { kind.name.into() };
-            (name, kind.dtype.is_some())
-        })
+        self.tensors.get(tensor).map(|Stored { kind, .. }| (kind.label(), kind.dtype.is_some()))
     }
 
     /// One tensor in f32 on the CPU, rows first. Only one tensor's bytes are in memory.
@@ -217,54 +205,6 @@ impl Gguf {
             .and_then(|quantised| quantised.dequantize(&Device::Cpu))
             .map_err(|e| self.wrong(tensor, reason(&e), FETCH_AGAIN))
     }
-}
-
-impl Kind {
-    fn of(number: u32) -> Self {
-        use GgmlDType as D;
-        let (name, dtype) = match number {
-            0 => ("F32", Some(D::F32)),
-            1 => ("F16", Some(D::F16)),
-            2 => ("Q4_0", Some(D::Q4_0)),
-            3 => ("Q4_1", Some(D::Q4_1)),
-            6 => ("Q5_0", Some(D::Q5_0)),
-            7 => ("Q5_1", Some(D::Q5_1)),
-            8 => ("Q8_0", Some(D::Q8_0)),
-            9 => ("Q8_1", None),
-            10 => ("Q2_K", Some(D::Q2K)),
-            11 => ("Q3_K", Some(D::Q3K)),
-            12 => ("Q4_K", Some(D::Q4K)),
-            13 => ("Q5_K", Some(D::Q5K)),
-            14 => ("Q6_K", Some(D::Q6K)),
-            15 => ("Q8_K", None),
-            16 => ("IQ2_XXS", None),
-            17 => ("IQ2_XS", None),
-            18 => ("IQ3_XXS", None),
-            19 => ("IQ1_S", None),
-            20 => ("IQ4_NL", None),
-            21 => ("IQ3_S", None),
-            22 => ("IQ2_S", None),
-            23 => ("IQ4_XS", None),
-            29 => ("IQ1_M", None),
-            30 => ("BF16", Some(D::BF16)),
-            34 => ("TQ1_0", None),
-            35 => ("TQ2_0", None),
-            39 => ("MXFP4", None),
-            _ => ("", None),
-        };
-        Self { number, name, dtype }
-    }
-}
-
-/// ggml's number for `dtype`.
-pub fn type_number(dtype: GgmlDType) -> u32 {
-    // All of candle's types have one; the bound is past the highest.
-    (0..64).find(|&number| Kind::of(number).dtype == Some(dtype)).unwrap_or_default()
-}
-
-/// ggml's name of `dtype`.
-pub fn type_name(dtype: GgmlDType) -> &'static str {
-    Kind::of(type_number(dtype)).name
 }
 
 /// Reads the header front to back. No length is trusted before the file is known to be that long.

@@ -7,22 +7,14 @@ use tokenizers::Tokenizer;
 
 use super::container::Gguf;
 use crate::error::Result;
+use crate::formats::gguf::pre_tokenizer::Split;
+use crate::formats::gguf::token_type::TokenType;
+use crate::formats::hf::tokenizer_json::{ByteLevelBpe, added_token, byte_level};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MERGES: &str = "tokenizer.ggml.merges";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const PRE: &str = "tokenizer.ggml.pre";
-/// ggml's token types.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-/// Rows of the embedding past the last token.
-const UNUSED: i64 = 5;
-
-/// How text is cut before byte-pair merging, from Meta's published Llama 3 tokenizer.
-const LLAMA3_SPLIT: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-);
 
 /// The special tokens' ids, as config.json and generation_config.json want them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,12 +37,6 @@ pub struct TokenizerFiles {
     pub notes: Vec<String>,
 }
 
-/// How text is cut before byte-pair merging, from Qwen2's published tokenizer.
-const QWEN2_SPLIT: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-);
-
 /// Builds the files and checks that the `tokenizers` library reads them with every id where GGUF has it.
 pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles> {
     const AGAIN: &str = "Convert the model again";
@@ -63,7 +49,7 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
             return Err(gguf.wrong("tokenizer.ggml.model", problem, fix));
         }
     }
-    let split = Split::of(gguf, &mut notes)?;
+    let split = split(gguf, &mut notes)?;
     let mut tokens = gguf.texts(TOKENS)?;
     let mut vocab = HashMap::with_capacity(tokens.len());
     for (id, token) in tokens.iter().enumerate() {
@@ -71,12 +57,16 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
             return Err(gguf.wrong(TOKENS, format!("{token:?} has two ids"), AGAIN));
         }
     }
-    let types = gguf.integers(TYPES)?.unwrap_or_else(|| vec![1; tokens.len()]);
+    let types: Vec<Option<TokenType>> = match gguf.integers(TYPES)? {
+        Some(numbers) => numbers.into_iter().map(TokenType::of).collect(),
+        None => vec![Some(TokenType::Normal); tokens.len()],
+    };
     if types.len() != tokens.len() {
         let problem = format!("{} entries for {} tokens", types.len(), tokens.len());
         return Err(gguf.wrong(TYPES, problem, AGAIN));
     }
-    tokens.truncate(types.iter().rposition(|&kind| kind != UNUSED).map_or(0, |last| last + 1));
+    tokens
+        .truncate(types.iter().rposition(|kind| *kind != Some(TokenType::Unused)).map_or(0, |last| last + 1));
     let mut merges = Vec::new();
     for merge in gguf.texts(MERGES)? {
         let pair = merge.split_once(' ').filter(|(left, right)| {
@@ -95,41 +85,27 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
     }
 
     let ids = special_ids(gguf, tokens.len())?;
-    let added =
-        tokens.iter().zip(&types).enumerate().filter(|(_, (_, kind))| [CONTROL, USER_DEFINED].contains(kind));
-    let added = added.map(|(id, (token, &kind))| {
-        json!({
-            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": kind == CONTROL,
-        })
+    let added = tokens.iter().zip(&types).enumerate().filter_map(|(id, (token, kind))| match kind {
+        Some(TokenType::Control) => Some(added_token(id, token, true)),
+        Some(TokenType::UserDefined) => Some(added_token(id, token, false)),
+        _ => None,
     });
     let added = added.collect::<Vec<_>>();
     // llama.cpp adds <|begin_of_text|> to Llama 3's prompts whether or not the file says so.
     let starts_with_bos = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(split == Split::Llama3);
-    let bos = ids.bos.filter(|_| starts_with_bos).map(|id| (id, tokens[id as usize]));
+    let bos = ids.bos.filter(|_| starts_with_bos).map(|id| (id as usize, tokens[id as usize]));
     let in_order = tokens.iter().enumerate().map(|(id, token)| (token.to_string(), id.into()));
-    let tokenizer = json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added,
-        "normalizer": (split == Split::Qwen2).then(|| json!({"type": "NFC"})),
-        "pre_tokenizer": split.pre_tokenizer(),
-        "post_processor": bos.map(|(id, token)| post_processor(id, token)),
-        "decoder": byte_level(),
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": split.ignores_merges(),
-            "vocab": Value::Object(in_order.collect::<Map<_, _>>()),
-            "merges": merges,
-        },
-    });
+    let tokenizer = ByteLevelBpe {
+        vocab: in_order.collect(),
+        merges,
+        added_tokens: added.clone(),
+        bos,
+        normalizer: (split == Split::Qwen2).then(|| json!({"type": "NFC"})),
+        pre_tokenizer: split.pre_tokenizer(),
+        decoder: byte_level(true),
+        ignore_merges: split.ignores_merges(),
+    };
+    let tokenizer = tokenizer.into_json();
     check_ids(gguf, &tokenizer, &tokens)?;
 
     let special = special_tokens(&ids, &tokens);
@@ -157,114 +133,17 @@ pub fn tokenizer_files(gguf: &Gguf, architecture: &str) -> Result<TokenizerFiles
     })
 }
 
-/// GGUF's name for how a `tokenizer.json` cuts text before merging.
-///
-/// # Errors
-/// What the file asks for when there is no name for it.
-pub fn split_name(tokenizer: &Value) -> std::result::Result<&'static str, String> {
-    let given = steps(&tokenizer["pre_tokenizer"]);
-    let same = Split::ALL.iter().find(|split| steps(&split.pre_tokenizer()) == given);
-    let Some(split) = same else {
-        return Err(format!("cuts text by {}", Value::from(given)));
+fn split(gguf: &Gguf, notes: &mut Vec<String>) -> Result<Split> {
+    let Some(name) = gguf.text(PRE)? else {
+        notes.push(format!(
+            "{PRE} is missing: text is cut as GPT-2 does; hold token ids against the original."
+        ));
+        return Ok(Split::Gpt2);
     };
-    let ignores_merges = tokenizer["model"]["ignore_merges"].as_bool().unwrap_or(false);
-    if ignores_merges != split.ignores_merges() {
-        return Err(format!("has ignore_merges = {ignores_merges} with the cuts of \"{}\"", split.name()));
-    }
-    Ok(split.name())
-}
-
-/// The steps of a pre-tokenizer without what does not change ids.
-fn steps(pre_tokenizer: &Value) -> Vec<Value> {
-    if let Some(steps) = pre_tokenizer["pretokenizers"].as_array() {
-        return steps.iter().flat_map(self::steps).collect();
-    }
-    let mut step = pre_tokenizer.clone();
-    if let Some(fields) = step.as_object_mut() {
-        fields.shift_remove("trim_offsets");
-        fields.sort_keys();
-    }
-    vec![step]
-}
-
-/// How text is cut before merging, by GGUF's name for it.
-#[derive(Clone, Copy, PartialEq)]
-enum Split {
-    Gpt2,
-    SmolLm,
-    Llama3,
-    Qwen2,
-}
-
-impl Split {
-    const ALL: [Self; 4] = [Self::Gpt2, Self::SmolLm, Self::Llama3, Self::Qwen2];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Gpt2 => "gpt-2",
-            Self::SmolLm => "smollm",
-            Self::Llama3 => "llama-bpe",
-            Self::Qwen2 => "qwen2",
-        }
-    }
-
-    /// Whether a word that is a token is taken whole.
-    fn ignores_merges(self) -> bool {
-        self == Self::Llama3
-    }
-
-    fn of(gguf: &Gguf, notes: &mut Vec<String>) -> Result<Self> {
-        match gguf.text(PRE)? {
-            Some("gpt-2") => Ok(Self::Gpt2),
-            Some("smollm") => Ok(Self::SmolLm),
-            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
-            // The distillations on Qwen keep Qwen's tokenizer.
-            Some("qwen2" | "deepseek-r1-qwen") => Ok(Self::Qwen2),
-            None => {
-                notes.push(format!(
-                    "{PRE} is missing: text is cut as GPT-2 does; hold token ids against the original."
-                ));
-                Ok(Self::Gpt2)
-            }
-            Some(other) => {
-                let problem = format!("\"{other}\" is not supported");
-                let fix = "Import a model with \"gpt-2\", \"smollm\", \"llama-bpe\" or \"qwen2\", or use its Hugging Face files";
-                Err(gguf.wrong(PRE, problem, fix))
-            }
-        }
-    }
-
-    fn pre_tokenizer(self) -> Value {
-        let steps = match self {
-            Self::Gpt2 => return byte_level(),
-            Self::SmolLm => [json!({"type": "Digits", "individual_digits": true}), byte_level()],
-            Self::Llama3 | Self::Qwen2 => {
-                let pattern = if self == Self::Llama3 { LLAMA3_SPLIT } else { QWEN2_SPLIT };
-                let split = json!({
-                    "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,
-                });
-                let mut bytes = byte_level();
-                bytes["use_regex"] = false.into();
-                [split, bytes]
-            }
-        };
-        json!({"type": "Sequence", "pretokenizers": steps})
-    }
-}
-
-fn byte_level() -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true})
-}
-
-/// Puts `token` before every text encoded with special tokens.
-fn post_processor(id: u32, token: &str) -> Value {
-    let first = json!({"SpecialToken": {"id": token, "type_id": 0}});
-    let text = |name: &str| json!({"Sequence": {"id": name, "type_id": 0}});
-    json!({
-        "type": "TemplateProcessing",
-        "single": [first, text("A")],
-        "pair": [first, text("A"), first, text("B")],
-        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+    Split::named(name).ok_or_else(|| {
+        let problem = format!("\"{name}\" is not supported");
+        let fix = "Import a model with \"gpt-2\", \"smollm\", \"llama-bpe\" or \"qwen2\", or use its Hugging Face files";
+        gguf.wrong(PRE, problem, fix)
     })
 }
 

@@ -10,8 +10,8 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::read::container::type_number;
-use crate::formats::hf::weights::write_aside;
+use crate::formats::file::write_aside;
+use crate::formats::gguf::tensor_type::type_number;
 
 /// Every tensor's data start at a multiple of this; what a file without `general.alignment` means.
 const ALIGNMENT: u64 = 32;

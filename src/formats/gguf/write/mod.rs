@@ -1,6 +1,6 @@
 //! A model as one GGUF file.
 
-pub mod container;
+mod container;
 mod metadata;
 mod tokenizer;
 
@@ -11,11 +11,11 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 
 use super::mixture::Quantisation;
-use super::read::container::type_name;
-use super::read::{ROPE_TABLE, gguf_name, gguf_rows};
+use super::names::{ROPE_TABLE, gguf_name, gguf_rows};
+use super::tensor_type::type_name;
 use crate::error::{Error, Result};
-use crate::formats::Written;
 use crate::formats::hf::Companions;
+use crate::formats::written::Written;
 use crate::model::decoder::Decoder;
 use container::PlannedTensor;
 use metadata::{metadata, rope_divisors};

@@ -6,16 +6,12 @@ use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::read::tokenizer::split_name;
+use crate::formats::gguf::pre_tokenizer::split_name;
+use crate::formats::gguf::token_type::TokenType;
 use crate::formats::hf::Companions;
 use crate::model::config::ModelConfig;
 use crate::text::{PromptEncoder, SpecialTokens, chat_template_text};
 
-/// llama.cpp's token types.
-const NORMAL: i32 = 1;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
 const OTHER_FORMAT: &str = "Export to --format hf, which keeps tokenizer.json as it is";
 
 /// Keys of `tokenizer.` and what they cannot say.
@@ -28,7 +24,7 @@ pub struct TokenizerMetadata {
 #[derive(Clone)]
 struct Token {
     text: String,
-    kind: i32,
+    kind: TokenType,
 }
 
 /// # Errors
@@ -50,7 +46,7 @@ pub fn tokenizer_metadata(companions: &Companions, config: &ModelConfig) -> Resu
     ];
     let id_of = |text: &str| tokens.iter().position(|token| token.text == text).map(|id| id as u32);
     let ids = special_ids(companions, config, id_of, &mut notes)?;
-    let kinds = tokens.iter().map(|token| Value::I32(token.kind)).collect();
+    let kinds = tokens.iter().map(|token| Value::I32(token.kind as i32)).collect();
     entries.push(("tokenizer.ggml.tokens".into(), texts(tokens.into_iter().map(|t| t.text).collect())));
     entries.push(("tokenizer.ggml.token_type".into(), Value::Array(kinds)));
     entries.push(("tokenizer.ggml.merges".into(), texts(merges)));
@@ -106,7 +102,7 @@ fn tokens(path: &Path, json: &Json, rows: usize, notes: &mut Vec<String>) -> Res
         Ok(())
     };
     for (text, id) in json["model"]["vocab"].as_object().into_iter().flatten() {
-        put(id.as_u64(), Token { text: text.clone(), kind: NORMAL })?;
+        put(id.as_u64(), Token { text: text.clone(), kind: TokenType::Normal })?;
     }
     let mut trimmed = Vec::new();
     for added in json["added_tokens"].as_array().into_iter().flatten() {
@@ -114,7 +110,7 @@ fn tokens(path: &Path, json: &Json, rows: usize, notes: &mut Vec<String>) -> Res
         if ["lstrip", "rstrip", "single_word"].iter().any(|flag| added[*flag] == true) {
             trimmed.push(text);
         }
-        let kind = if added["special"] == true { CONTROL } else { USER_DEFINED };
+        let kind = if added["special"] == true { TokenType::Control } else { TokenType::UserDefined };
         put(added["id"].as_u64(), Token { text: text.into(), kind })?;
     }
     if !trimmed.is_empty() {
@@ -124,7 +120,7 @@ fn tokens(path: &Path, json: &Json, rows: usize, notes: &mut Vec<String>) -> Res
         ));
     }
     let named = tokens.into_iter().enumerate();
-    let unused = |id: usize| Token { text: format!("[PAD{id}]"), kind: UNUSED };
+    let unused = |id: usize| Token { text: format!("[PAD{id}]"), kind: TokenType::Unused };
     Ok(named.map(|(id, token)| token.unwrap_or_else(|| unused(id))).collect())
 }
 

@@ -1,0 +1,71 @@
+//! GGUF import: a quantised file becomes a model directory in Hugging Face layout.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::DType;
+
+use super::read::GgufModel;
+use crate::error::{Error, Result};
+use crate::formats::file::write_json;
+use crate::formats::hf::generation_config;
+use crate::formats::hf::weights::{SaveOptions, save_with};
+use crate::model::config::ModelConfig;
+
+/// What [`import`] did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImportReport {
+    pub config: ModelConfig,
+    pub tensors: usize,
+    pub parameters: u64,
+    /// Tensors by how the file stored them, such as `Q4_1`.
+    pub stored_as: BTreeMap<String, usize>,
+    /// Tokens of the tokenizer.
+    pub vocab: usize,
+    /// Tensor data written, in bytes.
+    pub written_bytes: u64,
+    /// What the file left open and how it was settled, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Dequantises `gguf` into `out_dir` as `dtype` (bf16, f16 or f32), tensor by tensor.
+///
+/// Writes config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
+/// special_tokens_map.json. `out_dir` must be absent or empty. Everything but the tensor data is checked before
+/// the first file is written.
+pub fn import(gguf: &Path, out_dir: &Path, dtype: DType) -> Result<ImportReport> {
+    refuse_filled(out_dir)?;
+    let model = GgufModel::open(gguf)?;
+    let (config, tokenizer) = (&model.config, &model.tokenizer);
+    std::fs::create_dir_all(out_dir).map_err(Error::io(out_dir, "create the directory"))?;
+    write_json(&out_dir.join("tokenizer.json"), &tokenizer.tokenizer)?;
+    write_json(&out_dir.join("tokenizer_config.json"), &tokenizer.tokenizer_config)?;
+    write_json(&out_dir.join("special_tokens_map.json"), &tokenizer.special_tokens_map)?;
+    write_json(&out_dir.join("generation_config.json"), &generation_config(config))?;
+    let written_bytes = save_with(out_dir, config, SaveOptions::new(dtype), |name| model.tensor(name))?;
+    Ok(ImportReport {
+        tensors: config.parameter_names().len(),
+        parameters: config.parameter_count(),
+        stored_as: model.stored_as,
+        vocab: model.tokenizer.vocab,
+        written_bytes,
+        notes: model.tokenizer.notes,
+        config: model.config,
+    })
+}
+
+fn refuse_filled(dir: &Path) -> Result<()> {
+    let filled = match std::fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io(dir, "list")(e)),
+    };
+    if filled {
+        return Err(Error::input(
+            dir.display(),
+            "the output directory is not empty",
+            "Name a new or an empty one",
+        ));
+    }
+    Ok(())
+}
