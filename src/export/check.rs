@@ -44,9 +44,9 @@ pub struct Findings {
     pub weights: BTreeMap<String, WeightCheck>,
     pub logprobs: LogprobCheck,
     pub probe: Probe,
-    /// Of the weights in memory.
+    /// What the weights in memory say of the probe.
     pub memory: Answer,
-    /// Of what was read back.
+    /// What those read back say of it.
     pub read_back: Answer,
 }
 

@@ -36,11 +36,11 @@ pub struct Probe {
 /// What a model says of a probe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Answer {
-    /// Of each token but the first, given those before it; natural logarithms.
+    /// Log-probs of each token but the first, given those before it; natural logarithms.
     pub logprobs: Vec<f32>,
     /// The likeliest continuation, [`GREEDY_TOKENS`] tokens.
     pub greedy: Vec<u32>,
-    /// Of those tokens.
+    /// Log-probs of those tokens.
     pub greedy_logprobs: Vec<f32>,
 }
 

@@ -1,5 +1,5 @@
 //! A LoRA adapter, Hu et al., arXiv:2106.09685: beside the weight W of a linear layer, A `[rank, in]` and
-//! B `[out, rank]`, both f32, and `y = W x + scale B A x`. Names are PEFT's, so are the files ([`super::peft`]).
+//! B `[out, rank]`, both f32, and `y = W x + scale B A x`. Names are PEFT's, so are the files (`formats::peft`).
 
 use std::collections::HashMap;
 

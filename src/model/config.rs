@@ -7,8 +7,8 @@ use crate::model::rope_scaling::RopeScaling;
 const MAX_SIZE: u64 = 1 << 24;
 const MAX_LAYERS: u64 = 4096;
 
-/// The numbers of one decoder. Read from a file by [`crate::formats`], or made by hand and then
-/// [`ModelConfig::validate`]d.
+/// The numbers of one decoder. Read from a file in `formats/`, or made by hand and then
+/// held against [`ModelConfig::validate`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     pub family: Family,

@@ -33,7 +33,7 @@ impl PlannedTensor {
         self.shape.iter().product()
     }
 
-    /// Of its data, without the gap behind them.
+    /// Bytes of its data, without the gap behind them.
     pub fn bytes(&self) -> u64 {
         (self.values() / self.dtype.block_size() * self.dtype.type_size()) as u64
     }
