@@ -14,7 +14,7 @@
 // 2^i cells of equal width, at the middle of cell c - 2^i; 0 is zero. The first moment has top = 6 and bit 7 as
 // its sign, the second top = 7. A block's scale is its largest magnitude over the largest code value, so that the
 // largest is kept exactly. A second moment that is not 0 never becomes 0: the step divides by its root.
-// CPU twin: src/ops/adamw.rs. Tests: tests/suite/kernels_adamw.rs.
+// CPU twin: src/ops/adamw/cpu.rs. Tests: tests/suite/kernels_adamw.rs.
 #include "philox.cuh"
 #include "wide.cuh"
 

@@ -5,7 +5,7 @@
 // fixed order, so results do not change from run to run. A prompt's keys sum over all completions in one block.
 // q, out, dout, dq [T, query heads, D], k, v, dk, dv [T, kv heads, D] in bf16; lse, delta [T, query heads] f32;
 // D 64 or 128. Other element types and head dims: attention_plain.cu. Roofline: docs/kernels.md.
-// CPU twin: src/ops/attention.rs. Tests: tests/suite/kernels_attention.rs.
+// CPU twin: src/ops/attention/cpu.rs. Tests: tests/suite/kernels_attention.rs.
 #include "attention.cuh"
 #include "wide.cuh"
 

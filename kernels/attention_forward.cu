@@ -4,7 +4,7 @@
 // q, out [T, query heads, D], k, v [T, kv heads, D] in bf16; lse [T, query heads] f32; D 64 or 128.
 // Grid: (tiles of 64 m, kv heads), 128 threads, dynamic shared memory 512 D bytes (4 tiles of 64 keys).
 // Other element types and head dims: attention_plain.cu. Roofline: docs/kernels.md.
-// CPU twin: src/ops/attention.rs. Tests: tests/suite/kernels_attention.rs.
+// CPU twin: src/ops/attention/cpu.rs. Tests: tests/suite/kernels_attention.rs.
 #include "attention.cuh"
 
 template <int D>

@@ -5,7 +5,7 @@
 // q, out, dout, dq [T, query heads, dim], k, v, dk, dv [T, kv heads, dim]; lse, delta [T, query heads] f32.
 // Grid: (tiles of 32 m or 32 keys, kv heads), 256 threads. Dynamic shared memory, in floats, with p = dim + 4:
 // forward 96 p + 1056, query_gradient 128 p + 1056, key_gradients 128 p + 2176.
-// CPU twin: src/ops/attention.rs. Tests: tests/suite/kernels_attention.rs.
+// CPU twin: src/ops/attention/cpu.rs. Tests: tests/suite/kernels_attention.rs.
 #include "attention_plain.cuh"
 
 struct Shape {

@@ -6,7 +6,7 @@
 //     one matrix product, so a prompt's keys are read once for them all; its keys are split over blocks.
 //   merge: one warp a query goes over the sequence's own keys, then over the splits' results.
 // partial [splits, R, query heads, dim] and partial_lse [splits, R, query heads], f32, lie between the two.
-// Roofline: docs/kernels.md. CPU twin: src/ops/decode_attention.rs. Tests: tests/suite/kernels_decode.rs.
+// Roofline: docs/kernels.md. CPU twin: src/ops/decode_attention/cpu.rs. Tests: tests/suite/kernels_decode.rs.
 #include "attention_plain.cuh"
 #include "wide.cuh"
 

@@ -2,7 +2,7 @@
 //
 // Any grid: threads step by the size of the grid. Bound by memory, each operand read or written once:
 // add_assign 12 bytes an element in f32 and 6 in bf16, scale 8, fill 4 or 2, casts 6; normal is bound by f64 arithmetic.
-// CPU twins: add_assign and scale in src/ops/mod.rs, Stream::normal in src/rng.rs. Tests: tests/suite/kernels_state.rs.
+// CPU twins: src/ops/elementwise/cpu.rs, src/ops/memory/cpu.rs. Tests: tests/suite/kernels_state.rs.
 #include "philox.cuh"
 #include "wide.cuh"
 

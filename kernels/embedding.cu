@@ -2,7 +2,7 @@
 //
 // table [V, H] and values [N, H] in f32 or bf16; rows [N] u32. Bound by memory: gather and scatter read and write
 // each element once; scatter_add reads each value once, and reads and writes each table row that is named once.
-// CPU twin: src/ops/embedding.rs. Tests: tests/suite/kernels_state.rs.
+// CPU twin: src/ops/embedding/cpu.rs. Tests: tests/suite/kernels_state.rs.
 #include "wide.cuh"
 
 // Grid: N blocks. A row outside the table gives NaN: the host checks rows that it knows.

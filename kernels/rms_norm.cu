@@ -3,7 +3,7 @@
 // x, y, dy, dx [N, H] and w [H] in f32 or bf16; inverse_rms [N], dw [H] and partial [C, H] in f32.
 // Bound by memory. Elements moved through device memory, per element of x: forward 2 (with a residual 4),
 // backward_input 4, backward_weight 2; second reads of a row hit the caches.
-// CPU twin: src/ops/rms_norm.rs. Tests: tests/suite/kernels.rs.
+// CPU twin: src/ops/rms_norm/cpu.rs. Tests: tests/suite/kernels.rs.
 #include "wide.cuh"
 
 // Grid: N blocks. With `residual` [N, H], `x + residual` is normed instead and kept in `sum` (as rounded

@@ -3,7 +3,7 @@
 // x [N, heads, 2 half] in f32 or bf16; cos, sin [positions, half] f32; position [N] u32, each below the
 // tables' length. Pair j of a head is (x[j], x[half + j]). sign 1 rotates; -1 is the transpose, for the
 // backward pass. Grid: N blocks. Bound by memory: one read and one write of x; the tables stay in the cache.
-// CPU twin: src/ops/rope.rs. Tests: tests/suite/kernels.rs.
+// CPU twin: src/ops/rope/cpu.rs. Tests: tests/suite/kernels.rs.
 #include "wide.cuh"
 
 template <typename T>

@@ -8,7 +8,7 @@
 // any order, so the result is the same on every run and for every number of threads. No sort: the smallest logit
 // that stays is searched digit by digit (4 bits a pass: 8 passes in f32, 4 in bf16, only where top-k or top-p is
 // set). Without them the row is read twice, the second time mostly from the cache.
-// CPU twin: src/ops/sampling.rs. Tests: tests/suite/kernels_sampling.rs.
+// CPU twin: src/ops/sampling/cpu.rs. Tests: tests/suite/kernels_sampling.rs.
 #include "wide.cuh"
 
 #define MAX_WARPS 16

@@ -4,7 +4,7 @@
 // Stage 1, per array: block b sums x[b S .. (b + 1) S] with S = 65,536 into partial[b], f64. Grid: ceil(count / S)
 // blocks of any size; the partials of several arrays lie one after another. Stage 2: one block adds `count`
 // partials into total[0]. NaN and infinity in x show in the total. Bound by memory: one read of x.
-// CPU twin: sum_squares in src/ops/mod.rs. Tests: tests/suite/kernels_state.rs.
+// CPU twin: sum_squares in src/ops/elementwise/cpu.rs. Tests: tests/suite/kernels_state.rs.
 #include "wide.cuh"
 
 #define SHARE 65536u

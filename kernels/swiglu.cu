@@ -3,7 +3,7 @@
 // Every array has `count` elements in f32 or bf16. Any grid: threads step by the size of the grid.
 // Bound by memory: forward 2 reads and 1 write an element, backward 3 and 3. An output may be the array of an
 // input (dact's, say), since every thread reads its elements before it writes them.
-// CPU twin: src/ops/swiglu.rs. Tests: tests/suite/kernels.rs.
+// CPU twin: src/ops/swiglu/cpu.rs. Tests: tests/suite/kernels.rs.
 #include "wide.cuh"
 
 // 1 / (1 + inf) is 0, so a large negative x is no special case.

@@ -5,7 +5,7 @@
 // entropy = log_sum - sum softmax(z) z. A target outside the vocabulary gives NaN. Grid: N blocks.
 // Bound by memory: forward reads the logits once, backward reads and writes them once.
 // V is about 150 thousand, so the maximum and the sums share one pass (online softmax, arXiv:1805.02867).
-// CPU twin: src/ops/token_logprob.rs. Tests: tests/suite/kernels.rs.
+// CPU twin: src/ops/token_logprob/cpu.rs. Tests: tests/suite/kernels.rs.
 #include "wide.cuh"
 
 // Sums over the logits seen so far, with d = (logit - max) inverse_temperature: of exp(d) and of exp(d) d.

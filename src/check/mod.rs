@@ -43,7 +43,7 @@ type Body = Box<dyn Fn(&Place) -> Result<Vec<Output>>>;
 
 /// One op on one set of inputs.
 struct Trial {
-    /// The file in `src/ops/`, or what `src/ops/mod.rs` and other rooms call it.
+    /// The folder in `src/ops/`, a file of `src/ops/cpu/`, or one function of an op.
     op: &'static str,
     /// What sets this trial apart from the op's others.
     shape: String,

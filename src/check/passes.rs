@@ -7,9 +7,10 @@ use super::reference::add;
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
 use crate::ops::adamw::Moment;
-use crate::ops::blockwise::{BLOCK, Code};
+use crate::ops::adamw::blockwise::{BLOCK, Code};
+use crate::ops::elementwise::{add_assign, sum_squares, zero};
 use crate::ops::indices::Indices;
-use crate::ops::{adamw, add_assign, embedding, sum_squares, zero};
+use crate::ops::{adamw, embedding};
 
 pub fn trials(draw: &Draw) -> Vec<Trial> {
     let [small, moments] = update_int8(draw);

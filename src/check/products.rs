@@ -4,8 +4,9 @@ use super::place::{Draw, Place, narrow, wide};
 use super::reference::{add, log_softmax, sigmoid, times, times_transposed, transposed};
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
-use crate::ops::gemm::{Mat, MatMut, Threads, Write, gemm, product};
-use crate::ops::{linear, simd, token_logprob};
+use crate::ops::cpu::gemm::{Mat, MatMut, Threads, Write, gemm, product};
+use crate::ops::cpu::simd;
+use crate::ops::{linear, token_logprob};
 
 pub fn trials(draw: &Draw) -> Vec<Trial> {
     // A prompt's rows, and a decode step's few.

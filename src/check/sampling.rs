@@ -3,9 +3,8 @@
 use super::place::{Draw, Place};
 use super::reference::log_softmax;
 use super::{Output, Tolerance, Trial, output};
-use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
-use crate::ops::sampling::sample;
+use crate::ops::sampling::{Sampling, sample};
 
 const ROWS: usize = 40;
 
@@ -18,20 +17,20 @@ pub fn trials(draw: &Draw) -> Vec<Trial> {
         ("greedy", 0.0, 0, 1.0, 0.0),
     ]
     .map(|(what, temperature, top_k, top_p, min_p)| {
-        trial(draw, what, SamplingConfig { temperature, top_k, top_p, min_p, replay_truncation: false })
+        trial(draw, what, Sampling { temperature, top_k, top_p, min_p, replay_truncation: false })
     })
     .into()
 }
 
 struct Rows {
-    config: SamplingConfig,
+    config: Sampling,
     vocab: usize,
     logits: Vec<f64>,
     /// In [0, 1): which token of those left to take, by rank in the vocabulary's order.
     picks: Vec<f64>,
 }
 
-fn trial(draw: &Draw, what: &str, config: SamplingConfig) -> Trial {
+fn trial(draw: &Draw, what: &str, config: Sampling) -> Trial {
     let vocab = 100 + draw.below(900);
     let picks = draw.indices(ROWS, 1000).iter().map(|i| *i as f64 / 1000.0).collect();
     let inputs = Rows { config, vocab, logits: draw.scaled(ROWS * vocab, 2.0), picks };
@@ -59,13 +58,13 @@ struct Expected {
     token: usize,
     logprob: f64,
     /// With a `top_p` and a `min_p` that no rounding can move to another token.
-    config: SamplingConfig,
+    config: Sampling,
     /// A number whose inverse transform is the token, far from where rounding could make it another.
     uniform: f64,
 }
 
 fn expected(i: &Rows) -> Vec<Expected> {
-    let SamplingConfig { temperature, top_k, top_p, min_p, .. } = i.config;
+    let Sampling { temperature, top_k, top_p, min_p, .. } = i.config;
     let scale = if temperature == 0.0 { 1.0 } else { 1.0 / f64::from(temperature) };
     let row = |(logits, pick): (&[f64], &f64)| {
         let log_p = log_softmax(&logits.iter().map(|l| l * scale).collect::<Vec<_>>());

@@ -10,7 +10,8 @@ use super::decoder::Decoder;
 use super::gradients::Gradients;
 use crate::config::lora::LoraConfig;
 use crate::error::{Error, Result};
-use crate::ops::{self, linear, memory};
+use crate::ops::elementwise::{add_assign, scale};
+use crate::ops::{linear, memory};
 use crate::rng::{Purpose, Stream};
 
 /// What adapters of one kind have in common.
@@ -151,27 +152,27 @@ impl LowRank {
     /// `scale A x`, `[N, rank]`, f32.
     fn down(self, weights: &[Tensor], x_nh: &Tensor) -> Result<Tensor> {
         let inner = linear::forward(&memory::cast(x_nh, DType::F32)?, &weights[self.a])?;
-        ops::scale(&inner, self.scale)?;
+        scale(&inner, self.scale)?;
         Ok(inner)
     }
 
     /// `scale B^T dy`, `[N, rank]`, f32.
     fn up(self, weights: &[Tensor], dy_no: &Tensor) -> Result<Tensor> {
         let inner = linear::backward_input(&[(&memory::cast(dy_no, DType::F32)?, &weights[self.b])])?;
-        ops::scale(&inner, self.scale)?;
+        scale(&inner, self.scale)?;
         Ok(inner)
     }
 
     /// Adds `scale B A x` to `y_no`, in place.
     pub(super) fn add_output(self, weights: &[Tensor], x_nh: &Tensor, y_no: &Tensor) -> Result<()> {
         let y = linear::forward(&self.down(weights, x_nh)?, &weights[self.b])?;
-        ops::add_assign(y_no, &memory::cast(&y, y_no.dtype())?)
+        add_assign(y_no, &memory::cast(&y, y_no.dtype())?)
     }
 
     /// Adds `scale A^T B^T dy` to `dx_nh`, in place.
     pub(super) fn add_input_gradient(self, weights: &[Tensor], dy_no: &Tensor, dx_nh: &Tensor) -> Result<()> {
         let dx = linear::backward_input(&[(&self.up(weights, dy_no)?, &weights[self.a])])?;
-        ops::add_assign(dx_nh, &memory::cast(&dx, dx_nh.dtype())?)
+        add_assign(dx_nh, &memory::cast(&dx, dx_nh.dtype())?)
     }
 
     /// `dA += scale (B^T dy) x^T` and `dB += scale dy (A x)^T`. What the forward pass had between A and B is
@@ -277,8 +278,8 @@ impl Decoder {
         };
         let (a, b) = (&self.weights[low_rank.a], &self.weights[low_rank.b]);
         let sum = linear::backward_input(&[(b, a)])?;
-        ops::scale(&sum, low_rank.scale)?;
-        ops::add_assign(&sum, &memory::cast(weight, DType::F32)?)?;
+        scale(&sum, low_rank.scale)?;
+        add_assign(&sum, &memory::cast(weight, DType::F32)?)?;
         memory::cast(&sum, weight.dtype())
     }
 

@@ -10,12 +10,12 @@ use super::gradients::Gradients;
 use super::projection::Projection;
 use super::tape::TapedBlock;
 use crate::config::ActivationMemory;
-use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionLayout, Heads};
 use crate::ops::indices::Indices;
 use crate::ops::memory::{self, Normal};
 use crate::ops::rope::RopeTable;
+use crate::ops::sampling::Sampling;
 use crate::ops::token_logprob::{self, Slopes, TokenLogprobs};
 use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
@@ -313,7 +313,7 @@ impl Decoder {
         &self,
         hidden: &Tensor,
         head: Head,
-        cut: Option<&SamplingConfig>,
+        cut: Option<&Sampling>,
     ) -> Result<TokenLogprobs> {
         if head.targets.is_empty() {
             return Ok(TokenLogprobs::default());

@@ -5,7 +5,8 @@ use std::cell::OnceCell;
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
-use crate::ops::{linear, sum_squares};
+use crate::ops::elementwise::sum_squares;
+use crate::ops::linear;
 
 /// In parameter order. A gradient takes memory from the first time something is added to it, so that a backward
 /// pass frees the activations of a block about when it allocates the block's gradients.

@@ -6,7 +6,9 @@ use crate::config::optim::{Bf16WeightsConfig, MomentsConfig, OptimConfig};
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
+use crate::ops::adamw::blockwise::BLOCK;
 use crate::ops::adamw::{Moment, Parameter, Precision, Update, update};
+use crate::ops::elementwise::sum_squares;
 use crate::ops::memory;
 use crate::rng::{Purpose, Stream};
 
@@ -84,9 +86,10 @@ impl AdamW {
     ) -> Result<f64> {
         let grad_norm = gradients.norm()?;
         if !grad_norm.is_finite() {
-            let culprit = decoder.trainable().zip(gradients.tensors()).find(|(_, g)| {
-                !g.as_ref().is_ok_and(|g| crate::ops::sum_squares(&[*g]).is_ok_and(f64::is_finite))
-            });
+            let culprit = decoder
+                .trainable()
+                .zip(gradients.tensors())
+                .find(|(_, g)| !g.as_ref().is_ok_and(|g| sum_squares(&[*g]).is_ok_and(f64::is_finite)));
             let name = culprit.map_or("all weights together", |((name, _), _)| name);
             return Err(Error::Diverged {
                 step: self.step + 1,
@@ -186,7 +189,7 @@ impl AdamW {
                         return Ok(Moment::F32(load(format!("{which}.{name}"), weight.dims(), weight)?));
                     }
                     let count = weight.elem_count();
-                    let scales = [count.div_ceil(crate::ops::blockwise::BLOCK)];
+                    let scales = [count.div_ceil(BLOCK)];
                     Ok(Moment::Int8 {
                         codes: load(codes, &[count], weight)?,
                         scales: load(format!("{which}_scales.{name}"), &scales, weight)?,

@@ -12,7 +12,7 @@ use crate::model::kv_cache::DecodeStep;
 use crate::model::tape::{Recording, Tape};
 use crate::ops::decode_attention::{Readers, SharedPrefix};
 use crate::ops::indices::Indices;
-use crate::ops::sampling::{Sampled, sample};
+use crate::ops::sampling::{Sampled, Sampling, sample};
 use crate::ops::{embedding, memory};
 use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
@@ -200,7 +200,7 @@ impl Engine<'_> {
             Stream::new(self.seed, self.purpose, ids).uniform(token_index)
         };
         let uniforms: Vec<f32> = active.iter().map(uniform).collect();
-        let drawn = sample(logits, &self.sampling, &uniforms)?;
+        let drawn = sample(logits, &Sampling::from(&self.sampling), &uniforms)?;
         match drawn.iter().position(|s| !s.logprob.is_finite()) {
             None => Ok(drawn),
             Some(i) => Err(Error::Diverged {

@@ -20,6 +20,7 @@ use crate::eval::judge;
 use crate::model::decoder::Decoder;
 use crate::model::tape::Tape;
 use crate::observe::{Metrics, SampleRecord};
+use crate::ops::sampling::Sampling;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Engine, Request, Rollouts, TapePolicy, Timing};
 use crate::task::{Confusion, Outcome, Task};
@@ -281,7 +282,7 @@ impl GrpoStage<'_> {
             loss: &self.config.loss,
             penalty: KlPenalty { coef, estimator: self.config.kl_estimator() },
             temperature: self.config.sampling.temperature,
-            cut: Some(self.config.sampling).filter(|sampling| sampling.replay_truncation),
+            cut: Some(Sampling::from(&self.config.sampling)).filter(|sampling| sampling.replay_truncation),
             max_completion_tokens: self.config.max_completion_tokens,
             max_tokens_per_pack: self.pack.max_tokens_per_pack,
             entropy_coef: self.config.entropy_coef,

@@ -7,11 +7,11 @@ use super::step::{Distribution, LossSlopes, Trainee, mean};
 use crate::algo::importance::truncated_importance;
 use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
-use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Head, Keep};
 use crate::model::tape::{Tape, TapedGroup};
 use crate::observe::Metrics;
+use crate::ops::sampling::Sampling;
 use crate::pack::runs;
 use crate::types::{Group, PackedBatch, ScoredGroup};
 
@@ -22,7 +22,7 @@ pub struct PolicyUpdate<'a> {
     pub penalty: KlPenalty,
     pub temperature: f32,
     /// The sampler's cuts, where log-probs are those of what they leave (`replay_truncation`).
-    pub cut: Option<SamplingConfig>,
+    pub cut: Option<Sampling>,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
     /// Weight of the mean entropy over the step's tokens in the objective.

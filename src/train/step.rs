@@ -1,10 +1,10 @@
 //! One pass over one packed batch: forward, log-probs, whatever loss, backward.
 
 use crate::config::ActivationMemory;
-use crate::config::sampling::SamplingConfig;
 use crate::error::Result;
 use crate::model::decoder::{Decoder, Forward, Head};
 use crate::model::gradients::Gradients;
+use crate::ops::sampling::Sampling;
 use crate::ops::token_logprob::{Slopes, TokenLogprobs};
 use crate::types::PackedBatch;
 
@@ -36,7 +36,7 @@ pub struct Distribution {
     /// Divides the logits.
     pub temperature: f32,
     /// The sampler's cuts, where log-probs are those of what they leave.
-    pub cut: Option<SamplingConfig>,
+    pub cut: Option<Sampling>,
 }
 
 impl From<f32> for Distribution {

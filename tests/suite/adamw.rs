@@ -93,7 +93,7 @@ fn pull(decoder: &Decoder, goal: &Decoder, optimizer: &mut AdamW, steps: std::op
                 .map(|(j, (w, goal))| (w - goal + 0.1 * noise.normal(j)) * 10f32.powi(-((j % 3) as i32)))
                 .collect();
             let gradient = Tensor::from_vec(gradient, w.shape(), &Device::Cpu).unwrap();
-            rlvr::ops::add_assign(gradients.at(i).unwrap().unwrap(), &gradient).unwrap();
+            rlvr::ops::elementwise::add_assign(gradients.at(i).unwrap().unwrap(), &gradient).unwrap();
         }
         let rate = 0.02 * (1.0 - step as f64 / 150.0);
         optimizer.step(decoder, &gradients, &config, rate).unwrap();

@@ -2,10 +2,10 @@
 //! (`scripts/cuda/twin.sh --run cargo test --features cuda ...`). With neither, each test says so and passes.
 
 use candle_core::{DType, Device, Tensor};
+use rlvr::ops::attention::cuda::DeviceLayout;
 use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use rlvr::ops::cuda;
-use rlvr::ops::cuda::attention::DeviceLayout;
-use rlvr::ops::cuda::decode_attention::DecodeLayout;
+use rlvr::ops::decode_attention::cuda::DecodeLayout;
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 
 use crate::kernels_attention::{heads, near, segments, tolerance};
@@ -57,11 +57,11 @@ fn attention_is_that_of_the_cpu() {
         let dout = rows(heads.query_width());
         let inputs = |i: usize| Inputs { layout: &layout, heads, q: &q[i], k: &k[i], v: &v[i] };
         let (want_out, want_lse) = attention::forward(inputs(0)).unwrap();
-        let (out, lse) = cuda::attention::forward(&on_device, inputs(1)).unwrap();
+        let (out, lse) = attention::cuda::forward(&on_device, inputs(1)).unwrap();
         let upstream = Upstream { out: &want_out, lse: &want_lse, dout: &dout[0] };
         let want = attention::backward(inputs(0), upstream).unwrap();
         let upstream = Upstream { out: &out, lse: &lse, dout: &dout[1] };
-        let got = cuda::attention::backward(&on_device, inputs(1), upstream).unwrap();
+        let got = attention::cuda::backward(&on_device, inputs(1), upstream).unwrap();
         for (what, got, want) in [
             ("out", &out, &want_out),
             ("lse", &lse, &want_lse),
@@ -98,7 +98,7 @@ fn decode_attention_is_that_of_the_cpu() {
         };
         let readers = Readers::new(prefixes.to_vec(), sequences.to_vec());
         let (want, want_lse) = decode_attention::forward(heads, &q[0], cache(0), &readers, len).unwrap();
-        let (got, lse) = cuda::decode_attention::forward(&on_device, &q[1], cache(1), len).unwrap();
+        let (got, lse) = decode_attention::cuda::forward(&on_device, &q[1], cache(1), len).unwrap();
         let allowed = tolerance(e).map(|t| t + 4e-6);
         near(&r, &format!("{e:?} {heads:?}"), &values(&got), &values(&want), allowed);
         near(&r, &format!("lse, {e:?} {heads:?}"), &values(&lse), &values(&want_lse), allowed);
@@ -125,6 +125,6 @@ fn what_the_kernels_cannot_take_is_refused() {
     let r = Random::new();
     let [_, wrong] = pair(&r, Element::F32, &device, &[4, 128]);
     let inputs = Inputs { layout: &layout, heads: heads(2, 1, 64), q: &wrong, k: &wrong, v: &wrong };
-    let said = cuda::attention::forward(&on_device, inputs).unwrap_err().to_string();
+    let said = attention::cuda::forward(&on_device, inputs).unwrap_err().to_string();
     assert!(said.contains("q must be BF16 [4, 128]"), "{said}");
 }

@@ -269,7 +269,7 @@ fn a_gradient_that_is_not_finite_is_named() {
     let gradients = there.zero_gradients();
     let name = there.parameters().nth(3).unwrap().0.to_string();
     let poison = gradients.at(3).unwrap().unwrap();
-    rlvr::ops::cuda::elementwise::fill(poison, f32::NAN).unwrap();
+    rlvr::ops::memory::cuda::fill(poison, f32::NAN).unwrap();
     let mut optimizer = AdamW::new(&there).unwrap();
     let error = optimizer.step(&there, &gradients, &OptimConfig::default(), 1e-3).unwrap_err().to_string();
     assert!(error.contains(&name), "{error}");

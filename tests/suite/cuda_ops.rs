@@ -3,15 +3,17 @@
 //! The CPU ops are f32 and held against f64 references elsewhere; bf16 inputs are given to them exactly.
 
 use candle_core::{DType, Device, Tensor};
-use rlvr::config::sampling::SamplingConfig;
 use rlvr::ops::adamw::{Moment, Parameter, Precision, Update};
 use rlvr::ops::attention::{self, AttentionLayout, Heads};
-use rlvr::ops::cuda::token_logprob::RowGradients;
-use rlvr::ops::cuda::{self, elementwise};
+use rlvr::ops::cuda::upload;
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 use rlvr::ops::indices::Indices;
 use rlvr::ops::rope::{Direction, RopeTable};
-use rlvr::ops::{adamw, embedding, rms_norm, sampling, swiglu, token_logprob};
+use rlvr::ops::sampling::Sampling;
+use rlvr::ops::token_logprob::cuda::RowGradients;
+use rlvr::ops::{
+    adamw, elementwise, embedding, linear, memory, rms_norm, rope, sampling, swiglu, token_logprob,
+};
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::Segment;
 
@@ -63,24 +65,24 @@ fn sums_fills_and_casts() {
         let squares: f64 = values(&there).iter().chain(&values(&term_there)).map(|v| v * v).sum();
         let got = elementwise::sum_squares(&[&there, &term_there]).unwrap();
         assert!((got / squares - 1.).abs() < 1e-5, "{got}, want {squares}; seed {}", bench.seed);
-        rlvr::ops::add_assign(&sum, &term).unwrap();
+        elementwise::add_assign(&sum, &term).unwrap();
         elementwise::add_assign(&there, &term_there).unwrap();
         bench.agree("add_assign", &there, &sum);
         if dtype == DType::F32 {
-            rlvr::ops::scale(&sum, 1.7).unwrap();
+            elementwise::scale(&sum, 1.7).unwrap();
             elementwise::scale(&there, 1.7).unwrap();
             bench.agree("scale", &there, &sum);
         }
-        elementwise::fill(&there, -1.5).unwrap();
+        memory::cuda::fill(&there, -1.5).unwrap();
         assert!(values(&there).iter().all(|v| *v == -1.5));
         for to in TYPES {
-            let cast = elementwise::cast(&term_there, to).unwrap();
+            let cast = memory::cast(&term_there, to).unwrap();
             assert_eq!(values(&cast), values(&term.to_dtype(to).unwrap()), "seed {}", bench.seed);
         }
         let shape = (n, h).into();
         let stream = Stream::new(bench.seed, Purpose::Bench, [1, 2, 3]);
-        let normal = elementwise::Normal { shape, dtype, deviation: 0.5, stream };
-        let drawn = elementwise::normal(&bench.device, &normal).unwrap();
+        let normal = memory::Normal { shape, dtype, deviation: 0.5, stream };
+        let drawn = memory::normal(&bench.device, &normal).unwrap();
         let want: Vec<f32> = (0..(n * h) as u32).map(|i| 0.5 * stream.normal(i)).collect();
         bench.agree("normal", &drawn, &Tensor::from_vec(want, (n, h), &Device::Cpu).unwrap());
     }
@@ -94,11 +96,11 @@ fn rms_norms() {
             let n = 1 + bench.below(70);
             let ((x, x_there), (w, w_there)) = (bench.pair(n, h, dtype), bench.row(h, dtype));
             let want = rms_norm::forward(&x, &w, 1e-5).unwrap();
-            bench.agree("forward", &cuda::rms_norm::forward(&x_there, &w_there, 1e-5).unwrap(), &want);
+            bench.agree("forward", &rms_norm::forward(&x_there, &w_there, 1e-5).unwrap(), &want);
 
             let (residual, residual_there) = bench.pair(n, h, dtype);
             let sum = (&x + &residual).unwrap();
-            let got = cuda::rms_norm::forward_add(&x_there, Some(&residual_there), &w_there, 1e-5).unwrap();
+            let got = rms_norm::cuda::forward_add(&x_there, Some(&residual_there), &w_there, 1e-5).unwrap();
             bench.agree("sum", &got.sum_nh, &sum);
             bench.agree("forward_add", &got.y_nh, &rms_norm::forward(&sum, &w, 1e-5).unwrap());
 
@@ -106,7 +108,7 @@ fn rms_norms() {
             let (dw, dw_there) = bench.row(h, DType::F32);
             let norm = |x, w| rms_norm::Input { x_nh: x, w_h: w, eps: 1e-5 };
             rms_norm::backward(norm(&x, &w), &dy, &dx, &dw).unwrap();
-            cuda::rms_norm::backward(norm(&x_there, &w_there), &dy_there, &dx_there, &dw_there).unwrap();
+            rms_norm::backward(norm(&x_there, &w_there), &dy_there, &dx_there, &dw_there).unwrap();
             bench.agree("backward, dx", &dx_there, &dx);
             bench.agree("backward, dw", &dw_there, &dw);
         }
@@ -125,9 +127,9 @@ fn rotations() {
                 (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f)).collect();
             let of = |f: fn(f64) -> f64| -> Vec<f32> { angles.iter().map(|a| f(*a) as f32).collect() };
             let there =
-                cuda::rope::DeviceTable::new(&of(f64::cos), &of(f64::sin), half, &bench.device).unwrap();
+                rope::cuda::DeviceTable::new(&of(f64::cos), &of(f64::sin), half, &bench.device).unwrap();
             let at: Vec<u32> = (0..n).map(|_| bench.below(positions) as u32).collect();
-            let at_there = cuda::upload(&at, &bench.device).unwrap();
+            let at_there = upload(&at, &bench.device).unwrap();
             for direction in [Direction::Forward, Direction::Inverse] {
                 let (x, x_there) = bench.pair(n, heads * 2 * half, dtype);
                 table.rotate(&x, &Indices::new(at.as_slice()), direction).unwrap();
@@ -146,9 +148,9 @@ fn gated_activations() {
         let (gate, gate_there) = bench.pair(n, f, dtype);
         let ((up, up_there), (d, d_there)) = (bench.pair(n, f, dtype), bench.pair(n, f, dtype));
         let want = swiglu::forward(&gate, &up).unwrap();
-        bench.agree("forward", &cuda::swiglu::forward(&gate_there, &up_there).unwrap(), &want);
+        bench.agree("forward", &swiglu::forward(&gate_there, &up_there).unwrap(), &want);
         let want = swiglu::backward(&gate, &up, &d).unwrap();
-        let got = cuda::swiglu::backward(&gate_there, &up_there, &d_there).unwrap();
+        let got = swiglu::backward(&gate_there, &up_there, &d_there).unwrap();
         bench.agree("act", &got.act_nf, &want.act_nf);
         bench.agree("dgate", &got.dgate_nf, &want.dgate_nf);
         bench.agree("dup", &got.dup_nf, &want.dup_nf);
@@ -162,18 +164,18 @@ fn embeddings() {
         let (v, h, n) = (3 + bench.below(9), 8 * (1 + bench.below(20)), 1 + bench.below(40));
         let rows: Indices = (0..n).map(|_| bench.below(v)).collect();
         let (table, there) = bench.pair(v, h, dtype);
-        let got = cuda::embedding::gather(&there, &rows).unwrap();
+        let got = embedding::gather(&there, &rows).unwrap();
         assert_eq!(values(&got), values(&embedding::gather(&table, &rows).unwrap()), "seed {}", bench.seed);
         let (d, d_there) = bench.pair(n, h, dtype);
         embedding::scatter_add(&table, &rows, &d).unwrap();
-        cuda::embedding::scatter_add(&there, &rows, &d_there).unwrap();
+        embedding::scatter_add(&there, &rows, &d_there).unwrap();
         bench.agree("scatter_add", &there, &table);
         embedding::scatter(&table, &rows, &d).unwrap();
-        cuda::embedding::scatter(&there, &rows, &d_there).unwrap();
+        embedding::scatter(&there, &rows, &d_there).unwrap();
         bench.agree("scatter", &there, &table);
         let (table, there) = bench.pair(v, h, DType::F32);
         embedding::scatter_add(&table, &rows, &d).unwrap();
-        cuda::embedding::scatter_add(&there, &rows, &d_there).unwrap();
+        embedding::scatter_add(&there, &rows, &d_there).unwrap();
         bench.agree("scatter_add into f32", &there, &table);
         let runs = embedding::Runs::new(vec![
             embedding::RowRun { part: 1, start: n - 1, len: 1 },
@@ -186,7 +188,7 @@ fn embeddings() {
         assert!(
             embedding::gather_runs([&d_there, &there.narrow(0, 0, 1).unwrap()], &runs).is_err() || n == 1
         );
-        let outside = cuda::embedding::gather(&there, &Indices::new([v as u32])).unwrap_err().to_string();
+        let outside = embedding::gather(&there, &Indices::new([v as u32])).unwrap_err().to_string();
         assert!(outside.contains("tokenizer"), "{outside}");
     }
 }
@@ -204,9 +206,9 @@ fn token_logprobs() {
         let want = token_logprob::forward(inputs).unwrap();
         let list = |v: Vec<f32>| Tensor::from_vec(v, r, &Device::Cpu).unwrap();
 
-        let targets_r = cuda::upload(&targets, &bench.device).unwrap();
-        let logits = cuda::linear::forward_as(&hidden_there, &head_there, DType::F32).unwrap();
-        let got = cuda::token_logprob::forward_rows(&logits, &targets_r, 0.7).unwrap();
+        let targets_r = upload(&targets, &bench.device).unwrap();
+        let logits = linear::logits(&hidden_there, &head_there).unwrap();
+        let got = token_logprob::cuda::forward_rows(&logits, &targets_r, 0.7).unwrap();
         bench.agree("log-probs", &got.logprobs, &list(want.logprobs));
         bench.agree("entropies", &got.entropies, &list(want.entropies));
 
@@ -215,23 +217,23 @@ fn token_logprobs() {
         let dhidden = token_logprob::backward(inputs, &d.to_vec1().unwrap(), &dhead).unwrap();
         let gradients =
             RowGradients { targets_r: &targets_r, log_sums_r: &got.log_sums, dlogprobs_r: &d_there };
-        cuda::token_logprob::backward_rows(&logits, gradients, 0.7).unwrap();
-        let dlogits = elementwise::cast(&logits, dtype).unwrap();
-        let got = cuda::linear::backward_input(&[(&dlogits, &head_there)]).unwrap();
+        token_logprob::cuda::backward_rows(&logits, gradients, 0.7).unwrap();
+        let dlogits = memory::cast(&logits, dtype).unwrap();
+        let got = linear::backward_input(&[(&dlogits, &head_there)]).unwrap();
         bench.agree("dhidden", &got, &dhidden);
-        cuda::linear::backward_weight(&dhead_there, &dlogits, &hidden_there).unwrap();
+        linear::backward_weight(&dhead_there, &dlogits, &hidden_there).unwrap();
         let tolerance = if dtype == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
         bench.agree_to("dhead", &dhead_there, &dhead, tolerance);
 
         // The same as one call, into the gradient that is there: dhead grows by as much again.
         let there = token_logprob::Inputs { hidden_rh: &hidden_there, head_vh: &head_there, ..inputs };
         let want = token_logprob::forward(inputs).unwrap();
-        let got = cuda::token_logprob::forward(there).unwrap();
+        let got = token_logprob::forward(there).unwrap();
         bench.agree("log-probs at once", &list(got.logprobs), &list(want.logprobs));
         bench.agree("entropies at once", &list(got.entropies), &list(want.entropies));
         let d = d.to_vec1().unwrap();
         token_logprob::backward(inputs, &d, &dhead).unwrap();
-        let got = cuda::token_logprob::backward(there, &d, &dhead_there).unwrap();
+        let got = token_logprob::backward(there, &d, &dhead_there).unwrap();
         bench.agree("dhidden at once", &got, &dhidden);
         bench.agree_to("dhead at once", &dhead_there, &dhead, tolerance);
     }
@@ -240,20 +242,14 @@ fn token_logprobs() {
 #[test]
 fn samples() {
     let Some(bench) = Bench::new() else { return };
-    let plain = SamplingConfig::default();
+    let plain = Sampling::default();
     for dtype in TYPES {
         for config in [
             plain,
-            SamplingConfig { temperature: 0., ..plain },
-            SamplingConfig { temperature: 0.6, top_k: 5, ..plain },
-            SamplingConfig { top_p: 0.8, ..plain },
-            SamplingConfig {
-                temperature: 1.3,
-                top_k: 50,
-                top_p: 0.9,
-                min_p: 0.05,
-                ..SamplingConfig::default()
-            },
+            Sampling { temperature: 0., ..plain },
+            Sampling { temperature: 0.6, top_k: 5, ..plain },
+            Sampling { top_p: 0.8, ..plain },
+            Sampling { temperature: 1.3, top_k: 50, top_p: 0.9, min_p: 0.05, ..Sampling::default() },
         ] {
             let (r, v) = (1 + bench.below(4), 100 + bench.below(900));
             let (logits, there) = bench.pair(r, v, dtype);
@@ -284,7 +280,7 @@ fn optimiser_steps() {
             }
             let (master, master_there) = make(DType::F32);
             let (weight, there) =
-                (master.to_dtype(bits).unwrap(), elementwise::cast(&master_there, bits).unwrap());
+                (master.to_dtype(bits).unwrap(), memory::cast(&master_there, bits).unwrap());
             let moment = |of: &Tensor| match moments {
                 32 => Moment::zeros(of).unwrap(),
                 _ => Moment::zeros_int8(of).unwrap(),
@@ -339,14 +335,14 @@ fn packed_attention() {
         for dim in [16, 64, 128] {
             let heads = Heads { query: 4, key_value: 2, dim };
             let there_layout =
-                cuda::attention::DeviceLayout::new(&layout, heads, dtype, &bench.device).unwrap();
+                attention::cuda::DeviceLayout::new(&layout, heads, dtype, &bench.device).unwrap();
             let (q, q_there) = bench.pair(tokens, heads.query_width(), dtype);
             let (k, k_there) = bench.pair(tokens, heads.key_value_width(), dtype);
             let (v, v_there) = bench.pair(tokens, heads.key_value_width(), dtype);
             let inputs = attention::Inputs { layout: &layout, heads, q: &q, k: &k, v: &v };
             let inputs_there = attention::Inputs { q: &q_there, k: &k_there, v: &v_there, ..inputs };
             let (out, lse) = attention::forward(inputs).unwrap();
-            let (out_there, lse_there) = cuda::attention::forward(&there_layout, inputs_there).unwrap();
+            let (out_there, lse_there) = attention::cuda::forward(&there_layout, inputs_there).unwrap();
             bench.agree("out", &out_there, &out);
             bench.agree("lse", &lse_there, &lse);
 
@@ -354,7 +350,7 @@ fn packed_attention() {
             let upstream = attention::Upstream { out: &out, lse: &lse, dout: &dout };
             let want = attention::backward(inputs, upstream).unwrap();
             let upstream = attention::Upstream { out: &out_there, lse: &lse_there, dout: &dout_there };
-            let got = cuda::attention::backward(&there_layout, inputs_there, upstream).unwrap();
+            let got = attention::cuda::backward(&there_layout, inputs_there, upstream).unwrap();
             let tolerance = if dtype == DType::BF16 { 0.02 } else { 1e-5 };
             bench.agree_to(&format!("dq, {dtype:?} {dim}"), &got.dq, &want.dq, tolerance);
             bench.agree_to("dk", &got.dk, &want.dk, tolerance);
@@ -376,7 +372,7 @@ fn decode_attention_of_groups() {
             let width = heads.key_value_width();
             let device = &bench.device;
             let layout =
-                cuda::decode_attention::DecodeLayout::new(heads, dtype, &prefixes, &sequences, device);
+                decode_attention::cuda::DecodeLayout::new(heads, dtype, &prefixes, &sequences, device);
             let layout = layout.unwrap();
             let (q, q_there) = bench.pair(sequences.len(), heads.query_width(), dtype);
             let [pk, pv] = [0; 2].map(|_| bench.pair(123, width, dtype));
@@ -389,7 +385,7 @@ fn decode_attention_of_groups() {
             let there = Cache { prefix_k: &pk.1, prefix_v: &pv.1, own_k: &ok.1, own_v: &ov.1 };
             let readers = Readers::new(prefixes.to_vec(), sequences.to_vec());
             let (want, want_lse) = decode_attention::forward(heads, &q, here, &readers, own_len).unwrap();
-            let (got, lse) = cuda::decode_attention::forward(&layout, &q_there, there, own_len).unwrap();
+            let (got, lse) = decode_attention::cuda::forward(&layout, &q_there, there, own_len).unwrap();
             bench.agree(&format!("decode attention, {dtype:?} {dim}"), &got, &want);
             bench.agree("lse", &lse, &want_lse);
         }

@@ -8,7 +8,8 @@ use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::ops::cuda::gemm::{Mat, Write, gemm};
-use rlvr::ops::cuda::{self, Grid, Launch, Timer, linear};
+use rlvr::ops::cuda::{self, Grid, Launch, Timer};
+use rlvr::ops::linear::cuda as linear;
 use rlvr::rng::{Purpose, Sequential, Stream};
 
 /// The first device, opened once a thread: tests run on threads of their own.
@@ -123,7 +124,7 @@ fn indices_come_back_as_they_went() {
     let Some(bench) = Bench::new() else { return };
     let ids: Vec<u32> = (0..1 + bench.below(500)).map(|_| bench.below(1 << 30) as u32).collect();
     let there = cuda::upload(&ids, &bench.device).unwrap();
-    assert!(cuda::on(&there));
+    assert!(there.device().is_cuda());
     assert_eq!(there.to_vec1::<u32>().unwrap(), ids);
     let none = cuda::upload(&[], &bench.device).unwrap();
     assert_eq!((none.dims(), none.dtype()), (&[0][..], DType::U32));

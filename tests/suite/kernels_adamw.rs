@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
+use rlvr::ops::adamw::blockwise::{BLOCK, Code};
 use rlvr::ops::adamw::{Moment, Parameter, Precision, Update, update};
-use rlvr::ops::blockwise::{BLOCK, Code};
 use rlvr::rng::{Purpose, Stream};
 
 use crate::shim::{Argument, Element, Program, Random, array, f32s, real, scalar};

@@ -1,8 +1,8 @@
 //! The attention kernels, run on the CPU (scripts/cuda/cpu-shim) against softmax written out in f64.
 
 use candle_core::DType;
+use rlvr::ops::attention::cuda::{Pass, Path, key_tiles, row_tiles};
 use rlvr::ops::attention::{AttentionLayout, Heads};
-use rlvr::ops::cuda::attention::{Pass, Path, key_tiles, row_tiles};
 use rlvr::types::Segment;
 
 use crate::shim::{Argument, Element, Program, Random, array, f32s, poison, real, scalar, u32s};

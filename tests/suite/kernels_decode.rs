@@ -1,9 +1,9 @@
 //! The decode attention kernels, run on the CPU (scripts/cuda/cpu-shim) against softmax written out in f64.
 
 use rlvr::ops::attention::Heads;
-use rlvr::ops::cuda::attention::Path;
-use rlvr::ops::cuda::decode_attention::{Splits, merge_grid, merge_kernel};
+use rlvr::ops::attention::cuda::Path;
 use rlvr::ops::decode_attention::SharedPrefix;
+use rlvr::ops::decode_attention::cuda::{Splits, merge_grid, merge_kernel};
 
 use crate::kernels_attention::{dtype, heads, near, tolerance};
 use crate::shim::{Element, Program, Random, array, poison, real, scalar, u32s};

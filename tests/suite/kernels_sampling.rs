@@ -1,7 +1,6 @@
 //! sampling.cu on the CPU: against sorting in f64, and against the CPU op; see shim.rs.
 
-use rlvr::config::sampling::SamplingConfig;
-use rlvr::ops::sampling::sample_row;
+use rlvr::ops::sampling::{Sampling, sample_row};
 
 use crate::shim::{Argument, Element, Program, Random, array, f32s, real, scalar};
 
@@ -13,7 +12,7 @@ struct Drawn {
 const DRAWS: usize = 2;
 
 /// Two draws from each row.
-fn draw(program: &Program, e: Element, logits: &[f64], c: &SamplingConfig, uniforms: &[f64]) -> Vec<Drawn> {
+fn draw(program: &Program, e: Element, logits: &[f64], c: &Sampling, uniforms: &[f64]) -> Vec<Drawn> {
     let vocab = logits.len() * DRAWS / uniforms.len();
     let greedy = c.temperature == 0.;
     let reach = if c.min_p > 0. { -f64::from(c.min_p.ln() * c.temperature) } else { f64::INFINITY };
@@ -40,7 +39,7 @@ fn draw(program: &Program, e: Element, logits: &[f64], c: &SamplingConfig, unifo
 }
 
 /// Tokens that the cuts leave, in vocabulary order, with their probabilities, by sorting.
-fn left(logits: &[f64], c: &SamplingConfig) -> Vec<(usize, f64)> {
+fn left(logits: &[f64], c: &Sampling) -> Vec<(usize, f64)> {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let scale = f64::from(1. / c.temperature);
     let mut sorted: Vec<(usize, f64)> =
@@ -68,7 +67,7 @@ fn left(logits: &[f64], c: &SamplingConfig) -> Vec<(usize, f64)> {
 fn sampling_on_the_cpu() {
     let Some(program) = Program::of_file("sampling") else { return };
     let r = Random::new();
-    let config = |temperature, top_k, top_p, min_p| SamplingConfig {
+    let config = |temperature, top_k, top_p, min_p| Sampling {
         temperature,
         top_k,
         top_p,
@@ -139,7 +138,7 @@ fn a_row_that_is_no_distribution_has_no_logprob() {
         logits[40] = f64::NAN;
         logits[vocab + 99] = f64::INFINITY;
         logits[2 * vocab..].fill(f64::NEG_INFINITY);
-        let c = SamplingConfig { top_p: 0.5, ..SamplingConfig::default() };
+        let c = Sampling { top_p: 0.5, ..Sampling::default() };
         for d in draw(&program, e, &logits, &c, &[0.5; 6]) {
             assert!(d.token == 0 && d.logprob.is_nan(), "{e:?}: {} {}", d.token, d.logprob);
         }

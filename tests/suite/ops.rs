@@ -2,11 +2,11 @@
 //! against finite differences of the same composition in f64.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use rlvr::config::sampling::SamplingConfig;
 use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 use rlvr::ops::indices::Indices;
 use rlvr::ops::rope::{Direction, RopeTable};
+use rlvr::ops::sampling::Sampling;
 use rlvr::ops::{linear, rms_norm, swiglu, token_logprob};
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::Segment;
@@ -182,8 +182,7 @@ fn token_logprob_entropy_and_gradients() {
 fn cut_logprobs_are_the_samplers_and_differentiate_the_kept_tokens_only() {
     let (r, h, v) = (40, 12, 50);
     let (hidden, head) = (random(5, &[r, h]), random(6, &[v, h]));
-    let config =
-        SamplingConfig { temperature: 0.7, top_k: 9, top_p: 0.8, min_p: 0.02, replay_truncation: true };
+    let config = Sampling { temperature: 0.7, top_k: 9, top_p: 0.8, min_p: 0.02, replay_truncation: true };
     let (hidden32, head32) = (single(&hidden), single(&head));
     let logits = hidden32.matmul(&head32.t().unwrap()).unwrap();
     let uniforms = floats(&random(7, &[r])).iter().map(|x| x.abs().fract()).collect::<Vec<_>>();

@@ -219,7 +219,7 @@ TWIN_EXPORT int cuModuleLoadData(Handle *module, const void *image) {
     uint32_t magic;
     std::memcpy(&magic, image, sizeof magic);
     const bool compiled = magic == 0xba55ed50 || !std::memcmp(image, "\177ELF", 4);
-    if (!compiled) stop("a module of PTX text: a kernel of candle's is to run on the device; the twin has rlvr's only. Use an op of src/ops/cuda");
+    if (!compiled) stop("a module of PTX text: a kernel of candle's is to run on the device; the twin has rlvr's only. Use an op of src/ops");
     return *module = new char, success;
 }
 TWIN_EXPORT int cuModuleUnload(Handle module) { return delete (char *)module, success; }

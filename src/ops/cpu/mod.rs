@@ -1,4 +1,6 @@
-//! Loops behind ops whose CPU side is more than a page.
+//! What ops on the CPU are built of: loops for the processor at hand, matrix products, and the elements of tensors.
 
-pub mod attention;
 pub mod few_rows;
+pub mod gemm;
+pub mod simd;
+pub(super) mod widened;

@@ -4,7 +4,8 @@ use std::convert::Infallible;
 
 use candle_core::{DType, Device, Shape, Tensor};
 
-use super::{Description, Grid};
+use super::description::Description;
+use super::grid::Grid;
 use crate::error::{Error, Result};
 
 pub(super) fn absent<T>() -> Result<T> {

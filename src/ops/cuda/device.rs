@@ -5,9 +5,11 @@ use std::time::Instant;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, DriverError, sys};
 use candle_core::{CudaDevice, Device};
 
-use super::launch::{cuda, driver_version, forget_events, pool_attribute, set_pool_attribute};
-use super::{Description, fault, gemm};
+use super::description::Description;
+use super::gemm;
+use super::launch::{cuda, driver_version, forget_events, pool_attribute, set_pool_attribute, version};
 use crate::error::{Error, Result};
+use crate::ops::fault::fault;
 
 /// The CUDA device `ordinal`, counted from zero among those that CUDA_VISIBLE_DEVICES leaves.
 ///
@@ -89,11 +91,6 @@ pub fn describe(device: &Device) -> Result<Description> {
         memory_total: memory_total as u64,
         multiprocessors: count_multiprocessors(device)?,
     })
-}
-
-/// `13020` with steps 1000 and 10 is `13.2`.
-pub(super) fn version(number: u32, major: u32, minor: u32) -> String {
-    format!("{}.{}", number / major, number % major / minor)
 }
 
 /// How many multiprocessors (SMs) the device has.

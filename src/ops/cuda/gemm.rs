@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
-pub use crate::ops::gemm::Write;
+pub use crate::ops::cpu::gemm::Write;
 
 /// A row-major matrix, or its transpose, inside a contiguous 2-D tensor.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ pub fn gemm(a: Mat, b: Mat, c: &Tensor, write: Write) -> Result<()> {
 }
 
 #[cfg(feature = "cuda")]
-pub(super) use backend::{library_version, prepare};
+pub(super) use self::backend::{library_version, prepare};
 
 #[cfg(not(feature = "cuda"))]
 mod backend {
@@ -69,8 +69,8 @@ mod backend {
 
     use super::{Mat, Write};
     use crate::error::Result;
-    use crate::ops::cuda::fault;
     use crate::ops::cuda::launch::{address, cuda, zero};
+    use crate::ops::fault::fault;
 
     /// What NVIDIA asks for on Hopper.
     const WORKSPACE_BYTES: usize = 32 << 20;

@@ -27,8 +27,9 @@ use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Shape, Storage, Tensor};
 
-use super::{Grid, fault};
+use super::grid::Grid;
 use crate::error::Result;
+use crate::ops::fault::fault;
 
 /// Machine code of every `kernels/<name>.cu`, by name.
 static IMAGES: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/kernel_images.rs"));
@@ -75,7 +76,7 @@ fn kernel(device: &CudaDevice, file: &'static str, name: &str) -> Result<Arc<Ker
                 fault(format!(
                     "the GPU driver cannot load kernels/{file}.cu: {e}. rlvr needs compute capability 8.0 or newer \
                      and a driver for CUDA {} or newer",
-                    super::device::version(sys::CUDA_VERSION, 1000, 10)
+                    version(sys::CUDA_VERSION, 1000, 10)
                 ))
             })?;
             loaded.modules.insert((device.id(), file), module.clone());
@@ -359,6 +360,11 @@ pub(super) fn driver_version() -> Result<u32> {
     // SAFETY: writes one int.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(|e| fault(e.to_string()))?;
     Ok(version as u32)
+}
+
+/// `13020` with steps 1000 and 10 is `13.2`.
+pub(super) fn version(number: u32, major: u32, minor: u32) -> String {
+    format!("{}.{}", number / major, number % major / minor)
 }
 
 /// A 64-bit property of the device's memory pool.

@@ -8,17 +8,14 @@ use anyhow::Result;
 use candle_core::{DType, Device, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::config::sampling::SamplingConfig;
 use crate::model::config::ModelConfig;
 use crate::ops::adamw::Moment;
 use crate::ops::attention::{self, AttentionLayout, Heads};
+use crate::ops::elementwise::{add_assign, sum_squares, zero};
 use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
-use crate::ops::sampling::sample;
-use crate::ops::{
-    adamw, add_assign, decode_attention, embedding, linear, memory, rms_norm, sum_squares, swiglu,
-    token_logprob, zero,
-};
+use crate::ops::sampling::{Sampling, sample};
+use crate::ops::{adamw, decode_attention, embedding, linear, memory, rms_norm, swiglu, token_logprob};
 use crate::rng::{Purpose, Stream};
 use crate::types::Segment;
 
@@ -438,12 +435,12 @@ fn sampling(work: &Work) -> Vec<Case> {
     let (g, v) = (work.completions, work.config.vocab_size);
     let settings = [("plain", 0, 1.0), ("top_k", 50, 1.0), ("top_p", 0, 0.95)];
     let one = |(name, top_k, top_p): (&str, usize, f32)| {
-        let config = SamplingConfig { temperature: 0.7, top_k, top_p, ..SamplingConfig::default() };
+        let sampling = Sampling { temperature: 0.7, top_k, top_p, ..Sampling::default() };
         let count = Count { flop: 4 * g * v, bytes: 4 * g * v };
         case(format!("sampling.{name}"), format!("{g} x {v}"), count, move |m| {
             let logits = m.f32((g, v))?;
             let uniforms = vec![0.5; g];
-            run(move || sample(&logits, &config, &uniforms))
+            run(move || sample(&logits, &sampling, &uniforms))
         })
     };
     settings.map(one).into()

@@ -1,0 +1,70 @@
+//! Linear layers on a CUDA device.
+//!
+//! Activations and weights are both bf16 or both f32. Results are of the activations' type, rounded once from an
+//! f32 sum; weight gradients may be f32 beside bf16 operands.
+
+use candle_core::{DType, Tensor};
+
+use crate::error::Result;
+use crate::ops::cuda::gemm::{Mat, Write, gemm};
+use crate::ops::cuda::{duplicate, uninit};
+use crate::ops::fault::fault;
+
+/// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
+///
+/// # Errors
+/// When shapes or types do not agree, or the device fails; so for every function here.
+pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    forward_as(x_nh, w_oh, x_nh.dtype())
+}
+
+/// [`forward`] with the result in `dtype`: that of `x_nh`, or f32 for logits of bf16 operands.
+pub fn forward_as(x_nh: &Tensor, w_oh: &Tensor, dtype: DType) -> Result<Tensor> {
+    let y_no = uninit(x_nh.device(), (x_nh.dim(0)?, w_oh.dim(0)?), dtype)?;
+    gemm(Mat::of(x_nh), Mat::of(w_oh).t(), &y_no, Write::Overwrite)?;
+    Ok(y_no)
+}
+
+/// [`forward`] for layers that read the same input.
+pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<[Tensor; N]> {
+    let all = w_oh.into_iter().map(|w| forward(x_nh, w)).collect::<Result<Vec<_>>>()?;
+    all.try_into().map_err(|_| fault("forward_all: one result a weight"))
+}
+
+/// `residual_no + x_nh W^T`, `[N, O]`, in the residual's type.
+pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    let y_no = duplicate(residual_no)?;
+    gemm(Mat::of(x_nh), Mat::of(w_oh).t(), &y_no, Write::Accumulate)?;
+    Ok(y_no)
+}
+
+/// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`, in
+/// the type of the first `dy`.
+pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
+    let Some((dy, w)) = pairs.first() else {
+        return Err(fault("backward_input needs at least one layer"));
+    };
+    let dx_nh = uninit(dy.device(), (dy.dim(0)?, w.dim(1)?), dy.dtype())?;
+    for (i, (dy, w)) in pairs.iter().enumerate() {
+        let write = if i == 0 { Write::Overwrite } else { Write::Accumulate };
+        gemm(Mat::of(dy), Mat::of(w), &dx_nh, write)?;
+    }
+    Ok(dx_nh)
+}
+
+/// `dw_oh += dy^T x`, in place. `dw_oh` is f32, or of the operands' type.
+pub fn backward_weight(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor) -> Result<()> {
+    backward_weight_into(dw_oh, dy_no, x_nh, Write::Accumulate)
+}
+
+/// [`backward_weight`], or `dw_oh = dy^T x` over memory that nothing has written.
+pub fn backward_weight_into(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor, write: Write) -> Result<()> {
+    gemm(Mat::of(dy_no).t(), Mat::of(x_nh), dw_oh, write)
+}
+
+/// `dy^T x`, `[O, H]`, in `dtype`: f32, or that of the operands.
+pub fn weight_gradient_as(dy_no: &Tensor, x_nh: &Tensor, dtype: DType) -> Result<Tensor> {
+    let dw_oh = uninit(dy_no.device(), (dy_no.dim(1)?, x_nh.dim(1)?), dtype)?;
+    backward_weight_into(&dw_oh, dy_no, x_nh, Write::Overwrite)?;
+    Ok(dw_oh)
+}

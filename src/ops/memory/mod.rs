@@ -1,0 +1,72 @@
+//! Tensors made, copied and converted where they live: on the CPU, or on a CUDA device by its own kernels.
+
+mod cpu;
+pub mod cuda;
+
+use candle_core::{DType, Device, Shape, Tensor};
+
+use crate::error::Result;
+use crate::rng::Stream;
+
+/// The tensor as ops take it: contiguous, f32 or bf16; of another type it becomes f32 on the CPU.
+///
+/// # Errors
+/// On a CUDA device, for other types than f32 and bf16.
+pub fn operand(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.device().is_cuda() { cuda::operand(tensor) } else { cpu::operand(tensor) }
+}
+
+/// The same values in memory of their own.
+///
+/// # Errors
+/// When memory runs out; so for every function here.
+pub fn duplicate(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.device().is_cuda() { cuda::duplicate(tensor) } else { Ok(tensor.copy()?) }
+}
+
+/// The same values as f32 or bf16; the tensor itself where it is of that type.
+pub fn cast(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
+    if tensor.device().is_cuda() { cuda::cast(tensor, dtype) } else { Ok(tensor.to_dtype(dtype)?) }
+}
+
+/// `value` in every element, f32 or bf16.
+pub fn filled(device: &Device, shape: impl Into<Shape>, dtype: DType, value: f32) -> Result<Tensor> {
+    let shape = shape.into();
+    if device.is_cuda() {
+        cuda::filled(device, shape, dtype, value)
+    } else {
+        Ok(Tensor::full(value, shape, device)?.to_dtype(dtype)?)
+    }
+}
+
+/// What random weights are like.
+#[derive(Clone, Debug)]
+pub struct Normal {
+    pub shape: Shape,
+    /// f32 or bf16.
+    pub dtype: DType,
+    pub deviation: f32,
+    /// Element `i` is `deviation * stream.normal(i)`, to the last bits of the device's logarithm and cosine.
+    pub stream: Stream,
+}
+
+/// Random weights.
+pub fn normal(device: &Device, weights: &Normal) -> Result<Tensor> {
+    if device.is_cuda() { cuda::normal(device, weights) } else { cpu::normal(device, weights) }
+}
+
+/// Waits until the device has done all it was given; the CPU always has.
+///
+/// # Errors
+/// When a kernel failed.
+pub fn synchronize(device: &Device) -> Result<()> {
+    if device.is_cuda() { cuda::synchronize(device) } else { Ok(()) }
+}
+
+/// The most bytes that tensors held at once on a CUDA device; `None` on the CPU.
+///
+/// # Errors
+/// When the device is lost.
+pub fn device_peak(device: &Device) -> Result<Option<u64>> {
+    device.is_cuda().then(|| cuda::memory_peak(device)).transpose()
+}
