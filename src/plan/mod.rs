@@ -15,6 +15,8 @@ use crate::config::{ActivationMemory, Config, Stage};
 use crate::formats::hf::weights::LOAD_WINDOW;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
+use crate::ops::adamw::blockwise::BLOCK;
+use crate::ops::token_logprob::{CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES};
 
 /// Where a run computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +83,6 @@ impl Plan {
     }
 }
 
-/// Logits of a chunk of target rows (`ops/token_logprob.rs` and its CUDA twin).
-const LOGITS_CPU: u64 = 64 << 20;
-const LOGITS_CUDA: u64 = 128 << 20;
 /// Program, tokenizer and rows on the CPU; workspace of the products on a device.
 const BASE: u64 = 64 << 20;
 
@@ -133,8 +132,8 @@ impl Sum<'_> {
         let parameters = self.trained();
         let moments = match optim.moments {
             MomentsConfig::F32 => 8 * parameters,
-            // A byte each, and a scale for 256 of them.
-            MomentsConfig::Int8 => 2 * parameters + 2 * parameters.div_ceil(256) * 4,
+            // A byte each, and a scale for each block of them.
+            MomentsConfig::Int8 => 2 * parameters + 2 * parameters.div_ceil(BLOCK as u64) * 4,
         };
         let masters = self.is_bf16() && optim.bf16_weights == Bf16WeightsConfig::Masters;
         Phase::new(
@@ -181,9 +180,9 @@ impl Sum<'_> {
     fn backward(&self, phase: Phase, optim: &OptimConfig, kept_rows: u64, packs: &Packs) -> Phase {
         let logits = match self.target.cuda {
             // The chunk's gradient in the weights' type lies beside it.
-            true => LOGITS_CUDA + LOGITS_CUDA * self.target.dtype.size_in_bytes() as u64 / 4,
-            false => LOGITS_CPU,
-        };
+            true => CUDA_CHUNK_BYTES + CUDA_CHUNK_BYTES * self.target.dtype.size_in_bytes() / 4,
+            false => CPU_CHUNK_BYTES,
+        } as u64;
         let all_logits = packs.targets * self.model.vocab_size as u64 * 4;
         phase.with(&[
             ("gradients", self.gradients(optim)),
