@@ -3,6 +3,7 @@
 mod ablate;
 mod adamw;
 mod bad_input;
+mod circles;
 mod configs;
 #[cfg(feature = "cuda")]
 mod cuda_attention;
