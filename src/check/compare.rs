@@ -16,7 +16,7 @@ impl Difference {
     }
 }
 
-/// Where `want` is all zeros the errors are absolute.
+/// How far `got` is from `want`, relative to `want`; where that is all zeros, absolute.
 ///
 /// # Errors
 /// In words, when the lengths differ, there is nothing to compare, or a value is NaN or infinite.

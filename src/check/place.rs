@@ -42,7 +42,7 @@ impl Draw {
         (0..n as u32).map(value).collect()
     }
 
-    /// In `0..end`.
+    /// A number in `0..end`.
     pub fn below(&self, end: usize) -> usize {
         self.stream().sequential().below(end)
     }
@@ -100,7 +100,7 @@ pub fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
-/// As an op on the CPU takes them.
+/// f32 values, as an op on the CPU takes them.
 pub fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|v| *v as f32).collect()
 }

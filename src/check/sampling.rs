@@ -26,7 +26,7 @@ struct Rows {
     config: Sampling,
     vocab: usize,
     logits: Vec<f64>,
-    /// In [0, 1): which token of those left to take, by rank in the vocabulary's order.
+    /// Numbers in [0, 1): which of the tokens left to take, by rank in the vocabulary's order.
     picks: Vec<f64>,
 }
 
@@ -57,7 +57,7 @@ fn trial(draw: &Draw, what: &str, config: Sampling) -> Trial {
 struct Expected {
     token: usize,
     logprob: f64,
-    /// With a `top_p` and a `min_p` that no rounding can move to another token.
+    /// `top_p` and `min_p` are such that no rounding can move the cut to another token.
     config: Sampling,
     /// A number whose inverse transform is the token, far from where rounding could make it another.
     uniform: f64,

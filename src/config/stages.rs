@@ -86,7 +86,7 @@ pub enum TruncatedCompletions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
-    /// As the data has them.
+    /// Prompts as the data has them.
     None,
     /// Half of each step's prompts have the negative gold label.
     LabelSign,

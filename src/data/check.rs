@@ -19,7 +19,7 @@ const CHUNK: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct Check<'a> {
     pub task: &'a Task,
-    /// Without one nothing is said about tokens.
+    /// Counts tokens; `None` says nothing about them.
     pub encoder: Option<&'a PromptEncoder>,
     /// `max_rows` is not heeded: every row is checked. `targets` says whether a row without one is a problem.
     pub limits: Limits,
@@ -63,7 +63,7 @@ pub struct Report {
     pub control_tokens: Option<(usize, usize)>,
 }
 
-/// Of a list of token counts; the nearest rank.
+/// Quantiles of a list of token counts, by nearest rank.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantiles {
     pub min: usize,
@@ -89,7 +89,7 @@ impl Quantiles {
 struct Facts {
     sample: Sample,
     gold: LabelId,
-    /// Of the prompt's messages.
+    /// SHA-256 of the prompt's messages.
     fingerprint: [u8; 32],
     prompt_tokens: Option<usize>,
     target_tokens: Option<usize>,

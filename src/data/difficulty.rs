@@ -14,7 +14,7 @@ pub struct Successes {
 /// Completions that a running rate remembers, at most twice as many.
 const MEMORY: u32 = 16;
 
-/// Of this weight at least is every prompt, against 1/4 at a success rate of a half: none is never seen again.
+/// Least weight of a prompt, against 1/4 at a success rate of a half, so that none is lost for good.
 const LEAST_WEIGHT: f64 = 0.02;
 
 /// The running success rate of every row. Counts are whole numbers, so that a checkpoint holds them exactly.

@@ -25,7 +25,7 @@ pub struct EncodedRow {
     pub gold: LabelId,
     /// The answer SFT imitates and its end token. Absent with [`Targets::Ignored`].
     pub target: Option<Vec<u32>>,
-    /// As in [`Sample`].
+    /// [`Sample::attack_succeeded`].
     pub attack_succeeded: Option<bool>,
     /// The exact answers of the task's labels, with [`Targets::Answers`]; else none.
     pub answers: Vec<EncodedAnswer>,
@@ -60,7 +60,7 @@ pub struct Limits {
     pub targets: Targets,
 }
 
-/// At least one row.
+/// The rows of a data file that a run uses, at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
     /// In the order of the file.

@@ -69,7 +69,7 @@ impl Enumerator<'_> {
     }
 }
 
-/// Of all positive labels together.
+/// Probability of all positive labels together.
 pub fn flag_probability(labels: &[LabelProbability]) -> f64 {
     labels.iter().filter(|label| !label.label.is_negative()).map(|label| label.p).sum()
 }

@@ -18,7 +18,8 @@ pub struct Exact {
     pub summary: Summary,
     /// Mean of -ln P(gold label) over the rows, in nats.
     pub label_cross_entropy: f64,
-    /// Of the probability of all positive labels together, against risky rows. `None` where all rows are of one kind.
+    /// Area under the ROC curve of the probability of all positive labels together. `None` where all rows are risky or
+    /// all are benign.
     pub auc: Option<f64>,
     pub average_precision: Option<f64>,
     /// What the model's saved threshold does on these rows, if it is one of this score.
@@ -72,7 +73,7 @@ impl Exact {
     }
 }
 
-/// Of equally likely labels the first.
+/// The label of the largest probability as a verdict; the first of equal ones.
 fn likeliest(labels: &[LabelProbability]) -> Verdict {
     let most = labels.iter().map(|label| label.p).fold(f64::NEG_INFINITY, f64::max);
     match labels.iter().find(|label| label.p == most) {

@@ -68,14 +68,14 @@ pub struct Samples {
     pub any_exact: f64,
     /// Share of prompts whose answers all have exactly the gold label.
     pub all_exact: f64,
-    /// Of each prompt the verdict most of its answers have; of equally many the first.
+    /// Scores of a vote: each prompt's commonest verdict, the first of equally common ones.
     pub majority: Box<EvalReport>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     pub mean: f64,
-    /// Of a sample: divided by k - 1.
+    /// Sample standard deviation: divided by k - 1.
     pub std: f64,
     pub min: f64,
     pub max: f64,

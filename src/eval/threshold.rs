@@ -14,13 +14,13 @@ use crate::run::replace_file;
 use crate::task::Task;
 use crate::types::PackedBatch;
 
-/// Which probability.
+/// Which probability is a row's score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoreKind {
-    /// Of the first token of a refusal.
+    /// That of a refusal's first token.
     FirstToken,
-    /// Of all positive labels' exact answers together.
+    /// That of all positive labels' exact answers together.
     Labels,
 }
 

@@ -15,7 +15,7 @@ use super::{RepoName, SINGLE};
 use crate::error::{Error, Result};
 
 const MOST_REDIRECTS: usize = 5;
-/// Of a request for a few bytes: without a network, nobody wants to wait for more.
+/// Tries of a request for a few bytes: without a network, nobody wants to wait for more.
 const FIRST_TRIES: u32 = 3;
 
 pub(super) struct Client<'a> {

@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use super::{Event, Metrics, Sink, results_table};
 use crate::error::{Error, Result};
 
-/// Between two plain lines of one stage; the first and the last step always have theirs.
+/// Least time between two plain lines of one stage; the first and the last step always have theirs.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
-/// A longer step still shows that it is alive.
+/// Time between two frames of a spinner, so that a long step shows that it is alive.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Progress goes to stderr, the table to stdout.
@@ -23,11 +23,11 @@ pub struct Progress {
 
 enum Display {
     Bars {
-        /// Of the stage that runs.
+        /// The running stage's.
         bar: Option<ProgressBar>,
         /// What the bar says when no phase does.
         message: String,
-        /// Of a phase between stages.
+        /// The one of a phase between stages.
         spinner: Option<ProgressBar>,
     },
     Plain {

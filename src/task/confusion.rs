@@ -19,13 +19,13 @@ pub struct Confusion {
     drops: bool,
 }
 
-/// Of one label, alone or in sets.
+/// Answers that concern one label, alone or in sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct LabelCounts {
     hits: u64,
     support: u64,
     predicted: u64,
-    /// Of the support, what the paper's rule leaves out.
+    /// The part of `support` that the paper's rule leaves out.
     dropped: u64,
 }
 
@@ -100,7 +100,7 @@ impl Confusion {
         self.report_of_samples(1)
     }
 
-    /// Of `samples` answers to each prompt.
+    /// The same where each prompt has `samples` answers: intervals count prompts as trials, not answers.
     pub fn report_of_samples(&self, samples: u64) -> EvalReport {
         let n_labels = self.labels.len();
         let count = self.count();

@@ -76,7 +76,7 @@ pub struct Attacks {
 }
 
 impl Attacks {
-    /// Of pairs (succeeded, flagged), one an attack; `None` where there is none.
+    /// Counts pairs (succeeded, flagged), one an attack; `None` where there is none.
     pub fn of(attacks: impl Iterator<Item = (bool, bool)>) -> Option<Self> {
         let (mut count, mut succeeded, mut residual) = (0, 0, 0);
         for (success, flagged) in attacks {

@@ -152,7 +152,7 @@ impl Task {
         self.rewards.iter().map(|r| r.weight * r.reward.of(outcome)).sum()
     }
 
-    /// Of weight 1 and the task's name first, then the extra ones.
+    /// `[reward]` first, with weight 1 and the task's name, then `[extra_rewards]`.
     pub fn rewards(&self) -> &[NamedReward] {
         &self.rewards
     }

@@ -21,7 +21,7 @@ impl LabelId {
         self == Self::NEGATIVE
     }
 
-    /// Of a set its first label's.
+    /// Place in the task's list of labels, the negative one at 0; a set has that of its first label.
     pub fn index(self) -> usize {
         if self.0 & Self::SET == 0 { usize::from(self.0) } else { self.0.trailing_zeros() as usize + 1 }
     }
@@ -35,7 +35,7 @@ impl LabelId {
             .chain((0..Self::SET_LABELS).filter(move |i| set && self.0 & 1 << i != 0).map(|i| i + 1))
     }
 
-    /// Of indices from 1 to [`Self::SET_LABELS`]; none is the negative label.
+    /// The set of these indices, each from 1 to [`Self::SET_LABELS`]. An empty one is the negative label.
     fn of_set(members: impl Iterator<Item = usize>) -> Self {
         let bits = members.fold(0u16, |bits, index| bits | 1 << (index - 1));
         match bits.count_ones() {

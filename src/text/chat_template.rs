@@ -22,7 +22,7 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     special: SpecialTokens,
     arguments: Table,
-    /// As it was read.
+    /// The template as it was read.
     text: String,
     /// What errors call it.
     place: String,

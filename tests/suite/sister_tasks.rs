@@ -68,7 +68,7 @@ fn every_task_goes_from_data_check_to_evaluation() {
     }
 }
 
-/// Of recorded answers, one a row.
+/// Scores of recorded answers, one a row.
 fn scored(task: &str, rows: &[Value], group_by: Option<&str>) -> Summary {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("answers.jsonl");

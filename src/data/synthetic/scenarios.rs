@@ -81,7 +81,7 @@ const NAMES: [&str; 24] = [
 ];
 /// Names that a risk's training logs never refer to and its test logs only refer to.
 const HELD_OUT: usize = 8;
-/// From the lowest to the highest.
+/// Users, from the lowest rank to the highest.
 const RANKS: [&str; 3] = ["guest", "user", "root"];
 const LOW: [&str; 4] = ["1", "2", "3", "4"];
 const HIGH: [&str; 4] = ["6", "7", "8", "9"];
