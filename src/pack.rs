@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::types::{PackedBatch, Segment, Target};
+use crate::types::{Group, PackedBatch, Segment, Target};
 
 impl PackedBatch {
     /// One SFT row: a segment `[prompt][target]` whose loss is on the target's tokens only.
@@ -45,6 +45,12 @@ impl PackedBatch {
             }));
             self.target_counts.push(completion.len());
         }
+    }
+
+    /// [`Self::push_group`] of a prompt and its rollouts.
+    pub fn push(&mut self, group: &Group) {
+        let completions = group.rollouts.iter().map(|rollout| rollout.token_ids.as_slice());
+        self.push_group(&group.prompt.token_ids, completions);
     }
 
     /// Ranges of `targets` of each sequence, in order.

@@ -55,6 +55,13 @@ pub struct Group {
     pub rollouts: Vec<Rollout>,
 }
 
+impl Group {
+    /// Over all its completions.
+    pub fn completion_tokens(&self) -> usize {
+        self.rollouts.iter().map(|rollout| rollout.token_ids.len()).sum()
+    }
+}
+
 /// A group after scoring. Rewards stay as given; advantages are a new field, never an overwrite.
 #[derive(Clone, Debug)]
 pub struct ScoredGroup {

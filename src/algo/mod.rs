@@ -2,9 +2,7 @@
 
 pub mod advantage;
 pub mod enumerate;
-pub mod gdpo;
 pub mod importance;
 pub mod kl;
-pub mod leave_one_out;
 pub mod loss;
-pub mod overlong;
+pub mod summary;

@@ -10,12 +10,13 @@ use super::bench::shapes;
 use super::hub::folder;
 use super::machine::Host;
 use crate::config::model::DtypeKind;
-use crate::config::{Config, DeviceKind};
+use crate::config::{Config, DeviceKind, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
 use crate::hub::Parts;
 use crate::ops::cuda;
 use crate::plan::{Plan, Target, advise};
+use crate::task::Task;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -65,7 +66,11 @@ pub fn run(args: &Args) -> Result<()> {
         (DtypeKind::F32, _) | (DtypeKind::Auto, false) => DType::F32,
         (DtypeKind::Bf16, _) | (DtypeKind::Auto, true) => DType::BF16,
     };
-    let target = Target { cuda: on_cuda, dtype };
+    let answers = match config.stages.contains(&Stage::Enumerate) {
+        true => Task::load(&config.task)?.labels().len(),
+        false => 0,
+    };
+    let target = Target { cuda: on_cuda, dtype, answers };
     let free = if on_cuda { device.map(|device| device.memory_free) } else { Host::ask().memory_free };
     let budget = args.memory_gib.map(|gib| (gib * GIB) as u64).or(free);
     let plan = Plan::new(&model, &config, target);

@@ -12,18 +12,16 @@ use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
 use super::text::TextArgs;
 use crate::config::PackConfig;
-use crate::config::sampling::SamplingConfig;
 use crate::data::EncodedRow;
 use crate::data::unlabelled::{Answers, Unlabelled};
 use crate::error::Error;
 use crate::eval::enumerate::Enumerator;
-use crate::eval::judge;
 use crate::eval::threshold::{Scorer, Threshold};
 use crate::formats::peft;
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
-use crate::rng::Purpose;
-use crate::rollout::engine::{Engine, Request, TapePolicy};
+use crate::rollout::engine::{Completions, Draws, Engine, Request};
+use crate::rollout::judge::judge;
 use crate::task::{LabelId, Task, Verdict};
 use crate::text::PromptEncoder;
 use crate::train::materials::load_decoder;
@@ -165,21 +163,11 @@ impl<'a> Predictor<'a> {
         let most = self.args.max_prompt_tokens;
         let short: Vec<&EncodedRow> = rows.iter().filter(|row| row.prompt.token_ids.len() <= most).collect();
         let pack = PackConfig::default().max_rollout_tokens;
-        let engine = Engine {
-            decoder: self.decoder,
-            stop_tokens: self.encoder.stop_tokens(),
-            sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
-            group_size: 1,
-            max_completion_tokens: self.args.max_completion_tokens,
-            max_tokens_per_pack: pack,
-            tape: TapePolicy::NONE,
-            seed: 0,
-            purpose: Purpose::Evaluation,
-            step: 0,
-        };
+        let completions = Completions::greedy(self.args.max_completion_tokens);
+        let engine = Engine::new(self.decoder, self.encoder.stop_tokens(), completions, pack);
         let requests: Vec<Request> =
             short.iter().map(|row| Request { prompt: &row.prompt, sample_id: row.line as u32 }).collect();
-        let groups = engine.generate(&requests)?.groups;
+        let groups = engine.generate(&requests, Draws::NONE)?.groups;
         let scores = match self.threshold {
             Some(threshold) => {
                 let (task, decoder, kind) = (self.task, self.decoder, threshold.score);

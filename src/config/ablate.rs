@@ -20,8 +20,8 @@ const KNOWN_ARMS: [(&str, &[Stage], &[&str]); 6] = [
     ("sft", &[Stage::Sft], &[]),
     ("grpo", &[Stage::Grpo], &[]),
     ("sft+grpo", &[Stage::Sft, Stage::Grpo], &[]),
-    ("enumerate", &[Stage::Grpo], &["grpo.estimator=enumerate"]),
-    ("sft+enumerate", &[Stage::Sft, Stage::Grpo], &["grpo.estimator=enumerate"]),
+    ("enumerate", &[Stage::Enumerate], &[]),
+    ("sft+enumerate", &[Stage::Sft, Stage::Enumerate], &[]),
 ];
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

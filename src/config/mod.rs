@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod data;
+pub mod enumerate;
 pub mod lora;
 pub mod loss;
 pub mod model;
@@ -40,6 +41,7 @@ pub struct Config {
     pub pack: PackConfig,
     pub sft: stages::SftConfig,
     pub grpo: stages::GrpoConfig,
+    pub enumerate: enumerate::EnumerateConfig,
     pub eval: stages::EvalConfig,
     pub checkpoint: CheckpointConfig,
 }
@@ -49,6 +51,7 @@ pub struct Config {
 pub enum Stage {
     Sft,
     Grpo,
+    Enumerate,
 }
 
 impl Stage {
@@ -56,6 +59,7 @@ impl Stage {
         match self {
             Self::Sft => "sft",
             Self::Grpo => "grpo",
+            Self::Enumerate => "enumerate",
         }
     }
 }
@@ -79,6 +83,9 @@ pub struct RunConfig {
     pub name: Option<String>,
     /// Write a TensorBoard event file beside metrics.jsonl.
     pub tensorboard: bool,
+    /// Steps of GRPO, from 1, that are written token by token to samples/: log-probs, advantage, slope.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dump_steps: Vec<u64>,
 }
 
 /// What a forward pass keeps for the backward pass.
@@ -130,6 +137,7 @@ impl Default for Config {
             pack: PackConfig::default(),
             sft: stages::SftConfig::default(),
             grpo: stages::GrpoConfig::default(),
+            enumerate: enumerate::EnumerateConfig::default(),
             eval: stages::EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),
         }
@@ -138,7 +146,7 @@ impl Default for Config {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { root: "runs".into(), name: None, tensorboard: true }
+        Self { root: "runs".into(), name: None, tensorboard: true, dump_steps: Vec::new() }
     }
 }
 
@@ -190,6 +198,7 @@ impl Config {
         for text in overrides {
             apply_override(&mut table, text)?;
         }
+        retired(&mut table)?;
         // Defaults lie below by key, not by section: one key of a section leaves the rest of it as it was.
         let mut whole = parse("the defaults", &Self::default().to_toml()?)?;
         merge(&mut whole, table);
@@ -218,6 +227,7 @@ impl Config {
         let of = |stage: &Stage| match stage {
             Stage::Sft => ("sft.optim", &self.sft.optim),
             Stage::Grpo => ("grpo.optim", &self.grpo.optim),
+            Stage::Enumerate => ("enumerate.optim", &self.enumerate.optim),
         };
         self.stages.iter().map(of)
     }
@@ -246,6 +256,9 @@ impl Config {
         if self.stages.contains(&Stage::Grpo) {
             self.grpo.validate()?;
         }
+        if self.stages.contains(&Stage::Enumerate) {
+            self.enumerate.validate()?;
+        }
         if let Some(lora) = &self.lora {
             lora.validate(&self.stages)?;
             let why = "an adapter is f32, whatever the weights beside it are";
@@ -269,6 +282,7 @@ impl Config {
             ("sft.rows_per_step", self.sft.rows_per_step, 1 << 20),
             ("grpo.prompts_per_step", self.grpo.prompts_per_step, 1 << 20),
             ("grpo.group_size", self.grpo.group_size, 1 << 16),
+            ("enumerate.prompts_per_step", self.enumerate.prompts_per_step, 1 << 20),
             ("eval.samples_per_prompt", self.eval.samples_per_prompt, 1 << 16),
         ];
         for (key, value, most) in bounded {
@@ -300,6 +314,21 @@ impl Config {
             ));
         }
         Ok(())
+    }
+}
+
+/// Keys of configs and runs of before: one that says what is so anyway is dropped, another is named with its heir.
+fn retired(table: &mut Table) -> Result<()> {
+    let Some(Value::Table(grpo)) = table.get_mut("grpo") else { return Ok(()) };
+    match grpo.remove("estimator") {
+        Some(Value::String(sampled)) if sampled == "sampled" => Ok(()),
+        None => Ok(()),
+        Some(other) => {
+            let problem = format!("= {other}: enumeration is a stage of its own now");
+            let fix =
+                "Write \"enumerate\" in the place of \"grpo\" in stages, and its keys under [enumerate]";
+            Err(Error::input("grpo.estimator", problem, fix))
+        }
     }
 }
 

@@ -31,17 +31,6 @@ pub enum ScaleRewards {
     None,
 }
 
-/// Where the policy gradient comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Estimator {
-    /// Groups of sampled completions.
-    Sampled,
-    /// The exact expectation over every answer of a closed task (`[answers]` of the task file): no sampling. The
-    /// keys of sampling that may stay, so that one config serves both: `group_size`, `max_completion_tokens`.
-    Enumerate,
-}
-
 /// What a completion's reward is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -97,7 +86,6 @@ pub enum Balance {
 #[serde(default, deny_unknown_fields)]
 pub struct GrpoConfig {
     pub steps: usize,
-    pub estimator: Estimator,
     /// Prompts per optimiser step. Rollouts per step = `prompts_per_step * group_size`.
     pub prompts_per_step: usize,
     /// Completions sampled per prompt (G in the paper). At least 2: one has no group to compare with.
@@ -170,7 +158,6 @@ impl Default for GrpoConfig {
     fn default() -> Self {
         Self {
             steps: 100,
-            estimator: Estimator::Sampled,
             prompts_per_step: 8,
             group_size: 8,
             max_completion_tokens: 64,
@@ -210,7 +197,7 @@ impl Default for EvalConfig {
     }
 }
 
-fn at_least(key: &str, got: usize, least: usize, why: &str) -> Result<()> {
+pub(super) fn at_least(key: &str, got: usize, least: usize, why: &str) -> Result<()> {
     if got < least {
         return Err(Error::config(key, got, format!("{least} or more"), why));
     }
@@ -258,9 +245,6 @@ impl GrpoConfig {
         self.loss.validate("grpo.loss", self.updates_per_rollout)?;
         self.validate_kl()?;
         self.validate_advantage()?;
-        if self.estimator == Estimator::Enumerate {
-            self.validate_enumerate()?;
-        }
         self.optim.validate("grpo.optim")
     }
 }
@@ -335,39 +319,6 @@ impl GrpoConfig {
             return Err(Error::config("grpo.order", "difficulty", "\"shuffled\", or no balance", why));
         }
         Ok(())
-    }
-
-    /// What has no effect without samples.
-    fn validate_enumerate(&self) -> Result<()> {
-        let sampling = SamplingConfig { temperature: self.sampling.temperature, ..SamplingConfig::default() };
-        let without_effect = [
-            ("loss", self.loss != LossConfig::default()),
-            ("updates_per_rollout", self.updates_per_rollout != 1),
-            ("sampling", self.sampling != sampling),
-            ("scale_rewards", self.scale_rewards == ScaleRewards::Batch),
-            ("baseline", self.baseline != Baseline::Mean),
-            ("combine_rewards", self.combine_rewards != CombineRewards::Sum),
-            ("order", self.order != PromptOrder::Shuffled),
-            ("max_resamples", self.max_resamples != 0),
-            ("truncated", self.truncated != TruncatedCompletions::Keep),
-            ("overlong_buffer_tokens", self.overlong_buffer_tokens != 0),
-            ("importance_cap", self.importance_cap.is_some()),
-            ("entropy_coef", self.entropy_coef != 0.0),
-            ("kl_estimator", self.kl_estimator.is_some()),
-            ("kl_in", self.kl_in.is_some()),
-        ];
-        match without_effect.into_iter().find(|(_, set)| *set) {
-            None => Ok(()),
-            Some((key, _)) => Err(Error::input(
-                format!("grpo.{key}"),
-                "has no effect with grpo.estimator = \"enumerate\", which samples nothing",
-                match key {
-                    "scale_rewards" => "Use \"group\" or \"none\"",
-                    "sampling" => "Remove all of its keys but the temperature",
-                    _ => "Remove the key",
-                },
-            )),
-        }
     }
 }
 

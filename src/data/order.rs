@@ -65,11 +65,16 @@ impl Order {
 
     /// Half of each step's rows negative, half positive, whatever their share in the data: the scarcer side
     /// comes round more often. Each side is shuffled by itself, and no row comes twice in one of its epochs.
-    /// `is_negative` says it of each row.
+    /// `is_negative` says it of each row; `key` is the config's, for the error.
     ///
     /// # Errors
     /// One side is empty.
-    pub fn balanced(is_negative: impl Iterator<Item = bool>, seed: u64, stage: u32) -> Result<Self> {
+    pub fn balanced(
+        is_negative: impl Iterator<Item = bool>,
+        key: &str,
+        seed: u64,
+        stage: u32,
+    ) -> Result<Self> {
         let (negative, positive): (Vec<_>, Vec<_>) =
             is_negative.enumerate().partition(|(_, negative)| *negative);
         let rows = |side: Vec<(usize, bool)>| side.into_iter().map(|(row, _)| row).collect::<Vec<_>>();
@@ -83,7 +88,7 @@ impl Order {
             (false, true) => "no positive",
         };
         let why = format!("the data has {missing} rows");
-        Err(Error::config("grpo.balance", "label_sign", "none", why))
+        Err(Error::config(key, "label_sign", "none", why))
     }
 
     /// As [`Self::indices`], in an order of its own for each round of a step: prompts in the place of others.
@@ -151,7 +156,7 @@ mod tests {
         ) {
             let (mut signs, mixed) = (signs.clone(), [true, false]);
             signs[..2].copy_from_slice(&mixed);
-            let order = Order::balanced(signs.iter().copied(), 3, 0).unwrap();
+            let order = Order::balanced(signs.iter().copied(), "grpo.balance", 3, 0).unwrap();
             let rows = order.indices(step, batch);
             prop_assert_eq!(rows.len(), batch);
             let two_steps = [rows.clone(), order.indices(step + 1, batch)].concat();
@@ -177,7 +182,7 @@ mod tests {
     fn each_side_of_a_balanced_run_has_epochs_of_its_own() {
         // 2 negative rows, 6 positive: in 3 steps of 4 the negatives come 3 times, the positives once.
         let signs = [true, false, false, false, true, false, false, false];
-        let order = Order::balanced(signs.into_iter(), 9, 0).unwrap();
+        let order = Order::balanced(signs.into_iter(), "grpo.balance", 9, 0).unwrap();
         let rows: Vec<_> = (0..3).flat_map(|step| order.indices(step, 4)).collect();
         let count = |row| rows.iter().filter(|r| **r == row).count();
         assert_eq!((0..8).map(count).collect::<Vec<_>>(), [3, 1, 1, 1, 3, 1, 1, 1]);
@@ -185,7 +190,9 @@ mod tests {
 
     #[test]
     fn balance_needs_both_sides() {
-        let error = |signs: &[bool]| Order::balanced(signs.iter().copied(), 0, 0).unwrap_err().to_string();
+        let error = |signs: &[bool]| {
+            Order::balanced(signs.iter().copied(), "grpo.balance", 0, 0).unwrap_err().to_string()
+        };
         assert!(error(&[true]).contains("the data has no positive rows"));
         assert!(error(&[false]).contains("the data has no negative rows"));
         assert!(error(&[]).contains("the data has no rows"));

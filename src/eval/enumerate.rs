@@ -2,7 +2,8 @@
 
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::model::decoder::Decoder;
+use crate::model::forward::Keep;
 use crate::pack::runs;
 use crate::task::{LabelId, Task};
 use crate::types::PackedBatch;
@@ -40,10 +41,9 @@ impl Enumerator<'_> {
         let mut all = Vec::with_capacity(rows.len());
         for run in runs(rows.iter().map(|row| packed_tokens(row)), self.max_tokens_per_pack) {
             let batch = answers_batch(&rows[run.clone()], self.decoder.max_positions())?;
-            let hidden = self.decoder.forward(&batch, Keep::Nothing)?.hidden;
-            let head = Head { targets: &batch.targets, temperature: self.temperature };
-            let logps = self.decoder.logprobs(&hidden, head)?.logprobs;
-            let mut sums = answer_logps(&batch, &logps).into_iter();
+            let forward = self.decoder.forward(&batch, Keep::Nothing)?;
+            let logps = self.decoder.logprobs(&forward, self.temperature)?.logprobs;
+            let mut sums = answer_logps(&batch, logps.into_iter().map(f64::from)).into_iter();
             for row in &rows[run] {
                 let labels = row.answers.iter().map(|answer| answer.label);
                 all.push(self.probabilities(labels.zip(sums.by_ref())));
@@ -103,7 +103,8 @@ pub fn answers_batch(rows: &[&EncodedRow], max_positions: usize) -> Result<Packe
     Ok(batch)
 }
 
-/// Sum over the tokens of each answer, f64.
-pub fn answer_logps(batch: &PackedBatch, logps: &[f32]) -> Vec<f64> {
-    batch.target_ranges().map(|range| logps[range].iter().map(|l| f64::from(*l)).sum()).collect()
+/// Sum over the tokens of each answer, f64. `logps`: of the batch's targets.
+pub fn answer_logps(batch: &PackedBatch, logps: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut logps = logps.into_iter();
+    batch.target_counts.iter().map(|count| logps.by_ref().take(*count).sum()).collect()
 }

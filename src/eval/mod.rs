@@ -17,12 +17,13 @@ use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks};
+use crate::observe::{Event, Metrics, SampleKind, Sinks};
 use crate::rng::Purpose;
-use crate::rollout::engine::{Engine, Request, TapePolicy};
-use crate::task::{EvalReport, LabelId, Outcome, Task, Verdict};
+use crate::rollout::engine::{Completions, Draws, Engine, Request};
+use crate::rollout::judge::{Judged, judge};
+use crate::task::{EvalReport, Task};
 use crate::text::PromptEncoder;
-use crate::types::{self, Rollout};
+use crate::types;
 
 /// Prompts sampled between two signs of life.
 const PROMPTS_PER_CALL: usize = 64;
@@ -68,18 +69,14 @@ impl Evaluator<'_> {
 
     /// [`Self::evaluate`], answer by answer; prompts are numbered as the rows are.
     pub fn judgements(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<Vec<Judgement>> {
-        let engine = Engine {
-            decoder,
-            stop_tokens: self.encoder.stop_tokens(),
+        let completions = Completions {
+            per_prompt: self.config.samples_per_prompt,
+            max_tokens: self.config.max_completion_tokens,
             sampling: self.config.sampling,
-            group_size: self.config.samples_per_prompt,
-            max_completion_tokens: self.config.max_completion_tokens,
-            max_tokens_per_pack: self.pack.max_rollout_tokens,
-            tape: TapePolicy::NONE,
-            seed: self.seed,
-            purpose: Purpose::Evaluation,
-            step: at.step as u32,
         };
+        let engine =
+            Engine::new(decoder, self.encoder.stop_tokens(), completions, self.pack.max_rollout_tokens);
+        let draws = Draws { seed: self.seed, purpose: Purpose::Evaluation, step: at.step };
         let mut judgements = Vec::new();
         let mut samples = Vec::new();
         for (chunk, rows) in self.rows.chunks(PROMPTS_PER_CALL).enumerate() {
@@ -90,7 +87,7 @@ impl Evaluator<'_> {
                 .enumerate()
                 .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (done + i) as u32 })
                 .collect();
-            let groups = engine.generate(&requests)?.groups;
+            let groups = engine.generate(&requests, draws)?.groups;
             let mut judged = self.judge_groups(rows, &groups)?;
             for retry in 1..=self.retries() {
                 let bad = |of_one: &Vec<Judged>| of_one.iter().any(|judged| judged.verdict.is_malformed());
@@ -99,9 +96,9 @@ impl Evaluator<'_> {
                     break;
                 }
                 sinks.emit(&Event::Phase { text: format!("asking again {}, {retry}", again.len()) });
-                let engine = Engine { seed: retry_seed(self.seed, retry), ..engine.clone() };
+                let draws = Draws { seed: retry_seed(self.seed, retry), ..draws };
                 let asked: Vec<Request> = again.iter().map(|i| requests[*i]).collect();
-                let groups = engine.generate(&asked)?.groups;
+                let groups = engine.generate(&asked, draws)?.groups;
                 let asked: Vec<EncodedRow> = again.iter().map(|i| rows[*i].clone()).collect();
                 for (i, answers) in again.into_iter().zip(self.judge_groups(&asked, &groups)?) {
                     for (kept, answer) in judged[i].iter_mut().zip(answers) {
@@ -138,37 +135,4 @@ impl Evaluator<'_> {
 /// Another random stream for each retry; seeds that users choose are small numbers.
 fn retry_seed(seed: u64, retry: u32) -> u64 {
     seed ^ u64::from(retry) << 40
-}
-
-/// A completion as the task sees it.
-pub struct Judged {
-    pub completion: String,
-    pub verdict: Verdict,
-    pub outcome: Outcome,
-    pub reward: f32,
-}
-
-/// Decodes a rollout and judges it; the same for training rewards and evaluation.
-pub fn judge(task: &Task, encoder: &PromptEncoder, gold: LabelId, rollout: &Rollout) -> Result<Judged> {
-    let completion = encoder.decode_completion(&rollout.token_ids)?;
-    let verdict = task.judge(&completion, rollout.finish);
-    let outcome = Outcome::of(gold, verdict);
-    Ok(Judged { completion, verdict, outcome, reward: task.reward(outcome) })
-}
-
-impl Judged {
-    pub fn record(self, task: &Task, row: &EncodedRow) -> SampleRecord {
-        let label = |id: LabelId| task.label_text(id);
-        SampleRecord {
-            line: row.line,
-            gold: label(row.gold),
-            verdict: match self.verdict {
-                Verdict::Positive(id) => label(id),
-                Verdict::Negative => label(LabelId::NEGATIVE),
-                Verdict::Malformed(_) => "malformed".into(),
-            },
-            reward: self.reward,
-            completion: self.completion,
-        }
-    }
 }

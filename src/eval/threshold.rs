@@ -8,7 +8,8 @@ use super::enumerate::{Enumerator, flag_probability};
 use super::roc::{Curves, OperatingPoint, Scored};
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::model::decoder::Decoder;
+use crate::model::forward::Keep;
 use crate::pack::runs;
 use crate::run::replace_file;
 use crate::task::Task;
@@ -72,9 +73,8 @@ impl Scorer<'_> {
                 counts.push(tokens.len());
                 batch.push_group(&row.prompt.token_ids, tokens.iter().map(std::slice::from_ref));
             }
-            let hidden = self.decoder.forward(&batch, Keep::Nothing)?.hidden;
-            let head = Head { targets: &batch.targets, temperature: 1.0 };
-            let logprobs = self.decoder.logprobs(&hidden, head)?.logprobs;
+            let forward = self.decoder.forward(&batch, Keep::Nothing)?;
+            let logprobs = self.decoder.logprobs(&forward, 1.0)?.logprobs;
             let mut logprobs = logprobs.iter();
             for count in counts {
                 scores.push(logprobs.by_ref().take(count).map(|logp| f64::from(*logp).exp()).sum());

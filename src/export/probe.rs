@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::formats::hf::Companions;
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Head, Keep};
+use crate::model::decoder::Decoder;
+use crate::model::forward::Keep;
 use crate::rng::{Purpose, Stream};
-use crate::rollout::engine::{Engine, Request, TapePolicy};
+use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::text::{PromptEncoder, StopTokens, Tokenizer, chat_template_text};
 use crate::types::{Message, PackedBatch, Prompt};
 
@@ -85,20 +85,10 @@ impl Probe {
     /// A token is not one of the model's, or the computation fails.
     pub fn ask(&self, decoder: &Decoder) -> Result<Answer> {
         let prompt = Prompt { token_ids: self.token_ids.clone() };
-        let engine = Engine {
-            decoder,
-            stop_tokens: &StopTokens::new(Vec::new()),
-            sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
-            group_size: 1,
-            max_completion_tokens: GREEDY_TOKENS,
-            max_tokens_per_pack: self.positions(),
-            tape: TapePolicy::NONE,
-            seed: 0,
-            purpose: Purpose::Evaluation,
-            step: 0,
-        };
+        let stop = StopTokens::new(Vec::new());
+        let engine = Engine::new(decoder, &stop, Completions::greedy(GREEDY_TOKENS), self.positions());
         let logprobs = self.logprobs(decoder)?;
-        let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }])?.groups;
+        let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }], Draws::NONE)?.groups;
         let rollout = groups.into_iter().flat_map(|group| group.rollouts).next();
         let (greedy, greedy_logprobs) = rollout.map(|r| (r.token_ids, r.logprobs)).unwrap_or_default();
         Ok(Answer { logprobs, greedy, greedy_logprobs })
@@ -112,8 +102,8 @@ impl Probe {
         let [first, rest @ ..] = &self.token_ids[..] else { return Ok(Vec::new()) };
         let mut batch = PackedBatch::default();
         batch.push_sequence(&[*first], rest);
-        let hidden = decoder.forward(&batch, Keep::Nothing)?.hidden;
-        Ok(decoder.logprobs(&hidden, Head { targets: &batch.targets, temperature: 1.0 })?.logprobs)
+        let forward = decoder.forward(&batch, Keep::Nothing)?;
+        Ok(decoder.logprobs(&forward, 1.0)?.logprobs)
     }
 }
 

@@ -1,12 +1,9 @@
 //! A LoRA adapter, Hu et al., arXiv:2106.09685: beside the weight W of a linear layer, A `[rank, in]` and
 //! B `[out, rank]`, both f32, and `y = W x + scale B A x`. Names are PEFT's, so are the files (`formats::peft`).
 
-use std::collections::HashMap;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::config::ModelConfig;
-use super::decoder::Decoder;
 use super::gradients::Gradients;
 use crate::config::lora::LoraConfig;
 use crate::error::{Error, Result};
@@ -34,9 +31,9 @@ impl From<&LoraConfig> for Shape {
 }
 
 /// A weight with an adapter beside it.
-struct Beside {
-    /// Of the weight.
-    name: String,
+pub(super) struct Beside {
+    /// The weight's.
+    pub name: String,
     out: usize,
     input: usize,
 }
@@ -48,7 +45,7 @@ impl Shape {
     }
 
     /// In the order of the forward pass.
-    fn beside(&self, config: &ModelConfig) -> Vec<Beside> {
+    pub(super) fn beside(&self, config: &ModelConfig) -> Vec<Beside> {
         let weight = |(name, shape): (String, Vec<usize>)| {
             let layer = name.strip_suffix(".weight")?.rsplit('.').next()?;
             let [out, input] = shape[..] else { return None };
@@ -182,113 +179,9 @@ impl LowRank {
         weights: &[Tensor],
         dy_no: &Tensor,
         x_nh: &Tensor,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
     ) -> Result<()> {
         gradients.add_product(self.b, &memory::cast(dy_no, DType::F32)?, &self.down(weights, x_nh)?)?;
         gradients.add_product(self.a, &self.up(weights, dy_no)?, &memory::cast(x_nh, DType::F32)?)
-    }
-}
-
-impl Decoder {
-    /// Puts an adapter beside the weights, which are frozen from now on: gradients and optimiser know the
-    /// adapter's tensors only. It takes the place of the one before.
-    ///
-    /// # Errors
-    /// When its tensors are not those that its shape asks for beside this model; all that is wrong is named.
-    pub fn attach(&mut self, adapter: Adapter) -> Result<()> {
-        let Adapter { shape, tensors } = adapter;
-        let wanted = shape.tensors(&self.config);
-        let mut given: HashMap<String, Tensor> = tensors.into_iter().collect();
-        let device = self.device().clone();
-        let mut faults = Vec::new();
-        let mut list = Vec::new();
-        for (name, dims) in &wanted {
-            match given.remove(name) {
-                None => faults.push(format!("{name} is missing")),
-                Some(tensor) if tensor.dims() != dims.as_slice() => {
-                    faults.push(format!("{name} is {:?}, wanted {dims:?}", tensor.dims()));
-                }
-                Some(tensor) => {
-                    list.push(tensor.to_dtype(DType::F32)?.contiguous()?.to_device(&device)?);
-                }
-            }
-        }
-        let mut extra: Vec<String> = given.into_keys().map(|name| format!("{name} is unexpected")).collect();
-        extra.sort();
-        faults.extend(extra);
-        if wanted.is_empty() {
-            faults.push(format!("the model has no layer called {}", shape.targets.join(", ")));
-        }
-        if !faults.is_empty() {
-            const LISTED: usize = 4;
-            let more = faults.len().saturating_sub(LISTED);
-            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-            let problem = format!("{}{more}", faults[..faults.len().min(LISTED)].join("; "));
-            let fix = "Use the adapter with the model it was trained beside";
-            return Err(Error::input("adapter", problem, fix));
-        }
-        self.detach();
-        let first = self.weights.len();
-        let beside = shape.beside(&self.config);
-        let position: HashMap<&str, usize> =
-            beside.iter().enumerate().map(|(i, at)| (at.name.as_str(), first + 2 * i)).collect();
-        for projection in self.blocks.iter_mut().flat_map(|block| block.projections_mut()) {
-            let a = position.get(self.names[projection.weight].as_str());
-            projection.adapter = a.map(|&a| LowRank { a, b: a + 1, scale: shape.scale() });
-        }
-        self.names.extend(wanted.into_iter().map(|(name, _)| name));
-        self.weights.extend(list);
-        self.adapter = Some(shape);
-        Ok(())
-    }
-
-    /// Takes the adapter off, and with it the freeze of the weights.
-    pub fn detach(&mut self) -> Option<Adapter> {
-        let adapter = self.adapter();
-        let base = self.base_count();
-        self.names.truncate(base);
-        self.weights.truncate(base);
-        self.blocks.iter_mut().flat_map(|block| block.projections_mut()).for_each(|p| p.adapter = None);
-        self.adapter = None;
-        adapter
-    }
-
-    /// The adapter, sharing its tensors' memory.
-    pub fn adapter(&self) -> Option<Adapter> {
-        let shape = self.adapter.clone()?;
-        let tensors = self.trainable().map(|(name, tensor)| (name.to_string(), tensor.clone())).collect();
-        Some(Adapter { shape, tensors })
-    }
-
-    /// The same weights, in the same memory, without the adapter: what it is trained away from.
-    pub fn without_adapter(&self) -> Result<Self> {
-        let tensors = self.parameters().map(|(name, weight)| (name.to_string(), weight.clone()));
-        Self::new(self.config.clone(), tensors.collect::<Vec<_>>(), self.max_positions())
-    }
-
-    /// A weight with the adapter's part added to it, of the weight's type: `W + scale B A`, rounded once. The
-    /// weight itself where it has no adapter.
-    pub fn merged_weight(&self, name: &str) -> Result<Tensor> {
-        let index = self.names[..self.base_count()].iter().position(|n| n == name);
-        let index = index.ok_or_else(|| Error::Compute(format!("no weight {name}").into()))?;
-        let weight = &self.weights[index];
-        let mut layers = self.blocks.iter().flat_map(|block| block.projections());
-        let Some(low_rank) = layers.find(|p| p.weight == index).and_then(|p| p.adapter) else {
-            return Ok(weight.clone());
-        };
-        let (a, b) = (&self.weights[low_rank.a], &self.weights[low_rank.b]);
-        let sum = linear::backward_input(&[(b, a)])?;
-        scale(&sum, low_rank.scale)?;
-        add_assign(&sum, &memory::cast(weight, DType::F32)?)?;
-        memory::cast(&sum, weight.dtype())
-    }
-
-    /// Merges the adapter into the weights, one at a time, and takes it off.
-    pub fn merge(&mut self) -> Result<()> {
-        for index in 0..self.base_count() {
-            self.weights[index] = self.merged_weight(&self.names[index])?;
-        }
-        self.detach();
-        Ok(())
     }
 }

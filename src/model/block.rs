@@ -169,7 +169,7 @@ impl Block<'_> {
         weight: usize,
         eps: f32,
         dy_nd: &Tensor,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let w = self.w(weight);
         let dx = x_nd.zeros_like()?;
@@ -200,7 +200,13 @@ impl Block<'_> {
     }
 
     /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
-    pub fn backward(&self, pass: Pass, a: Activations, dy: Tensor, gradients: &Gradients) -> Result<Tensor> {
+    pub fn backward(
+        &self,
+        pass: Pass,
+        a: Activations,
+        dy: Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
         let eps = pass.eps;
         let (at, layers) = (self.at, self.projections());
         // MLP half: y = x_mid + down(swiglu(gate(n2), up(n2))).

@@ -6,16 +6,14 @@ use candle_core::{DType, Device, Tensor};
 
 use super::block::{Activations, Block, BlockParameters, Pass, Passed, QkNorm};
 use super::config::ModelConfig;
+use super::forward::{Distribution, Forward, Keep, Kept, Rows};
 use super::gradients::Gradients;
 use super::projection::Projection;
-use super::tape::TapedBlock;
-use crate::config::ActivationMemory;
 use crate::error::{Error, Result};
-use crate::ops::attention::{AttentionLayout, Heads};
+use crate::ops::attention::Heads;
 use crate::ops::indices::Indices;
 use crate::ops::memory::{self, Normal};
 use crate::ops::rope::RopeTable;
-use crate::ops::sampling::Sampling;
 use crate::ops::token_logprob::{self, Slopes, TokenLogprobs};
 use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
@@ -38,44 +36,6 @@ pub struct Decoder {
     rope: RopeTable,
 }
 
-/// What a forward pass keeps for later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// Final hidden states only: reference log-probs, evaluation.
-    Nothing,
-    /// Block inputs; each block is computed again in the backward pass. Peak memory is one block's
-    /// activations plus T x hidden x layers.
-    Inputs,
-    /// Every activation the backward pass reads: 4/3 the speed of `Inputs` at many times the memory.
-    Activations,
-}
-
-impl From<ActivationMemory> for Keep {
-    fn from(memory: ActivationMemory) -> Self {
-        match memory {
-            ActivationMemory::Recompute => Self::Inputs,
-            ActivationMemory::Keep => Self::Activations,
-        }
-    }
-}
-
-/// One block's part of what a forward pass kept.
-pub(super) enum Kept {
-    Input(Tensor),
-    Activations(Box<Activations>),
-    /// Rows of a rollout, brought together when the backward pass reaches the block.
-    Taped(TapedBlock),
-}
-
-/// A finished forward pass over one packed batch.
-pub struct Forward {
-    /// Before the final norm. `[T, H]`
-    pub hidden: Tensor,
-    pub(super) kept: Vec<Kept>,
-    pub(super) layout: AttentionLayout,
-    pub(super) positions: Indices,
-}
-
 /// Where a model's weights live, and as what.
 #[derive(Clone, Debug)]
 pub struct Placement {
@@ -87,13 +47,6 @@ pub struct Placement {
 impl Placement {
     /// f32 on the CPU.
     pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32 };
-}
-
-/// Sequences' target log-probs and what they were computed from.
-#[derive(Clone, Copy)]
-pub struct Head<'a> {
-    pub targets: &'a [Target],
-    pub temperature: f32,
 }
 
 impl Decoder {
@@ -268,7 +221,8 @@ impl Decoder {
         Block { weights: &self.weights, at: self.blocks[layer] }
     }
 
-    fn pass<'a>(&'a self, layout: &'a AttentionLayout, positions: &'a Indices) -> Pass<'a> {
+    fn pass<'a>(&'a self, rows: &'a Rows) -> Pass<'a> {
+        let Rows { layout, positions, .. } = rows;
         Pass { layout, positions, rope: &self.rope, heads: self.heads(), eps: self.eps() }
     }
 
@@ -287,88 +241,76 @@ impl Decoder {
         batch: &PackedBatch,
         mut visit: impl FnMut(Tensor, Activations) -> Option<Kept>,
     ) -> Result<Forward> {
-        let layout = AttentionLayout::new(&batch.segments)?;
-        if layout.tokens() != batch.tokens.len() || batch.positions.len() != batch.tokens.len() {
-            return Err(Error::Compute("packed batch: segments, tokens and positions disagree".into()));
-        }
-        let mut x = embedding::gather(&self.weights[self.embedding], &Indices::new(batch.tokens.as_slice()))?;
-        let positions = Indices::new(batch.positions.as_slice());
+        let rows = Rows::new(batch)?;
+        let mut x = embedding::gather(&self.weights[self.embedding], &rows.tokens)?;
         let mut kept = Vec::new();
         for layer in 0..self.blocks.len() {
-            let Passed { y, k, activations } =
-                self.block(layer).forward(self.pass(&layout, &positions), x)?;
+            let Passed { y, k, activations } = self.block(layer).forward(self.pass(&rows), x)?;
             kept.extend(visit(k, activations));
             x = y;
         }
-        Ok(Forward { hidden: x, kept, layout, positions })
+        Ok(Forward { hidden: x, kept, rows })
     }
 
-    /// Log-probabilities of the targets, `[targets]`; the LM head runs on their rows only.
-    pub fn logprobs(&self, hidden: &Tensor, head: Head) -> Result<TokenLogprobs> {
-        self.logprobs_within(hidden, head, None)
-    }
-
-    /// [`Self::logprobs`] under what a sampler's cuts leave of each distribution.
-    pub fn logprobs_within(
-        &self,
-        hidden: &Tensor,
-        head: Head,
-        cut: Option<&Sampling>,
-    ) -> Result<TokenLogprobs> {
-        if head.targets.is_empty() {
+    /// Log-probabilities of the batch's targets, `[targets]`; the LM head runs on their rows only.
+    pub fn logprobs(&self, forward: &Forward, under: impl Into<Distribution>) -> Result<TokenLogprobs> {
+        let targets = &forward.rows.targets;
+        if targets.is_empty() {
             return Ok(TokenLogprobs::default());
         }
-        let raw = self.target_rows(hidden, head.targets)?;
+        let Distribution { temperature, cut } = under.into();
+        let raw = self.target_rows(&forward.hidden, targets)?;
         let normed = rms_norm::forward(&raw, &self.weights[self.final_norm], self.eps())?;
-        let tokens = self.target_tokens(head.targets)?;
-        token_logprob::forward_within(self.head_inputs(&normed, &tokens, head.temperature), cut)
+        let tokens = self.target_tokens(targets)?;
+        token_logprob::forward_within(self.head_inputs(&normed, &tokens, temperature), cut.as_ref())
     }
 
-    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i] + dentropies[i] * entropy[i]` to `gradients`.
+    /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i] + dentropies[i] * entropy[i]` to `gradients`, with the
+    /// log-probs and entropies of [`Self::logprobs`] under the same distribution.
     pub fn backward<'s>(
         &self,
-        batch: &PackedBatch,
         forward: Forward,
-        temperature: f32,
+        under: impl Into<Distribution>,
         slopes: impl Into<Slopes<'s>>,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
     ) -> Result<()> {
-        let Forward { hidden, kept, layout, positions } = forward;
+        let Forward { hidden, kept, rows } = forward;
         if kept.len() != self.blocks.len() {
             return Err(Error::Compute("backward needs a forward pass that kept inputs".into()));
         }
-        let targets = &batch.targets;
-        let dx = hidden.zeros_like()?;
-        if !targets.is_empty() {
-            let raw = self.target_rows(&hidden, targets)?;
+        let Distribution { temperature, cut } = under.into();
+        let mut dx = hidden.zeros_like()?;
+        if !rows.targets.is_empty() {
+            let raw = self.target_rows(&hidden, &rows.targets)?;
             let norm = rms_norm::Input { x_nh: &raw, w_h: &self.weights[self.final_norm], eps: self.eps() };
             let normed = rms_norm::forward(&raw, norm.w_h, norm.eps)?;
-            let tokens = self.target_tokens(targets)?;
+            let tokens = self.target_tokens(&rows.targets)?;
             let inputs = self.head_inputs(&normed, &tokens, temperature);
+            let slopes = Slopes { cut: cut.as_ref(), ..slopes.into() };
             let dnormed = token_logprob::backward(inputs, slopes, gradients.at(self.head)?)?;
             let draw = raw.zeros_like()?;
             rms_norm::backward(norm, &dnormed, &draw, gradients.at(self.final_norm)?)?;
-            let target_rows: Indices = targets.iter().map(|t| t.row).collect();
+            let target_rows: Indices = rows.targets.iter().map(|t| t.row).collect();
             embedding::scatter_add(&dx, &target_rows, &draw)?;
         }
         drop(hidden);
-        let mut dx = dx;
         for (layer, kept) in kept.into_iter().enumerate().rev() {
-            let pass = self.pass(&layout, &positions);
-            let block = self.block(layer);
+            let (block, pass) = (self.block(layer), self.pass(&rows));
             let activations = match kept {
                 Kept::Input(x) => block.forward(pass, x)?.activations,
                 Kept::Activations(a) => *a,
-                Kept::Taped(taped) => match taped.gather()? {
-                    Kept::Input(x) => block.forward(pass, x)?.activations,
-                    Kept::Activations(a) => *a,
-                    Kept::Taped(_) => return Err(Error::Compute("a taped block holds a tape".into())),
+                Kept::Taped(taped) => match <[Tensor; 9]>::try_from(taped.gather()?) {
+                    Ok(tensors) => Activations::from_tensors(tensors),
+                    Err(mut input) => {
+                        let x = input.pop().ok_or_else(|| Error::Compute("an empty tape".into()))?;
+                        block.forward(pass, x)?.activations
+                    }
                 },
             };
             dx = block.backward(pass, activations, dx, gradients)?;
         }
         match gradients.at(self.embedding)? {
-            Some(gradient) => embedding::scatter_add(gradient, &Indices::new(batch.tokens.as_slice()), &dx),
+            Some(gradient) => embedding::scatter_add(gradient, &rows.tokens, &dx),
             None => Ok(()),
         }
     }

@@ -1,7 +1,5 @@
 //! Gradients of every parameter that is trained; backward passes add to them.
 
-use std::cell::OnceCell;
-
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
@@ -17,57 +15,57 @@ pub struct Gradients {
     like: Vec<Tensor>,
     /// Of matrices; those of vectors are f32.
     dtype: DType,
-    tensors: Vec<OnceCell<Tensor>>,
+    tensors: Vec<Option<Tensor>>,
 }
 
 impl Gradients {
     pub(super) fn new(weights: &[Tensor], frozen: usize, dtype: DType) -> Self {
         let like = weights[frozen..].to_vec();
-        Self { frozen, tensors: vec![OnceCell::new(); like.len()], like, dtype }
+        Self { frozen, tensors: vec![None; like.len()], like, dtype }
     }
 
-    /// The gradient of parameter `index`, zero when nothing was added yet; `None` when it is frozen.
-    pub fn at(&self, index: usize) -> Result<Option<&Tensor>> {
-        index.checked_sub(self.frozen).map(|trained| self.of_trained(trained)).transpose()
-    }
-
-    fn of_trained(&self, trained: usize) -> Result<&Tensor> {
-        if let Some(gradient) = self.tensors[trained].get() {
-            return Ok(gradient);
+    /// The gradient of parameter `index` to add to, zero when nothing was added yet; `None` when it is frozen.
+    pub fn at(&mut self, index: usize) -> Result<Option<&Tensor>> {
+        let Some(trained) = index.checked_sub(self.frozen) else { return Ok(None) };
+        if self.tensors[trained].is_none() {
+            self.tensors[trained] = Some(self.zeros(trained)?);
         }
+        Ok(self.tensors[trained].as_ref())
+    }
+
+    fn zeros(&self, trained: usize) -> Result<Tensor> {
         let like = &self.like[trained];
         let dtype = if like.rank() == 1 { DType::F32 } else { self.dtype };
-        let zeros = Tensor::zeros(like.shape(), dtype, like.device())?;
-        Ok(self.tensors[trained].get_or_init(|| zeros))
+        Ok(Tensor::zeros(like.shape(), dtype, like.device())?)
     }
 
     /// Adds `dy^T x`, the gradient of a linear layer's weight; nothing to a frozen one. `dy_no: [N, O]`,
     /// `x_nh: [N, H]`
-    pub fn add_product(&self, index: usize, dy_no: &Tensor, x_nh: &Tensor) -> Result<()> {
+    pub fn add_product(&mut self, index: usize, dy_no: &Tensor, x_nh: &Tensor) -> Result<()> {
         let Some(trained) = index.checked_sub(self.frozen) else { return Ok(()) };
-        match self.tensors[trained].get() {
+        match &self.tensors[trained] {
             Some(gradient) => linear::backward_weight(gradient, dy_no, x_nh),
             None => {
-                let product = linear::weight_gradient_as(dy_no, x_nh, self.dtype)?;
-                self.tensors[trained].get_or_init(|| product);
+                self.tensors[trained] = Some(linear::weight_gradient_as(dy_no, x_nh, self.dtype)?);
                 Ok(())
             }
         }
     }
 
-    /// Every gradient, in the order of `Decoder::trainable`.
-    pub fn tensors(&self) -> impl Iterator<Item = Result<&Tensor>> {
-        (0..self.tensors.len()).map(|trained| self.of_trained(trained))
+    /// Every gradient, in the order of `Decoder::trainable`; zeros made for the moment where nothing was added.
+    pub fn tensors(&self) -> impl Iterator<Item = Result<Tensor>> {
+        let tensors = self.tensors.iter().enumerate();
+        tensors.map(|(trained, gradient)| gradient.clone().map_or_else(|| self.zeros(trained), Ok))
     }
 
     /// All zero again, for the next optimiser step.
     pub fn clear(&mut self) {
-        self.tensors.iter_mut().for_each(|gradient| drop(gradient.take()));
+        self.tensors.fill(None);
     }
 
     /// L2 norm over all of them.
     pub fn norm(&self) -> Result<f64> {
-        let made: Vec<&Tensor> = self.tensors.iter().filter_map(OnceCell::get).collect();
+        let made: Vec<&Tensor> = self.tensors.iter().flatten().collect();
         Ok(sum_squares(&made)?.sqrt())
     }
 }

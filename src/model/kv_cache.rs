@@ -3,8 +3,9 @@
 use candle_core::Tensor;
 
 use super::block::{Activations, Projected};
-use super::decoder::{Decoder, Keep};
-use super::tape::{Recording, Tape};
+use super::decoder::Decoder;
+use super::forward::Keep;
+use super::tape::{Slots, Tape};
 use crate::error::Result;
 use crate::ops::decode_attention::{self, Cache, Readers};
 use crate::ops::embedding;
@@ -48,17 +49,17 @@ impl KvCache {
 }
 
 impl Decoder {
-    /// Runs the prompts, a segment each: their hidden states `[T, H]`, and a cache with room for
-    /// `recording.group_size` completions a prompt of up to `recording.capacity` tokens.
-    pub fn prefill(&self, batch: &PackedBatch, recording: Recording) -> Result<(Tensor, KvCache)> {
-        let sequences = batch.segments.len() * recording.group_size;
-        let shape = (sequences, recording.capacity, self.heads().key_value_width());
+    /// Runs the prompts, a segment each: their hidden states `[T, H]`, and a cache with room for the completions that
+    /// `slots` says. With another `keep` than [`Keep::Nothing`] the rollout is taped.
+    pub fn prefill(&self, batch: &PackedBatch, slots: Slots, keep: Keep) -> Result<(Tensor, KvCache)> {
+        let sequences = batch.segments.len() * slots.per_prompt;
+        let shape = (sequences, slots.tokens, self.heads().key_value_width());
         let own = || Tensor::zeros(shape, self.dtype(), self.device());
         let (mut prefixes, mut kept) = (Vec::new(), Vec::new());
         let hidden = self
             .forward_with(batch, |k, a| {
                 prefixes.push((k, a.v.clone()));
-                match recording.keep {
+                match keep {
                     Keep::Nothing => {}
                     Keep::Inputs => kept.push(vec![a.x]),
                     Keep::Activations => kept.push(a.tensors().map(Tensor::clone).into()),
@@ -70,11 +71,11 @@ impl Decoder {
             .into_iter()
             .map(|(prefix_k, prefix_v)| Ok(Layer { prefix_k, prefix_v, own_k: own()?, own_v: own()? }))
             .collect::<Result<_>>()?;
-        let tape = match recording.keep {
+        let tape = match keep {
             Keep::Nothing => None,
-            _ => Some(Tape::new(kept, hidden.clone(), &batch.segments, recording)?),
+            _ => Some(Tape::new(kept, hidden.clone(), &batch.segments, slots)?),
         };
-        Ok((hidden, KvCache { layers, capacity: recording.capacity, tape }))
+        Ok((hidden, KvCache { layers, capacity: slots.tokens, tape }))
     }
 
     /// Hidden states of one new token per row, `[R, H]`; their keys and values join the cache.

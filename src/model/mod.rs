@@ -1,9 +1,11 @@
 //! The decoder: configuration, forward and backward, adapters, key/value cache.
 
 pub mod adapter;
+mod attach;
 pub mod block;
 pub mod config;
 pub mod decoder;
+pub mod forward;
 pub mod gradients;
 pub mod kv_cache;
 pub mod projection;

@@ -65,7 +65,7 @@ impl Projections<'_> {
         at: Projection,
         dy_no: &Tensor,
         x_nh: &Tensor,
-        gradients: &Gradients,
+        gradients: &mut Gradients,
     ) -> Result<()> {
         gradients.add_product(at.weight, dy_no, x_nh)?;
         if let Some(bias) = at.bias

@@ -54,6 +54,12 @@ pub enum Event {
         step: u64,
         samples: Vec<SampleRecord>,
     },
+    /// Every token of a step's completions, for `run.dump_steps`.
+    Tokens {
+        stage: String,
+        step: u64,
+        completions: Vec<TokenRecords>,
+    },
     /// The run is over: a row for the model before training and after each stage.
     Finished {
         rows: Vec<TableRow>,
@@ -135,6 +141,33 @@ impl Serialize for Metrics {
         }
         map.end()
     }
+}
+
+/// One completion of a training step as the loss saw it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenRecords {
+    /// Index of the group in the step, and of the completion in the group.
+    pub group: usize,
+    pub completion: usize,
+    pub sample: SampleRecord,
+    pub advantage: f32,
+    pub tokens: Vec<TokenRecord>,
+}
+
+/// Log-probs in nats, at the sampling temperature.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TokenRecord {
+    pub id: u32,
+    pub text: String,
+    /// The sampler's.
+    pub sampler_logp: f32,
+    /// Under the weights that sampled, and under those that were updated.
+    pub old_logp: f64,
+    pub logp: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ref_logp: Option<f64>,
+    /// Derivative of the step's loss by `logp`.
+    pub slope: f64,
 }
 
 #[cfg(test)]

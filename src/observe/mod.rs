@@ -7,7 +7,7 @@ mod progress;
 mod table;
 mod tensorboard;
 
-pub use event::{Event, Metrics, SampleKind, SampleRecord, TableRow};
+pub use event::{Event, Metrics, SampleKind, SampleRecord, TableRow, TokenRecord, TokenRecords};
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
 pub use progress::Progress;

@@ -167,7 +167,7 @@ impl Sink for Progress {
             }
             Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::Note { text } => self.line(text),
-            Event::Checkpoint { .. } | Event::Samples { .. } => Ok(()),
+            Event::Checkpoint { .. } | Event::Samples { .. } | Event::Tokens { .. } => Ok(()),
             Event::Finished { rows, run } => self.finished(&results_table(rows), run),
         }
         .map_err(Error::io("stderr", "show the progress"))

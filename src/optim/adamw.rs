@@ -79,7 +79,7 @@ impl AdamW {
     /// A gradient that is not finite, named: a step that would corrupt the weights is not taken.
     pub fn step(
         &mut self,
-        decoder: &Decoder,
+        decoder: &mut Decoder,
         gradients: &Gradients,
         config: &OptimConfig,
         learning_rate: f64,
@@ -89,7 +89,7 @@ impl AdamW {
             let culprit = decoder
                 .trainable()
                 .zip(gradients.tensors())
-                .find(|(_, g)| !g.as_ref().is_ok_and(|g| sum_squares(&[*g]).is_ok_and(f64::is_finite)));
+                .find(|(_, g)| !g.as_ref().is_ok_and(|g| sum_squares(&[g]).is_ok_and(f64::is_finite)));
             let name = culprit.map_or("all weights together", |((name, _), _)| name);
             return Err(Error::Diverged {
                 step: self.step + 1,
@@ -113,7 +113,7 @@ impl AdamW {
             let parameter = Parameter {
                 weight,
                 precision: self.precision(i, weight),
-                gradient: gradient?,
+                gradient: &gradient?,
                 first: &self.first[i],
                 second: &self.second[i],
             };

@@ -85,5 +85,6 @@ fn optim(config: &mut Config, stage: Stage) -> &mut crate::config::optim::OptimC
     match stage {
         Stage::Sft => &mut config.sft.optim,
         Stage::Grpo => &mut config.grpo.optim,
+        Stage::Enumerate => &mut config.enumerate.optim,
     }
 }

@@ -18,12 +18,14 @@ use crate::model::config::ModelConfig;
 use crate::ops::adamw::blockwise::BLOCK;
 use crate::ops::token_logprob::{CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES};
 
-/// Where a run computes.
+/// What a config does not say of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     pub cuda: bool,
-    /// Of weights and activations.
+    /// The type of weights and activations.
     pub dtype: DType,
+    /// Answers to a prompt that an `enumerate` stage packs behind it, as many as the task has labels; 0 without one.
+    pub answers: usize,
 }
 
 /// So many bytes, and what for.
@@ -76,6 +78,7 @@ impl Plan {
             match stage {
                 Stage::Sft => phases.push(sum.sft_update()),
                 Stage::Grpo => phases.extend([sum.grpo_rollout(), sum.grpo_update()]),
+                Stage::Enumerate => phases.push(sum.enumerate_update()),
             }
         }
         phases.extend([sum.evaluation(), sum.save()]);
@@ -149,8 +152,17 @@ impl Sum<'_> {
     }
 
     fn grpo_standing(&self, name: &str) -> Phase {
-        let kl = self.config.grpo.kl_coef != 0.0;
-        let standing = self.standing(name, &self.config.grpo.optim);
+        let grpo = &self.config.grpo;
+        self.with_reference(self.standing(name, &grpo.optim), grpo.kl_coef)
+    }
+
+    fn enumerate_standing(&self, name: &str) -> Phase {
+        let enumerate = &self.config.enumerate;
+        self.with_reference(self.standing(name, &enumerate.optim), enumerate.kl_coef)
+    }
+
+    fn with_reference(&self, standing: Phase, kl_coef: f64) -> Phase {
+        let kl = kl_coef != 0.0;
         let reference = match &self.config.lora {
             None => self.weights(),
             // The weights without the adapter, or with a copy of it.
@@ -247,6 +259,18 @@ impl Sum<'_> {
         self.backward(self.grpo_standing("grpo update"), optim, kept_rows, &packs)
     }
 
+    /// Every answer of each prompt behind it, as long as `data.max_target_tokens` lets it be.
+    fn enumerate_update(&self) -> Phase {
+        let (data, enumerate) = (&self.config.data, &self.config.enumerate);
+        let (prompt, answers) = (data.max_prompt_tokens as u64, self.target.answers as u64);
+        let targets = answers * data.max_target_tokens as u64;
+        let size = prompt + targets;
+        let packs = Packs::new(enumerate.prompts_per_step, size, self.config.pack.max_tokens_per_pack)
+            .of(size - answers.min(targets), targets);
+        let standing = self.enumerate_standing("enumerate update");
+        self.backward(standing, &enumerate.optim, packs.rows, &packs)
+    }
+
     fn evaluation(&self) -> Phase {
         let (data, eval) = (&self.config.data, &self.config.eval);
         let prompt = data.max_prompt_tokens as u64;
@@ -260,6 +284,7 @@ impl Sum<'_> {
         // Within a stage the optimiser is there too.
         let phase = match self.config.stages.last() {
             Some(Stage::Grpo) => self.grpo_standing("evaluation"),
+            Some(Stage::Enumerate) => self.enumerate_standing("evaluation"),
             _ => self.standing("evaluation", &self.config.sft.optim),
         };
         self.sampling(phase, packs.groups * prompt, packs.groups * size, packs.groups * samples)
@@ -320,7 +345,7 @@ mod tests {
     /// README.md and benches/results/cpu.md: peak resident memory of `rlvr bench step`, 1,024 + 48 tokens.
     #[test]
     fn the_peak_is_what_was_measured_on_the_cpu() {
-        let cpu = Target { cuda: false, dtype: DType::F32 };
+        let cpu = Target { cuda: false, dtype: DType::F32, answers: 0 };
         for (activations, group, measured) in
             [("keep", 8, 3.09), ("recompute", 8, 2.19), ("keep", 16, 3.37), ("recompute", 16, 2.25)]
         {
@@ -340,7 +365,7 @@ mod tests {
     /// Against the sum made by hand in docs/gpu.md.
     #[test]
     fn the_peak_of_an_8b_model_is_that_of_the_table() {
-        let cuda = Target { cuda: true, dtype: DType::BF16 };
+        let cuda = Target { cuda: true, dtype: DType::BF16, answers: 0 };
         for (moments, weights, gradients, peak) in [
             ("f32", "masters", "f32", 138.7),
             ("f32", "stochastic_rounding", "f32", 108.8),
@@ -365,7 +390,7 @@ mod tests {
 
     #[test]
     fn advice_brings_the_peak_down_step_by_step_until_it_fits() {
-        let cuda = Target { cuda: true, dtype: DType::BF16 };
+        let cuda = Target { cuda: true, dtype: DType::BF16, answers: 0 };
         let config = config(&["pack.activations=\"keep\""]);
         let all = Plan::new(&llama_8b(), &config, cuda).peak();
         let budget = 60 * (1 << 30);

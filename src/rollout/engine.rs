@@ -1,15 +1,16 @@
 //! The rollout engine: prefill packs prompts, decode advances all their completions one token at a time.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use candle_core::Tensor;
 
+use super::tapes::Tapes;
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Decoder, Keep};
+use crate::model::decoder::Decoder;
+use crate::model::forward::Keep;
 use crate::model::kv_cache::DecodeStep;
-use crate::model::tape::{Recording, Tape};
+use crate::model::tape::{Slots, Tape};
 use crate::ops::decode_attention::{Readers, SharedPrefix};
 use crate::ops::indices::Indices;
 use crate::ops::sampling::{Sampled, Sampling, sample};
@@ -19,23 +20,46 @@ use crate::rng::{Purpose, Stream};
 use crate::text::StopTokens;
 use crate::types::{FinishReason, Group, PackedBatch, Prompt, Rollout, Segment};
 
-/// How completions are drawn. The same for every prompt of a call.
-#[derive(Clone)]
-pub struct Engine<'a> {
-    pub decoder: &'a Decoder,
-    pub stop_tokens: &'a StopTokens,
+/// What is drawn for every prompt of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Completions {
+    /// Completions of each prompt, G.
+    pub per_prompt: usize,
+    /// The budget of one completion, tokens.
+    pub max_tokens: usize,
     pub sampling: SamplingConfig,
-    /// Completions per prompt, G.
-    pub group_size: usize,
-    pub max_completion_tokens: usize,
-    /// Bounds the tokens whose keys and values are alive at once.
-    pub max_tokens_per_pack: usize,
-    /// Kept for the update, on-policy: what of each pack, while the packs kept so far are within this many tokens.
-    pub tape: TapePolicy,
+}
+
+impl Completions {
+    /// The likeliest token each time, one completion a prompt.
+    pub fn greedy(max_tokens: usize) -> Self {
+        let sampling = SamplingConfig { temperature: 0.0, ..SamplingConfig::default() };
+        Self { per_prompt: 1, max_tokens, sampling }
+    }
+}
+
+/// What keys every draw of a call, beside its prompt, completion and token.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
     pub seed: u64,
     pub purpose: Purpose,
-    /// Optimiser step, part of every draw's key.
-    pub step: u32,
+    /// Optimiser step.
+    pub step: u64,
+}
+
+impl Draws {
+    /// Nothing is drawn: the completions are greedy.
+    pub const NONE: Self = Self { seed: 0, purpose: Purpose::Evaluation, step: 0 };
+}
+
+/// Draws completions from a decoder.
+pub struct Engine<'a> {
+    decoder: &'a Decoder,
+    stop_tokens: &'a StopTokens,
+    completions: Completions,
+    max_tokens_per_pack: usize,
+    keep: Keep,
+    max_taped_tokens: usize,
 }
 
 /// A prompt and the number that keys its draws: unique within a step, independent of the batch's order.
@@ -45,23 +69,11 @@ pub struct Request<'a> {
     pub sample_id: u32,
 }
 
-/// What of a rollout stays alive for the update's backward pass.
-#[derive(Clone, Copy, Debug)]
-pub struct TapePolicy {
-    pub keep: Keep,
-    pub max_tokens: usize,
-}
-
-impl TapePolicy {
-    pub const NONE: Self = Self { keep: Keep::Nothing, max_tokens: 0 };
-}
-
 /// Groups in the order of their requests.
 #[derive(Default)]
 pub struct Rollouts {
     pub groups: Vec<Group>,
-    /// The tape of the groups of a range.
-    pub tapes: Vec<(Range<usize>, Tape)>,
+    pub tapes: Tapes,
     pub timing: Timing,
 }
 
@@ -72,40 +84,63 @@ pub struct Timing {
     pub decode_seconds: f64,
 }
 
-impl Engine<'_> {
+impl std::ops::AddAssign for Timing {
+    fn add_assign(&mut self, other: Self) {
+        self.prefill_seconds += other.prefill_seconds;
+        self.decode_seconds += other.decode_seconds;
+    }
+}
+
+impl<'a> Engine<'a> {
+    /// `max_tokens_per_pack` bounds the tokens whose keys and values are alive at once.
+    pub fn new(
+        decoder: &'a Decoder,
+        stop_tokens: &'a StopTokens,
+        completions: Completions,
+        max_tokens_per_pack: usize,
+    ) -> Self {
+        let (keep, max_taped_tokens) = (Keep::Nothing, 0);
+        Self { decoder, stop_tokens, completions, max_tokens_per_pack, keep, max_taped_tokens }
+    }
+
+    /// Keeps what an on-policy update will read, for as many packs as stay within `max_tokens` together.
+    pub fn taping(self, keep: Keep, max_tokens: usize) -> Self {
+        Self { keep, max_taped_tokens: max_tokens, ..self }
+    }
+
     /// One group a request, in order.
     ///
     /// # Errors
-    /// A prompt that leaves no room for `max_completion_tokens` within the model's positions.
-    pub fn generate(&self, requests: &[Request]) -> Result<Rollouts> {
+    /// A prompt that leaves no room for its completions within the model's positions.
+    pub fn generate(&self, requests: &[Request], draws: Draws) -> Result<Rollouts> {
+        let Completions { per_prompt, max_tokens, .. } = self.completions;
         for request in requests {
-            let longest = request.prompt.token_ids.len() + self.max_completion_tokens;
+            let longest = request.prompt.token_ids.len() + max_tokens;
             if request.prompt.token_ids.is_empty() || longest > self.decoder.max_positions() {
                 return Err(Error::input(
                     format!("prompt of sample {}", request.sample_id),
                     format!(
                         "{} prompt tokens and {} completion tokens do not fit the model's {} positions",
                         request.prompt.token_ids.len(),
-                        self.max_completion_tokens,
+                        max_tokens,
                         self.decoder.max_positions()
                     ),
                     "Lower data.max_prompt_tokens or the completion budget, or raise model.max_positions",
                 ));
             }
         }
-        let size = |r: &Request| r.prompt.token_ids.len() + self.group_size * self.max_completion_tokens;
+        let size = |r: &Request| r.prompt.token_ids.len() + per_prompt * max_tokens;
         let mut rollouts = Rollouts::default();
         let mut taped_tokens = 0;
         for run in runs(requests.iter().map(size), self.max_tokens_per_pack) {
             let tokens: usize = requests[run.clone()].iter().map(size).sum();
-            let keep = match taped_tokens + tokens <= self.tape.max_tokens {
-                true => self.tape.keep,
+            let keep = match taped_tokens + tokens <= self.max_taped_tokens {
+                true => self.keep,
                 false => Keep::Nothing,
             };
-            let tape = self.generate_pack(&requests[run.clone()], keep, &mut rollouts)?;
-            if let Some(tape) = tape {
+            if let Some(tape) = self.generate_pack(&requests[run.clone()], draws, keep, &mut rollouts)? {
                 taped_tokens += tokens;
-                rollouts.tapes.push((run, tape));
+                rollouts.tapes.push(run, tape);
             }
         }
         Ok(rollouts)
@@ -114,14 +149,15 @@ impl Engine<'_> {
     fn generate_pack(
         &self,
         requests: &[Request],
+        draws: Draws,
         keep: Keep,
         collected: &mut Rollouts,
     ) -> Result<Option<Tape>> {
+        let Completions { per_prompt, max_tokens, .. } = self.completions;
         let start = Instant::now();
         let batch = prompts_batch(requests);
-        let capacity = self.max_completion_tokens;
-        let recording = Recording { keep, group_size: self.group_size, capacity };
-        let (hidden, cache) = self.decoder.prefill(&batch, recording)?;
+        let slots = Slots { per_prompt, tokens: max_tokens };
+        let (hidden, cache) = self.decoder.prefill(&batch, slots, keep)?;
         let last_rows: Indices = batch.segments.iter().map(|s| s.start + s.len - 1).collect();
         let first_logits = self.decoder.logits(&embedding::gather(&hidden, &last_rows)?)?;
         drop(hidden);
@@ -129,16 +165,16 @@ impl Engine<'_> {
         collected.timing.prefill_seconds += start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let sequences = requests.len() * self.group_size;
+        let sequences = requests.len() * per_prompt;
         let mut rollouts: Vec<Rollout> = (0..sequences)
             .map(|_| Rollout { token_ids: Vec::new(), logprobs: Vec::new(), finish: FinishReason::Length })
             .collect();
         let mut active: Vec<usize> = (0..sequences).collect();
-        let group_of = |sequence: &usize| sequence / self.group_size;
+        let group_of = |sequence: &usize| sequence / per_prompt;
         // A row of logits a prompt; its completions all draw from it.
-        let mut drawn = self.draw(requests, &active, 0, &first_logits)?;
+        let mut drawn = self.draw(requests, draws, &active, 0, &first_logits)?;
         let mut readers: Option<Readers> = None;
-        for t in 0..self.max_completion_tokens {
+        for t in 0..max_tokens {
             for (sequence, s) in active.iter().zip(&drawn) {
                 let rollout = &mut rollouts[*sequence];
                 rollout.token_ids.push(s.token);
@@ -148,7 +184,7 @@ impl Engine<'_> {
                 }
             }
             active.retain(|sequence| rollouts[*sequence].finish == FinishReason::Length);
-            if active.is_empty() || t + 1 == self.max_completion_tokens {
+            if active.is_empty() || t + 1 == max_tokens {
                 break;
             }
             let last = |s: &usize| rollouts[*s].token_ids.last().copied().unwrap_or_default();
@@ -162,13 +198,13 @@ impl Engine<'_> {
             };
             let step = DecodeStep { tokens: &tokens, positions: &positions, readers, cached: t };
             let logits = self.decoder.logits(&self.decoder.decode(&cache, step)?)?;
-            drawn = self.draw(requests, &active, t as u32 + 1, &logits)?;
+            drawn = self.draw(requests, draws, &active, t as u32 + 1, &logits)?;
         }
         collected.timing.decode_seconds += start.elapsed().as_secs_f64();
         let mut rollouts = rollouts.into_iter();
         let group = |request: &Request| Group {
             prompt: request.prompt.clone(),
-            rollouts: rollouts.by_ref().take(self.group_size).collect(),
+            rollouts: rollouts.by_ref().take(per_prompt).collect(),
         };
         collected.groups.extend(requests.iter().map(group));
         Ok(cache.into_tape())
@@ -176,7 +212,7 @@ impl Engine<'_> {
 
     /// The prompts of the active sequences, in order.
     fn prefixes(&self, batch: &PackedBatch, active: &[usize]) -> Vec<SharedPrefix> {
-        let group_of = |sequence: &usize| sequence / self.group_size;
+        let group_of = |sequence: &usize| sequence / self.completions.per_prompt;
         active
             .chunk_by(|a, b| group_of(a) == group_of(b))
             .map(|rows| {
@@ -190,24 +226,26 @@ impl Engine<'_> {
     fn draw(
         &self,
         requests: &[Request],
+        draws: Draws,
         active: &[usize],
         token_index: u32,
         logits: &Tensor,
     ) -> Result<Vec<Sampled>> {
         let uniform = |sequence: &usize| {
-            let (group, rollout) = (sequence / self.group_size, sequence % self.group_size);
-            let ids = [self.step, requests[group].sample_id, rollout as u32];
-            Stream::new(self.seed, self.purpose, ids).uniform(token_index)
+            let (group, rollout) =
+                (sequence / self.completions.per_prompt, sequence % self.completions.per_prompt);
+            let ids = [draws.step as u32, requests[group].sample_id, rollout as u32];
+            Stream::new(draws.seed, draws.purpose, ids).uniform(token_index)
         };
         let uniforms: Vec<f32> = active.iter().map(uniform).collect();
-        let drawn = sample(logits, &Sampling::from(&self.sampling), &uniforms)?;
+        let drawn = sample(logits, &Sampling::from(&self.completions.sampling), &uniforms)?;
         match drawn.iter().position(|s| !s.logprob.is_finite()) {
             None => Ok(drawn),
             Some(i) => Err(Error::Diverged {
-                step: u64::from(self.step) + 1,
+                step: draws.step + 1,
                 problem: format!(
                     "the logits of sample {} are no distribution (NaN or infinite)",
-                    requests[active[i] / self.group_size].sample_id
+                    requests[active[i] / self.completions.per_prompt].sample_id
                 ),
                 fix: "Check the weights; lower the learning rate, or resume from an earlier checkpoint"
                     .into(),

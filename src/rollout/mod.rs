@@ -1,4 +1,6 @@
-//! Sampling groups of completions: one prefill a prompt, all completions decoded together.
+//! Sampling groups of completions and judging them: one prefill a prompt, all completions decoded together.
 
 pub mod engine;
+pub mod judge;
 mod sampling;
+pub mod tapes;

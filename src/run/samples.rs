@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::Serialize;
+
 use super::{RunDirectory, replace_file};
 use crate::error::{Error, Result};
 use crate::observe::{Event, SampleKind, Sink};
@@ -23,14 +25,24 @@ impl Sink for SampleFiles {
     }
 
     fn emit(&mut self, event: &Event) -> Result<()> {
-        let Event::Samples { kind, stage, step, samples } = event else { return Ok(()) };
-        let kind = match kind {
-            SampleKind::Rollouts => "rollouts",
-            SampleKind::Evaluation => "evaluation",
-        };
+        match event {
+            Event::Samples { kind: SampleKind::Rollouts, stage, step, samples } => {
+                self.write(stage, *step, "rollouts", samples)
+            }
+            Event::Samples { kind: SampleKind::Evaluation, stage, step, samples } => {
+                self.write(stage, *step, "evaluation", samples)
+            }
+            Event::Tokens { stage, step, completions } => self.write(stage, *step, "tokens", completions),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SampleFiles {
+    fn write(&self, stage: &str, step: u64, kind: &str, lines: &[impl Serialize]) -> Result<()> {
         let mut content = Vec::new();
-        for sample in samples {
-            serde_json::to_writer(&mut content, sample).map_err(|e| Error::Compute(e.into()))?;
+        for line in lines {
+            serde_json::to_writer(&mut content, line).map_err(|e| Error::Compute(e.into()))?;
             content.push(b'\n');
         }
         replace_file(&self.folder.join(format!("{stage}-{step:06}-{kind}.jsonl")), &content)

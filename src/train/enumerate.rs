@@ -1,21 +1,81 @@
-//! One step of the all-labels policy gradient: every answer of the set behind its prompt, no sampling, no decoding.
+//! The all-labels policy gradient: every answer of the set behind its prompt, no sampling, no decoding.
 
-use super::step::{Trainee, mean};
+use std::time::Instant;
+
+use super::learner::{Learner, mean};
+use super::objective::{At, Objective, Surroundings};
+use super::prompts::order;
+use super::reference::{self, Reference};
 use crate::algo::enumerate::{AnswerSet, Expected};
-use crate::config::stages::{GrpoConfig, ScaleRewards};
+use crate::config::enumerate::{EnumerateConfig, ScaleExpected};
+use crate::config::optim::OptimConfig;
 use crate::data::jsonl::EncodedRow;
+use crate::data::order::Order;
 use crate::error::Result;
 use crate::eval::enumerate::{answer_logps, answers_batch, packed_tokens};
-use crate::model::decoder::{Decoder, Head, Keep};
-use crate::observe::Metrics;
+use crate::model::decoder::Decoder;
+use crate::observe::{Metrics, Sinks};
 use crate::pack::runs;
 use crate::task::{LabelId, Outcome, Task, Verdict};
 
+pub struct Enumerate<'a> {
+    around: Surroundings<'a>,
+    config: &'a EnumerateConfig,
+    order: Order,
+    /// `None` without a KL penalty.
+    reference: Option<Reference<'a>>,
+}
+
+impl<'a> Enumerate<'a> {
+    pub fn new(around: Surroundings<'a>, policy: &Decoder) -> Result<Self> {
+        let config = &around.config.enumerate;
+        let reference = match config.kl_coef {
+            0.0 => None,
+            _ => Some(Reference::open(around, policy, config.reference_sync_steps)?),
+        };
+        let order =
+            order(&around.materials.answer_rows, config.balance, "enumerate.balance", around.config.seed)?;
+        Ok(Self { around, config, order, reference })
+    }
+}
+
+impl Objective for Enumerate<'_> {
+    fn step(&mut self, learner: &mut Learner, at: At, _: &mut Sinks) -> Result<Metrics> {
+        let (config, all) = (self.config, &self.around.materials.answer_rows);
+        let indices = self.order.indices(at.step, config.prompts_per_step);
+        let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
+        let expectation = Expectation {
+            task: &self.around.materials.task,
+            config,
+            max_tokens_per_pack: self.around.config.pack.max_tokens_per_pack,
+            reference: self.reference.as_ref().map(Reference::weights),
+        };
+        let start = Instant::now();
+        let mut metrics = expectation.learn(learner, &rows)?;
+        metrics.extend(learner.step(at.learning_rate)?);
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        let seen = (at.step + 1) * config.prompts_per_step as u64;
+        metrics.insert("epoch", seen as f64 / all.len() as f64);
+        if let Some(reference) = &mut self.reference {
+            reference.after_step(at.step + 1, learner.decoder())?;
+        }
+        Ok(metrics)
+    }
+
+    fn steps(&self) -> u64 {
+        self.config.steps as u64
+    }
+
+    fn optim(&self) -> &OptimConfig {
+        &self.config.optim
+    }
+}
+
 /// What the gradient of a step depends on besides the rows.
 #[derive(Clone, Copy)]
-pub struct EnumerateUpdate<'a> {
+pub struct Expectation<'a> {
     pub task: &'a Task,
-    pub config: &'a GrpoConfig,
+    pub config: &'a EnumerateConfig,
     pub max_tokens_per_pack: usize,
     /// Frozen weights of the KL penalty.
     pub reference: Option<&'a Decoder>,
@@ -40,27 +100,26 @@ struct Sums {
     length: f64,
 }
 
-impl EnumerateUpdate<'_> {
+impl Expectation<'_> {
     /// Adds the gradient of the mean over `rows` of `-E[reward] / scale + kl_coef KL`. With
     /// `scale_rewards = "group"` the scale is the reward's exact standard deviation on the prompt, held fixed, plus
     /// `advantage_eps`. The rows were read with `Targets::Answers`.
-    pub fn accumulate(&self, trainee: Trainee, rows: &[&EncodedRow]) -> Result<Metrics> {
-        let temperature = self.config.sampling.temperature;
+    pub fn learn(&self, learner: &mut Learner, rows: &[&EncodedRow]) -> Result<Metrics> {
+        let temperature = self.config.temperature;
         let (mut sums, mut tokens) = (Sums::default(), 0);
         for run in runs(rows.iter().map(|row| packed_tokens(row)), self.max_tokens_per_pack) {
             let rows_of_pack = &rows[run];
-            let batch = answers_batch(rows_of_pack, trainee.decoder.max_positions())?;
+            let batch = answers_batch(rows_of_pack, learner.decoder().max_positions())?;
             tokens += batch.tokens.len();
-            let head = Head { targets: &batch.targets, temperature };
             let reference = match self.reference {
-                Some(model) => {
-                    let hidden = model.forward(&batch, Keep::Nothing)?.hidden;
-                    Some(answer_logps(&batch, &model.logprobs(&hidden, head)?.logprobs))
+                Some(weights) => {
+                    let logps = reference::logps(weights, &batch, temperature)?;
+                    Some(answer_logps(&batch, logps))
                 }
                 None => None,
             };
-            trainee.pass(&batch, temperature, |now| {
-                let logps = answer_logps(&batch, &now.logprobs);
+            learner.pass(&batch, temperature, |now| {
+                let logps = answer_logps(&batch, now.logprobs.iter().map(|l| f64::from(*l)));
                 let lengths = &batch.target_counts;
                 let mut ranges = batch.target_ranges();
                 let mut dlogps = Vec::with_capacity(batch.targets.len());
@@ -76,8 +135,8 @@ impl EnumerateUpdate<'_> {
                         ref_logps: reference.as_ref().map(|r| &r[answers.clone()]),
                     });
                     let scale = match self.config.scale_rewards {
-                        ScaleRewards::Group => expected.std + self.config.advantage_eps,
-                        ScaleRewards::Batch | ScaleRewards::None => 1.0,
+                        ScaleExpected::Group => expected.std + self.config.advantage_eps,
+                        ScaleExpected::None => 1.0,
                     };
                     // All rewards equal and eps 0: nothing to learn, and nothing to divide by.
                     let scale = if scale > 0.0 { scale } else { 1.0 };
@@ -140,7 +199,7 @@ impl Sums {
     }
 
     /// Expectations under the policy at the sampling temperature, by the names that sampled GRPO's estimates have.
-    fn metrics(&self, update: &EnumerateUpdate, rows: usize, tokens: usize) -> Metrics {
+    fn metrics(&self, of: &Expectation, rows: usize, tokens: usize) -> Metrics {
         let prompts = rows.max(1) as f64;
         let answered = (prompts - self.rest).max(f64::MIN_POSITIVE);
         let mut metrics: Metrics = [
@@ -163,8 +222,8 @@ impl Sums {
         ];
         metrics
             .extend(rates.into_iter().filter(|(_, _, of)| *of > 0.0).map(|(name, sum, of)| (name, sum / of)));
-        metrics.insert(format!("rewards/{}/mean", update.task.name()), self.reward / prompts);
-        if update.reference.is_some() {
+        metrics.insert(format!("rewards/{}/mean", of.task.name()), self.reward / prompts);
+        if of.reference.is_some() {
             metrics.insert("kl", self.kl / prompts);
         }
         metrics

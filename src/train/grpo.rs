@@ -1,197 +1,153 @@
-//! One GRPO step: sample groups, judge, turn rewards into advantages, learn.
+//! One GRPO step: roll out -> judge -> advantage -> learn. DeepSeekMath, arXiv:2402.03300, algorithm 1.
 
-use std::ops::Range;
 use std::time::Instant;
 
-use super::kl_reward::Distance;
-use super::policy::PolicyUpdate;
-use crate::algo::advantage::{RewardSummary, advantages};
-use crate::algo::gdpo::{RewardColumn, normalize_then_sum};
-use crate::algo::leave_one_out::leave_one_out;
+use super::learner::Learner;
+use super::objective::{At, Objective, Surroundings};
+use super::policy::{Policy, Trace};
+use super::prompts::Prompts;
+use super::reference::Reference;
+use super::rolled::Rolled;
+use super::watch::Watch;
+use crate::algo::advantage::{AdvantageRule, ByGroup, overlong_penalty};
 use crate::algo::loss::KlPenalty;
-use crate::algo::overlong::overlong_penalty;
-use crate::config::PackConfig;
 use crate::config::loss::KlPlace;
-use crate::config::stages::{Baseline, CombineRewards, GrpoConfig, TruncatedCompletions};
-use crate::data::difficulty::Successes;
+use crate::config::optim::OptimConfig;
+use crate::config::stages::{GrpoConfig, TruncatedCompletions};
+use crate::data::difficulty::Difficulty;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
-use crate::eval::judge;
 use crate::model::decoder::Decoder;
-use crate::model::tape::Tape;
-use crate::observe::{Metrics, SampleRecord};
+use crate::model::forward::Distribution;
+use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks};
 use crate::ops::sampling::Sampling;
 use crate::rng::Purpose;
-use crate::rollout::engine::{Engine, Request, Rollouts, TapePolicy, Timing};
-use crate::task::{Confusion, Outcome, Task};
-use crate::text::PromptEncoder;
+use crate::rollout::engine::{Completions, Draws, Engine, Request};
+use crate::rollout::tapes::Tapes;
 use crate::types::{FinishReason, Group, ScoredGroup};
 
-/// What a GRPO step needs besides the weights.
-#[derive(Clone, Copy)]
-pub struct GrpoStage<'a> {
-    pub task: &'a Task,
-    pub encoder: &'a PromptEncoder,
-    pub config: &'a GrpoConfig,
-    pub pack: &'a PackConfig,
-    pub seed: u64,
-    /// Frozen weights of the KL penalty.
-    pub reference: Option<&'a Decoder>,
+pub struct Grpo<'a> {
+    around: Surroundings<'a>,
+    config: &'a GrpoConfig,
+    prompts: Prompts,
+    /// `None` without a KL penalty.
+    reference: Option<Reference<'a>>,
+    watch: Watch,
 }
 
-/// Judged groups of one step and what they say.
-pub struct Scored {
-    pub groups: Vec<ScoredGroup>,
-    /// The rollout's activations, for the first update.
-    pub tapes: Vec<(Range<usize>, Tape)>,
-    pub metrics: Metrics,
-    pub samples: Vec<SampleRecord>,
-    /// How each row that was sampled fared.
-    pub tried: Vec<(usize, Successes)>,
-}
+/// Of this many steps one does not reuse what its rollout computed, so that the sampler's log-probs are held against
+/// a packed pass and not against themselves.
+const STEPS_BETWEEN_CHECKS: u64 = 50;
 
-/// Groups of a step as they come in, round after round.
-struct Rolled {
-    groups: Vec<Group>,
-    tapes: Vec<(Range<usize>, Tape)>,
-    timing: Timing,
-    /// `[groups][G]`
-    outcomes: Vec<Vec<Outcome>>,
-    rewards: Vec<Vec<f32>>,
-    samples: Vec<SampleRecord>,
-    confusion: Confusion,
-}
-
-impl GrpoStage<'_> {
-    /// Samples a group a row and scores it. `prompts` gives the rows, indices into `rows`, of each round: how many
-    /// are wanted in round 0, and in the place of dead groups in the rounds of dynamic sampling after it.
-    pub fn roll_out(
-        &self,
-        decoder: &Decoder,
-        rows: &[EncodedRow],
-        prompts: &mut dyn FnMut(u32, usize) -> Vec<usize>,
-        step: u64,
-    ) -> Result<Scored> {
-        let start = Instant::now();
-        let mut rolled = Rolled {
-            groups: Vec::new(),
-            tapes: Vec::new(),
-            timing: Timing::default(),
-            outcomes: Vec::new(),
-            rewards: Vec::new(),
-            samples: Vec::new(),
-            confusion: Confusion::new(self.task),
+impl<'a> Grpo<'a> {
+    /// `difficulty`: what a checkpoint kept of it.
+    pub fn new(around: Surroundings<'a>, policy: &Decoder, difficulty: Option<Difficulty>) -> Result<Self> {
+        let config = &around.config.grpo;
+        let reference = match config.kl_coef {
+            0.0 => None,
+            _ => Some(Reference::open(around, policy, config.reference_sync_steps)?),
         };
-        let mut sampled: Vec<usize> = Vec::new();
-        let mut wanted = self.config.prompts_per_step;
-        let mut rounds = 0;
-        loop {
-            let indices = prompts(rounds, wanted);
-            self.sample(decoder, indices.iter().map(|i| &rows[*i]).collect(), step, &mut rolled)?;
-            sampled.extend(indices);
-            let live =
-                rolled.rewards.iter().filter(|rewards| rewards.iter().any(|r| *r != rewards[0])).count();
-            wanted = self.config.prompts_per_step.saturating_sub(live);
-            if wanted == 0 || rounds as usize == self.config.max_resamples {
-                break;
-            }
-            rounds += 1;
-        }
-        let slices: Vec<&[f32]> = rolled.rewards.iter().map(Vec::as_slice).collect();
-        let summary = RewardSummary::new(&slices, best_reward(self.task));
-        let mut metrics: Metrics = summary.metrics().into_iter().collect();
-        metrics.extend(self.reward_means(&rolled.outcomes));
-        metrics.extend(length_metrics(&rolled.groups));
-        let report = rolled.confusion.report();
-        metrics.extend(report.metrics().into_iter().filter(|(name, _)| name.matches('/').count() == 1));
-        if self.config.max_resamples > 0 {
-            metrics.insert("dynamic_sampling/rounds", f64::from(rounds));
-            metrics.insert("dynamic_sampling/groups", sampled.len() as f64);
-            metrics.insert("dynamic_sampling/missing", wanted as f64);
-        }
-        let tried = sampled.into_iter().zip(rolled.outcomes.iter().map(|outcomes| Successes {
-            right: outcomes.iter().filter(|o| o.is_exact()).count() as u32,
-            tried: outcomes.len() as u32,
-        }));
-        let tried = tried.collect();
-        let kept = self.kept(&rolled.rewards);
-        for (group, kept) in rolled.groups.iter_mut().zip(&kept) {
-            if !kept {
-                group.rollouts.clear();
-            }
-        }
+        let prompts = Prompts::new(&around, difficulty)?;
+        Ok(Self { around, config, prompts, reference, watch: Watch::default() })
+    }
+}
+
+impl Objective for Grpo<'_> {
+    fn step(&mut self, learner: &mut Learner, at: At, sinks: &mut Sinks) -> Result<Metrics> {
+        let config = self.config;
+        let rule = AdvantageRule::from(config);
+
+        // y_1 .. y_G ~ pi_old(. | x) for each prompt x, and their rewards R_1 .. R_G.
+        let mut rolled = self.roll_out(learner.decoder(), at.step, &rule)?;
+        rolled.samples_to(&mut self.prompts);
+        let missing = rolled.missing(&rule, config.prompts_per_step);
+        let mut metrics = rolled.metrics(&rule, (config.max_resamples > 0).then_some(missing));
+
+        // A_i = (R_i - mean R) / (std R + eps), or what the rule says in its place.
+        let kept = rule.kept(&rolled.rewards, config.prompts_per_step);
+        rolled.drop_others(&kept);
         let penalties = self.penalties(&rolled.groups, &mut metrics)?;
-        let advantages = self.advantages(&rolled, &kept, &penalties);
-        metrics.extend(timing_metrics(&rolled.timing, start.elapsed().as_secs_f64()));
-        let Rolled { mut groups, rewards, tapes, samples, .. } = rolled;
-        if self.config.truncated == TruncatedCompletions::Mask {
-            groups.iter_mut().for_each(mask_truncated);
+        let advantages = rule.advantages(&rolled.rewards, &penalties, &kept);
+        metrics.extend(rolled.timing_metrics());
+
+        let samples = std::mem::take(&mut rolled.samples);
+        let (groups, mut tapes) = self.scored(rolled, advantages);
+
+        // On each rollout mu times: theta <- AdamW(theta, gradient of the loss of r_t A_i, its clip and the KL).
+        let start = Instant::now();
+        let mut old_logps = Vec::new();
+        let mut traces = Vec::new();
+        for _ in 0..config.updates_per_rollout {
+            let policy = self.policy(self.around.config.run.dump_steps.contains(&(at.step + 1)));
+            let learned = learner.learn(&policy, &groups, std::mem::take(&mut tapes), &mut old_logps)?;
+            // Of several updates the last is reported, except for what only the first one has.
+            metrics.extend(learned.metrics.iter().map(|(name, value)| (name.to_string(), value)));
+            metrics.extend(learner.step(at.learning_rate)?);
+            traces = learned.traces;
         }
-        let groups = groups.into_iter().zip(rewards).zip(advantages);
-        let scored = groups.map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages });
-        Ok(Scored { groups: scored.collect(), tapes, metrics, samples, tried })
+        metrics.insert("time/update", start.elapsed().as_secs_f64());
+        let seen = (at.step + 1) * config.prompts_per_step as u64;
+        metrics.insert("epoch", seen as f64 / self.around.materials.grpo_rows.len() as f64);
+
+        if let Some(reference) = &mut self.reference {
+            reference.after_step(at.step + 1, learner.decoder())?;
+        }
+        self.say(at.step + 1, &metrics, samples, &groups, &traces, sinks);
+        Ok(metrics)
     }
 
-    fn sample(
-        &self,
-        decoder: &Decoder,
-        rows: Vec<&EncodedRow>,
-        step: u64,
-        rolled: &mut Rolled,
-    ) -> Result<()> {
-        let engine = Engine {
-            decoder,
-            stop_tokens: self.encoder.stop_tokens(),
-            sampling: self.config.sampling,
-            group_size: self.config.group_size,
-            max_completion_tokens: self.config.max_completion_tokens,
-            max_tokens_per_pack: self.pack.max_rollout_tokens,
-            tape: self.tape_policy(step, rolled.groups.is_empty()),
-            seed: self.seed,
-            purpose: Purpose::Rollout,
-            step: step as u32,
+    fn steps(&self) -> u64 {
+        self.config.steps as u64
+    }
+
+    fn optim(&self) -> &OptimConfig {
+        &self.config.optim
+    }
+
+    fn difficulty(&self) -> Option<&Difficulty> {
+        self.prompts.difficulty()
+    }
+}
+
+impl<'a> Grpo<'a> {
+    /// Samples and judges a group a prompt. With dynamic sampling, other prompts follow in the place of those whose
+    /// groups are dead, for so many rounds at most.
+    fn roll_out(&self, policy: &Decoder, step: u64, rule: &AdvantageRule) -> Result<Rolled<'a>> {
+        let (config, materials, pack) = (self.config, self.around.materials, &self.around.config.pack);
+        let completions = Completions {
+            per_prompt: config.group_size,
+            max_tokens: config.max_completion_tokens,
+            sampling: config.sampling,
         };
-        let first = rolled.groups.len();
-        let requests: Vec<Request> = rows
-            .iter()
-            .enumerate()
-            .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (first + i) as u32 })
-            .collect();
-        let Rollouts { groups, tapes, timing } = engine.generate(&requests)?;
-        for (row, group) in rows.iter().zip(&groups) {
-            let (mut rewards, mut outcomes) = (Vec::new(), Vec::new());
-            for rollout in &group.rollouts {
-                let judged = judge(self.task, self.encoder, row.gold, rollout)?;
-                rolled.confusion.add(row.gold, judged.verdict);
-                rewards.push(judged.reward);
-                outcomes.push(judged.outcome);
-                rolled.samples.push(judged.record(self.task, row));
+        let draws = Draws { seed: self.around.config.seed, purpose: Purpose::Rollout, step };
+        let mut rolled = Rolled::new(&materials.task);
+        loop {
+            let (round, taken) = (rolled.rounds, rolled.groups.len());
+            let indices =
+                self.prompts.round(step, round, taken, rolled.missing(rule, config.prompts_per_step));
+            let rows = indices.iter().map(|i| &materials.grpo_rows[*i]);
+            let request = |(i, row): (usize, &'a EncodedRow)| Request {
+                prompt: &row.prompt,
+                sample_id: (taken + i) as u32,
+            };
+            let requests: Vec<Request> = rows.clone().enumerate().map(request).collect();
+            let mut engine =
+                Engine::new(policy, materials.encoder.stop_tokens(), completions, pack.max_rollout_tokens);
+            // Rounds after the first keep nothing.
+            if round == 0 && !step.is_multiple_of(STEPS_BETWEEN_CHECKS) {
+                engine = engine.taping(pack.activations.into(), pack.max_reused_tokens);
             }
-            rolled.rewards.push(rewards);
-            rolled.outcomes.push(outcomes);
+            let rollouts = engine.generate(&requests, draws)?;
+            rolled.add(&indices, rows, rollouts, &materials.encoder)?;
+            let missing = rolled.missing(rule, config.prompts_per_step);
+            if missing == 0 || rolled.rounds as usize > config.max_resamples {
+                return Ok(rolled);
+            }
         }
-        rolled.groups.extend(groups);
-        rolled.tapes.extend(tapes);
-        rolled.timing.prefill_seconds += timing.prefill_seconds;
-        rolled.timing.decode_seconds += timing.decode_seconds;
-        Ok(())
-    }
-
-    /// Which groups the step learns from: with dynamic sampling the live ones, and dead ones only as far as live ones
-    /// are missing; else all.
-    fn kept(&self, rewards: &[Vec<f32>]) -> Vec<bool> {
-        let mut kept: Vec<bool> = rewards.iter().map(|group| group.iter().any(|r| *r != group[0])).collect();
-        let mut missing =
-            self.config.prompts_per_step.saturating_sub(kept.iter().filter(|kept| **kept).count());
-        for kept in kept.iter_mut().filter(|kept| !**kept) {
-            *kept = missing > 0;
-            missing = missing.saturating_sub(1);
-        }
-        kept
     }
 
     /// What is taken off each completion's reward, by group; empty without penalties.
-    fn penalties(&self, groups: &[Group], metrics: &mut Metrics) -> Result<Vec<Vec<f64>>> {
+    fn penalties(&self, groups: &[Group], metrics: &mut Metrics) -> Result<ByGroup<f64>> {
         let config = self.config;
         let mut penalties = Vec::new();
         if config.overlong_buffer_tokens > 0 {
@@ -200,110 +156,87 @@ impl GrpoStage<'_> {
             let of = |length| overlong_penalty(length, budget, buffer, penalty);
             let of_group = |g: &Group| g.rollouts.iter().map(|r| of(r.token_ids.len())).collect::<Vec<f64>>();
             penalties = groups.iter().map(of_group).collect();
-            metrics.insert("rewards/overlong/mean", -flat_mean(&penalties));
+            let count = penalties.iter().map(Vec::len).sum::<usize>().max(1) as f64;
+            metrics.insert("rewards/overlong/mean", -penalties.iter().flatten().sum::<f64>() / count);
         }
-        if let (Some(reference), KlPlace::Reward) = (self.reference, config.kl_in()) {
-            let distance = Distance {
-                reference,
-                estimator: config.kl_estimator(),
-                temperature: config.sampling.temperature,
-                max_tokens_per_pack: self.pack.max_tokens_per_pack,
-            };
-            let distances = distance.of(groups)?;
-            let tokens: usize = groups.iter().flat_map(|g| &g.rollouts).map(|r| r.token_ids.len()).sum();
-            let sum: f64 = distances.iter().flatten().sum();
-            metrics.insert("kl", sum / tokens.max(1) as f64);
-            penalties.resize_with(groups.len(), Vec::new);
-            for (penalties, distances) in penalties.iter_mut().zip(distances) {
-                penalties.resize(distances.len(), 0.0);
-                penalties.iter_mut().zip(distances).for_each(|(p, d)| *p += config.kl_coef * d);
-            }
+        if let (Some(reference), KlPlace::Reward) = (&self.reference, config.kl_in()) {
+            let temperature = config.sampling.temperature;
+            let distances = reference.distances(groups, config.kl_estimator(), temperature)?;
+            let tokens: usize = groups.iter().map(Group::completion_tokens).sum();
+            metrics.insert("kl", distances.iter().flatten().sum::<f64>() / tokens.max(1) as f64);
+            add(&mut penalties, distances, config.kl_coef);
         }
         Ok(penalties)
     }
 
-    /// Of the kept groups; the others get none.
-    fn advantages(&self, rolled: &Rolled, kept: &[bool], penalties: &[Vec<f64>]) -> Vec<Vec<f32>> {
-        let config = self.config;
-        let indices: Vec<usize> = (0..kept.len()).filter(|i| kept[*i]).collect();
-        let penalised = |reward: &dyn Fn(usize, usize) -> f32| -> Vec<Vec<f32>> {
-            let of = |g: usize, i: usize| match penalties.get(g) {
-                Some(group) => (f64::from(reward(g, i)) - group[i]) as f32,
-                None => reward(g, i),
-            };
-            indices.iter().map(|g| (0..rolled.rewards[*g].len()).map(|i| of(*g, i)).collect()).collect()
-        };
-        let mut of_kept = match config.combine_rewards {
-            CombineRewards::Sum => {
-                let rewards = penalised(&|g, i| rolled.rewards[g][i]);
-                let slices: Vec<&[f32]> = rewards.iter().map(Vec::as_slice).collect();
-                advantages(&slices, config.scale_rewards, config.advantage_eps)
-            }
-            CombineRewards::NormalizeThenSum => {
-                let rewards = self.task.rewards().iter();
-                let columns: Vec<RewardColumn> = rewards
-                    .enumerate()
-                    .map(|(k, named)| {
-                        let reward = |g: usize, i: usize| named.reward.of(rolled.outcomes[g][i]);
-                        // Penalties belong to the task's main reward.
-                        let rewards = match k {
-                            0 => penalised(&reward),
-                            _ => indices
-                                .iter()
-                                .map(|g| (0..rolled.rewards[*g].len()).map(|i| reward(*g, i)).collect())
-                                .collect(),
-                        };
-                        RewardColumn { weight: f64::from(named.weight), rewards }
-                    })
-                    .collect();
-                normalize_then_sum(&columns, config.advantage_eps)
-            }
-        };
-        if config.baseline == Baseline::LeaveOneOut {
-            leave_one_out(&mut of_kept);
+    fn scored(&self, rolled: Rolled, advantages: ByGroup<f32>) -> (Vec<ScoredGroup>, Tapes) {
+        let Rolled { mut groups, rewards, tapes, .. } = rolled;
+        if self.config.truncated == TruncatedCompletions::Mask {
+            groups.iter_mut().for_each(mask_truncated);
         }
-        let mut of_kept = of_kept.into_iter();
-        kept.iter().map(|kept| if *kept { of_kept.next().unwrap_or_default() } else { Vec::new() }).collect()
+        let groups = groups.into_iter().zip(rewards.total).zip(advantages);
+        let scored = groups.map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages });
+        (scored.collect(), tapes)
     }
 
-    fn reward_means(&self, outcomes: &[Vec<Outcome>]) -> Vec<(String, f64)> {
-        let count = outcomes.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-        let mean = |named: &crate::task::NamedReward| {
-            outcomes.iter().flatten().map(|o| f64::from(named.reward.of(*o))).sum::<f64>() / count
-        };
-        self.task.rewards().iter().map(|r| (format!("rewards/{}/mean", r.name), mean(r))).collect()
-    }
-
-    /// What the update of this stage's groups needs.
-    pub fn policy_update(&self) -> PolicyUpdate<'_> {
-        let in_loss = self.config.kl_in() == KlPlace::Loss;
-        let coef = if in_loss { self.config.kl_coef } else { 0.0 };
-        PolicyUpdate {
-            loss: &self.config.loss,
-            penalty: KlPenalty { coef, estimator: self.config.kl_estimator() },
-            temperature: self.config.sampling.temperature,
-            cut: Some(Sampling::from(&self.config.sampling)).filter(|sampling| sampling.replay_truncation),
-            max_completion_tokens: self.config.max_completion_tokens,
-            max_tokens_per_pack: self.pack.max_tokens_per_pack,
-            entropy_coef: self.config.entropy_coef,
-            importance_cap: self.config.importance_cap,
-            reference: self.reference.filter(|_| in_loss),
+    fn policy(&self, trace: bool) -> Policy<'_> {
+        let (config, pack) = (self.config, &self.around.config.pack);
+        let in_loss = config.kl_in() == KlPlace::Loss;
+        let coef = if in_loss { config.kl_coef } else { 0.0 };
+        let sampling = config.sampling;
+        Policy {
+            loss: &config.loss,
+            penalty: KlPenalty { coef, estimator: config.kl_estimator() },
+            under: Distribution {
+                temperature: sampling.temperature,
+                cut: sampling.replay_truncation.then(|| Sampling::from(&sampling)),
+            },
+            max_completion_tokens: config.max_completion_tokens,
+            max_tokens_per_pack: pack.max_tokens_per_pack,
+            entropy_coef: config.entropy_coef,
+            importance_cap: config.importance_cap,
+            reference: self.reference.as_ref().filter(|_| in_loss).map(Reference::weights),
+            trace,
         }
     }
 
-    /// Every so many steps, from the first on, the update computes its forward pass anew, so that the sampler's
-    /// log-probs are held against a packed pass and not against themselves. Rounds of dynamic sampling after the
-    /// first keep nothing.
-    fn tape_policy(&self, step: u64, first_round: bool) -> TapePolicy {
-        if step.is_multiple_of(STEPS_BETWEEN_CHECKS) || !first_round {
-            return TapePolicy::NONE;
+    /// Warnings, samples, and every token of a step that is dumped.
+    fn say(
+        &mut self,
+        step: u64,
+        metrics: &Metrics,
+        samples: Vec<SampleRecord>,
+        groups: &[ScoredGroup],
+        traces: &[Trace],
+        sinks: &mut Sinks,
+    ) {
+        let worst = metrics.get("sampling/sampling_logp_difference/max").unwrap_or(0.0);
+        let most = self.config.max_logprob_difference;
+        if worst > f64::from(most) {
+            sinks.warn(format!(
+                "grpo step {step}: sampler and trainer log-probs differ by up to {worst:.2e}, above \
+                 grpo.max_logprob_difference = {most}"
+            ));
         }
-        TapePolicy { keep: self.pack.activations.into(), max_tokens: self.pack.max_reused_tokens }
+        for text in self.watch.observe(&self.around.materials.task, &samples) {
+            sinks.warn(format!("grpo step {step}: {text}"));
+        }
+        let stage = "grpo".to_string();
+        if !traces.is_empty() {
+            let tokens = super::dump::records(traces, groups, &samples, &self.around.materials.encoder);
+            sinks.emit(&Event::Tokens { stage: stage.clone(), step, completions: tokens });
+        }
+        sinks.emit(&Event::Samples { kind: SampleKind::Rollouts, stage, step, samples });
     }
 }
 
-/// Of this many steps one does not reuse what its rollout computed.
-const STEPS_BETWEEN_CHECKS: u64 = 50;
+fn add(penalties: &mut ByGroup<f64>, more: ByGroup<f64>, coef: f64) {
+    penalties.resize_with(more.len(), Vec::new);
+    for (penalties, more) in penalties.iter_mut().zip(more) {
+        penalties.resize(more.len(), 0.0);
+        penalties.iter_mut().zip(more).for_each(|(p, m)| *p += coef * m);
+    }
+}
 
 /// A completion that the budget cut off has no token to learn from.
 fn mask_truncated(group: &mut Group) {
@@ -311,42 +244,4 @@ fn mask_truncated(group: &mut Group) {
         rollout.token_ids.clear();
         rollout.logprobs.clear();
     }
-}
-
-fn flat_mean(values: &[Vec<f64>]) -> f64 {
-    let count = values.iter().map(Vec::len).sum::<usize>().max(1);
-    values.iter().flatten().sum::<f64>() / count as f64
-}
-
-fn best_reward(task: &Task) -> f32 {
-    let outcomes = [
-        Outcome::ExactPositive,
-        Outcome::ExactNegative,
-        Outcome::WrongLabel,
-        Outcome::FalsePositive,
-        Outcome::FalseNegative,
-        Outcome::Malformed,
-    ];
-    outcomes.into_iter().map(|o| task.reward(o)).fold(f32::NEG_INFINITY, f32::max)
-}
-
-fn length_metrics(groups: &[Group]) -> [(&'static str, f64); 4] {
-    let rollouts = || groups.iter().flat_map(|g| &g.rollouts);
-    let lengths = || rollouts().map(|r| r.token_ids.len());
-    let count = rollouts().count().max(1) as f64;
-    let clipped = rollouts().filter(|r| r.finish == FinishReason::Length).count();
-    [
-        ("completions/mean_length", lengths().sum::<usize>() as f64 / count),
-        ("completions/min_length", lengths().min().unwrap_or(0) as f64),
-        ("completions/max_length", lengths().max().unwrap_or(0) as f64),
-        ("completions/clipped_ratio", clipped as f64 / count),
-    ]
-}
-
-fn timing_metrics(timing: &Timing, rollout_seconds: f64) -> [(&'static str, f64); 3] {
-    [
-        ("time/rollout", rollout_seconds),
-        ("time/prefill", timing.prefill_seconds),
-        ("time/decode", timing.decode_seconds),
-    ]
 }

@@ -119,8 +119,13 @@ impl<'a> Adapters<'a> {
 
     /// Writes the run's adapter in PEFT layout, loads it back and compares log-probs before it gets its name; and the
     /// weights it stands beside, where they were made from the seed and lie in no folder yet.
-    pub fn save(&self, config: &Config, materials: &Materials, run: &RunDirectory) -> Result<()> {
-        let decoder = &materials.decoder;
+    pub fn save(
+        &self,
+        config: &Config,
+        materials: &Materials,
+        decoder: &Decoder,
+        run: &RunDirectory,
+    ) -> Result<()> {
         let mut base = self.base(config, decoder)?;
         let of = match &config.model.path {
             Some(dir) => dir.clone(),

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::place::{self, Opened};
-use crate::config::stages::{Balance, CombineRewards, Estimator};
+use super::prompts;
+use crate::config::stages::CombineRewards;
 use crate::config::{Config, Stage};
 use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
-use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::export::probe::Probe;
@@ -20,45 +20,55 @@ use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
 pub struct Materials {
     pub task: Task,
     pub encoder: PromptEncoder,
-    pub decoder: Decoder,
     pub sft_rows: Vec<EncodedRow>,
     pub grpo_rows: Vec<EncodedRow>,
+    /// Rows with every answer there is, for enumeration.
+    pub answer_rows: Vec<EncodedRow>,
     pub valid_rows: Vec<EncodedRow>,
     /// Files that travel with the final model: tokenizer, chat template, generation config.
     pub companions: Companions,
 }
 
 impl Materials {
-    /// `run` is where a model made from the seed keeps its tokenizer.
-    pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<Self> {
+    /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer.
+    pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<(Self, Decoder)> {
         let Opened { place, fell_back } = place::open_for(config)?;
         let task = Task::load(&config.task)?;
-        if config.stages.contains(&Stage::Grpo)
-            && config.grpo.estimator == Estimator::Enumerate
-            && !task.has_closed_answers()
-        {
-            let want = "\"sampled\", or a task file whose [answers] has a text for the negative label too";
+        let (grpo, enumerate) =
+            (config.stages.contains(&Stage::Grpo), config.stages.contains(&Stage::Enumerate));
+        if enumerate && !task.has_closed_answers() {
+            let want =
+                "\"grpo\" in its place, or a task file whose [answers] has a text for the negative label too";
             let why = format!("the answers of task `{}` are no closed set", task.name());
-            return Err(Error::config("grpo.estimator", "enumerate", want, why));
+            return Err(Error::config("stages", "enumerate", want, why));
         }
-        if config.grpo.combine_rewards == CombineRewards::NormalizeThenSum && task.rewards().len() < 2 {
+        if grpo && config.grpo.combine_rewards == CombineRewards::NormalizeThenSum && task.rewards().len() < 2
+        {
             let problem = format!("has no effect: task `{}` has a single reward", task.name());
             let fix = "Remove the key, or give the task [extra_rewards]";
             return Err(Error::input("grpo.combine_rewards", problem, fix));
         }
-        let materials = match (&config.model.path, &config.model.random) {
+        let (materials, decoder) = match (&config.model.path, &config.model.random) {
             (Some(dir), _) => Self::from_folder(config, &place, task, dir, sinks),
             (None, Some(_)) => Self::from_seed(config, &place, task, &run.join("tokenizer"), sinks),
             (None, None) => config.model.validate().and(Err(Error::Compute("no model".into()))),
         }?;
-        if config.stages.contains(&Stage::Grpo) && config.grpo.balance == Balance::LabelSign {
-            // Asked before the first evaluation, not after the warm-up.
-            Order::balanced(materials.grpo_rows.iter().map(|row| row.gold.is_negative()), config.seed, 0)?;
+        // Asked before the first evaluation, not after the warm-up.
+        if grpo {
+            prompts::order(&materials.grpo_rows, config.grpo.balance, "grpo.balance", config.seed)?;
+        }
+        if enumerate {
+            prompts::order(
+                &materials.answer_rows,
+                config.enumerate.balance,
+                "enumerate.balance",
+                config.seed,
+            )?;
         }
         if let Some(text) = fell_back {
             sinks.emit(&Event::Note { text });
         }
-        Ok(materials)
+        Ok((materials, decoder))
     }
 
     fn from_folder(
@@ -67,7 +77,7 @@ impl Materials {
         task: Task,
         dir: &Path,
         sinks: &mut Sinks,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Decoder)> {
         if !dir.is_dir() {
             let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
             let fix =
@@ -89,7 +99,7 @@ impl Materials {
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let rows = Rows::load(config, &task, &encoder, sinks)?;
         let decoder = load_decoder(dir, config.model.max_positions, place)?;
-        Ok(Self::assemble(task, encoder, decoder, rows, companions))
+        Ok((Self::assemble(task, encoder, rows, companions), decoder))
     }
 
     fn from_seed(
@@ -98,7 +108,7 @@ impl Materials {
         task: Task,
         dir: &Path,
         sinks: &mut Sinks,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Decoder)> {
         let (Some(shape), Some(data)) = (&config.model.random, &config.data.synthetic) else {
             return Err(Error::Compute("a random model without synthetic logs".into()));
         };
@@ -135,7 +145,7 @@ impl Materials {
         let decoder = Decoder::random_on(place, model, config.seed, config.model.max_positions)?;
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         let rows = Rows::load(config, &task, &encoder, sinks)?;
-        Ok(Self::assemble(task, encoder, decoder, rows, companions))
+        Ok((Self::assemble(task, encoder, rows, companions), decoder))
     }
 
     /// A model folder with all that travels with it; an adapter of `decoder` is merged.
@@ -167,15 +177,9 @@ impl Materials {
         Err(Error::Unfaithful { path: target.to_path_buf(), problem })
     }
 
-    fn assemble(
-        task: Task,
-        encoder: PromptEncoder,
-        decoder: Decoder,
-        rows: Rows,
-        companions: Companions,
-    ) -> Self {
-        let Rows { sft: sft_rows, grpo: grpo_rows, valid: valid_rows } = rows;
-        Self { task, encoder, decoder, sft_rows, grpo_rows, valid_rows, companions }
+    fn assemble(task: Task, encoder: PromptEncoder, rows: Rows, companions: Companions) -> Self {
+        let Rows { sft: sft_rows, grpo: grpo_rows, answers: answer_rows, valid: valid_rows } = rows;
+        Self { task, encoder, sft_rows, grpo_rows, answer_rows, valid_rows, companions }
     }
 }
 
@@ -187,6 +191,7 @@ pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Resu
 struct Rows {
     sft: Vec<EncodedRow>,
     grpo: Vec<EncodedRow>,
+    answers: Vec<EncodedRow>,
     valid: Vec<EncodedRow>,
 }
 
@@ -204,11 +209,8 @@ impl Rows {
                 targets,
             },
         };
-        let (sft, grpo) = (config.stages.contains(&Stage::Sft), config.stages.contains(&Stage::Grpo));
-        let grpo_targets = match config.grpo.estimator {
-            Estimator::Sampled => Targets::Ignored,
-            Estimator::Enumerate => Targets::Answers,
-        };
+        let [sft, grpo, answers] =
+            [Stage::Sft, Stage::Grpo, Stage::Enumerate].map(|stage| config.stages.contains(&stage));
         let mut keep = |what: &str, dataset: Dataset| {
             for (reason, count) in &dataset.dropped {
                 sinks.warn(format!("{what}: dropped {count} rows: {reason}"));
@@ -226,7 +228,11 @@ impl Rows {
             let valid = Spec::new(config.seed, Split::Test, synthetic_data.valid_rows);
             return Ok(Self {
                 sft: if sft { keep("sft", encode(for_sft, Targets::Required)?) } else { Vec::new() },
-                grpo: if grpo { keep("grpo", encode(for_grpo, grpo_targets)?) } else { Vec::new() },
+                grpo: if grpo { keep("grpo", encode(for_grpo, Targets::Ignored)?) } else { Vec::new() },
+                answers: match answers {
+                    true => keep("enumerate", encode(for_grpo, Targets::Answers)?),
+                    false => Vec::new(),
+                },
                 valid: keep("valid", encode(valid, Targets::Ignored)?),
             });
         }
@@ -238,11 +244,12 @@ impl Rows {
             Ok(keep("data.train", source(data.max_train_rows, targets).load(train)?))
         };
         let sft = if sft { load(Targets::Required)? } else { Vec::new() };
-        let grpo = match (grpo, grpo_targets) {
-            (false, _) => Vec::new(),
-            (true, Targets::Ignored) if !sft.is_empty() => sft.clone(),
-            (true, targets) => load(targets)?,
+        let grpo = match grpo {
+            true if !sft.is_empty() => sft.clone(),
+            true => load(Targets::Ignored)?,
+            false => Vec::new(),
         };
-        Ok(Self { sft, grpo, valid })
+        let answers = if answers { load(Targets::Answers)? } else { Vec::new() };
+        Ok(Self { sft, grpo, answers, valid })
     }
 }

@@ -1,14 +1,19 @@
-//! The stages of a run: SFT, GRPO, and what holds them together.
+//! Training: the loop over stages, what each does in a step, and what holds a run together.
 
+mod dump;
 pub mod enumerate;
 pub mod grpo;
-pub mod kl_reward;
+pub mod launch;
+pub mod learner;
 pub mod lora;
 pub mod materials;
+pub mod objective;
 pub mod place;
 pub mod policy;
-pub mod session;
+mod prompts;
+pub mod reference;
+mod rolled;
 pub mod sft;
+pub mod stages;
 pub mod state;
-pub mod step;
 pub mod watch;

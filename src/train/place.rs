@@ -3,7 +3,6 @@
 use candle_core::{DType, Device};
 
 use crate::config::model::DtypeKind;
-use crate::config::optim::GradientsConfig;
 use crate::config::{Config, DeviceKind};
 use crate::error::{Error, Result};
 use crate::model::decoder::Placement;
@@ -55,12 +54,4 @@ pub fn open_for(config: &Config) -> Result<Opened> {
         config.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;
     }
     Ok(opened)
-}
-
-/// The type of a stage's gradients.
-pub fn gradients_dtype(config: GradientsConfig) -> DType {
-    match config {
-        GradientsConfig::F32 => DType::F32,
-        GradientsConfig::Bf16 => DType::BF16,
-    }
 }

@@ -1,28 +1,26 @@
 //! The policy gradient of scored groups, pack by pack: GRPO training and `rlvr bench step` share it.
 
-use std::ops::Range;
-use std::rc::Rc;
-
-use super::step::{Distribution, LossSlopes, Trainee, mean};
+use super::learner::{Learner, LossSlopes, mean};
+use super::reference;
 use crate::algo::importance::truncated_importance;
 use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
 use crate::error::Result;
-use crate::model::decoder::{Decoder, Head, Keep};
-use crate::model::tape::{Tape, TapedGroup};
+use crate::model::decoder::Decoder;
+use crate::model::forward::Distribution;
 use crate::observe::Metrics;
-use crate::ops::sampling::Sampling;
+use crate::ops::token_logprob::TokenLogprobs;
 use crate::pack::runs;
-use crate::types::{Group, PackedBatch, ScoredGroup};
+use crate::rollout::tapes::Tapes;
+use crate::types::{PackedBatch, ScoredGroup};
 
 /// What the gradient of a step depends on besides the groups.
 #[derive(Clone, Copy)]
-pub struct PolicyUpdate<'a> {
+pub struct Policy<'a> {
     pub loss: &'a LossConfig,
     pub penalty: KlPenalty,
-    pub temperature: f32,
-    /// The sampler's cuts, where log-probs are those of what they leave (`replay_truncation`).
-    pub cut: Option<Sampling>,
+    /// The sampler's distribution, cut as it was where `replay_truncation` says so.
+    pub under: Distribution,
     pub max_completion_tokens: usize,
     pub max_tokens_per_pack: usize,
     /// Weight of the mean entropy over the step's tokens in the objective.
@@ -31,174 +29,237 @@ pub struct PolicyUpdate<'a> {
     pub importance_cap: Option<f64>,
     /// Frozen weights of the KL penalty.
     pub reference: Option<&'a Decoder>,
+    /// Record every token: [`Learned::traces`].
+    pub trace: bool,
 }
 
-/// Groups of one packed batch and the tape that has their activations, if the rollout kept them. The last pack
-/// of a tape frees it.
+/// What an update saw and did.
+#[derive(Default)]
+pub struct Learned {
+    pub metrics: Metrics,
+    pub traces: Vec<Trace>,
+}
+
+/// One completion as the loss saw it. Log-probs in nats, `[L]` each.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// Index of the group in the step, and of the completion in the group.
+    pub group: usize,
+    pub completion: usize,
+    pub logps: Vec<f64>,
+    pub old_logps: Vec<f64>,
+    pub ref_logps: Option<Vec<f64>>,
+    /// Derivative of the step's loss by each log-prob.
+    pub slopes: Vec<f64>,
+}
+
+/// Sums over the packs of an update.
+#[derive(Default)]
+struct Tally {
+    loss: f64,
+    sums: LossSums,
+    tokens: usize,
+    reused_tokens: usize,
+    entropies: Vec<f32>,
+    /// |sampler - trainer log-prob| of each token.
+    differences: Vec<f32>,
+    importance_weights: Vec<f32>,
+    traces: Vec<Trace>,
+}
+
+/// Groups that are learned from in one pass.
 struct Pack<'a> {
-    /// Indices into the step's groups.
-    groups: &'a [usize],
-    tape: Option<Rc<(Range<usize>, Tape)>>,
+    policy: &'a Policy<'a>,
+    totals: &'a StepTotals,
+    groups: &'a [ScoredGroup],
+    /// Indices into `groups`.
+    members: &'a [usize],
+    batch: &'a PackedBatch,
+    ref_logps: Option<Vec<f64>>,
 }
 
-impl PolicyUpdate<'_> {
-    /// Adds the gradient of the policy loss over all groups. `old_logps[g]` holds group g's log-probs under the
-    /// weights that sampled it: empty on the first update of a rollout, which fills it. `tapes` are the rollout's
+impl Learner {
+    /// Adds the gradient of the policy loss over all groups of a step. `old_logps[g]` holds group g's log-probs under
+    /// the weights that sampled it: empty on the first update of a rollout, which fills it. `tapes` are the rollout's
     /// and serve that first update only: later ones have other weights.
     ///
     /// A group without advantages adds no gradient, so without a KL penalty or an entropy bonus it is not computed at
     /// all; it still counts in the averages. A completion without tokens counts as a completion only.
-    pub fn accumulate(
-        &self,
-        trainee: Trainee,
+    pub fn learn(
+        &mut self,
+        policy: &Policy,
         groups: &[ScoredGroup],
-        tapes: Vec<(Range<usize>, Tape)>,
+        mut tapes: Tapes,
         old_logps: &mut Vec<Vec<f64>>,
-    ) -> Result<Metrics> {
+    ) -> Result<Learned> {
         let totals = StepTotals {
             sequences: groups.iter().map(|g| g.group.rollouts.len()).sum(),
-            active_tokens: groups.iter().map(|g| completion_tokens(&g.group)).sum(),
-            max_completion_tokens: self.max_completion_tokens,
+            active_tokens: groups.iter().map(|g| g.group.completion_tokens()).sum(),
+            max_completion_tokens: policy.max_completion_tokens,
         };
-        let always = self.reference.is_some() || self.entropy_coef != 0.0;
-        let is_live = |g: &ScoredGroup| {
-            completion_tokens(&g.group) > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
+        let teaches = |g: &ScoredGroup| {
+            let always = policy.reference.is_some() || policy.entropy_coef != 0.0;
+            g.group.completion_tokens() > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
         };
-        let live: Vec<usize> = (0..groups.len()).filter(|i| is_live(&groups[*i])).collect();
+        let teaching: Vec<usize> = (0..groups.len()).filter(|g| teaches(&groups[*g])).collect();
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
-        let mut sums = LossSums::default();
-        let (mut loss, mut tokens, mut reused_tokens) = (0.0, 0, 0);
-        let (mut entropies, mut differences) = (Vec::new(), Vec::new());
-        let mut importance_weights = Vec::new();
-        for pack in self.packs(groups, &live, tapes) {
+        let mut tally = Tally::default();
+        let mut ahead = teaching.as_slice();
+        while !ahead.is_empty() {
+            tapes.retain_for(ahead);
+            let (members, rest) = ahead.split_at(policy.pack_len(groups, ahead, &tapes));
+            ahead = rest;
             let mut batch = PackedBatch::default();
-            let rollouts = || pack.groups.iter().flat_map(|g| &groups[*g].group.rollouts);
-            for g in pack.groups {
-                let group = &groups[*g].group;
-                let completions = group.rollouts.iter().map(|r| r.token_ids.as_slice());
-                batch.push_group(&group.prompt.token_ids, completions);
-            }
-            tokens += batch.tokens.len();
-            let reference =
-                self.reference.map(|model| reference_logps(model, &batch, self.temperature)).transpose()?;
-            let forward = match &pack.tape {
-                Some(taped) => {
-                    let (range, tape) = &**taped;
-                    reused_tokens += batch.tokens.len();
-                    let rows = pack.groups.iter().map(|g| completion_rows(&groups[*g].group));
-                    let rows: Vec<Vec<usize>> = rows.collect();
-                    let taped: Vec<TapedGroup> = pack
-                        .groups
-                        .iter()
-                        .zip(&rows)
-                        .map(|(g, rows)| TapedGroup { index: g - range.start, completion_rows: rows })
-                        .collect();
-                    tape.forward(&batch, &taped)?
+            members.iter().for_each(|g| batch.push(&groups[*g].group));
+            tally.tokens += batch.tokens.len();
+            let ref_logps = policy
+                .reference
+                .map(|weights| reference::logps(weights, &batch, policy.under.temperature))
+                .transpose()?;
+            let forward = match tapes.forward(&batch, members)? {
+                Some(forward) => {
+                    tally.reused_tokens += batch.tokens.len();
+                    forward
                 }
-                None => trainee.forward(&batch)?,
+                None => self.forward(&batch)?,
             };
-            // From here the pass holds the rows alone and frees them block by block.
-            drop(pack.tape);
-            let advantages = pack.groups.iter().flat_map(|g| &groups[*g].advantages);
-            let under = Distribution { temperature: self.temperature, cut: self.cut };
-            trainee.learn(&batch, forward, under, |now| {
-                let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
+            // A tape that is read to its end: from here the pass holds its rows alone and frees them block by block.
+            tapes.retain_for(ahead);
+            let pack = Pack { policy, totals: &totals, groups, members, batch: &batch, ref_logps };
+            self.backward(forward, policy.under, |now| {
                 if first_update {
-                    let sampled = rollouts().flat_map(|r| &r.logprobs);
-                    differences.extend(sampled.zip(&now.logprobs).map(|(a, b)| (a - b).abs()));
-                    let mut rest = logps.as_slice();
-                    for g in pack.groups {
-                        let (of_group, after) = rest.split_at(completion_tokens(&groups[*g].group));
-                        old_logps[*g] = of_group.to_vec();
-                        rest = after;
-                    }
+                    pack.keep_old(now, old_logps, &mut tally);
                 }
-                let old: Vec<f64> = pack.groups.iter().flat_map(|g| &old_logps[*g]).copied().collect();
-                let importance = self.importance_cap.map(|cap| {
-                    let sampled: Vec<f32> = rollouts().flat_map(|r| &r.logprobs).copied().collect();
-                    truncated_importance(&old, &sampled, cap)
-                });
-                importance_weights.extend(importance.iter().flatten().map(|w| *w as f32));
-                let sequences: Vec<Sequence> = batch
-                    .target_ranges()
-                    .zip(advantages)
-                    .map(|(range, advantage)| Sequence {
-                        logps: &logps[range.clone()],
-                        old_logps: &old[range.clone()],
-                        ref_logps: reference.as_deref().map(|r| &r[range.clone()]),
-                        importance: importance.as_deref().map(|w| &w[range]),
-                        advantage: f64::from(*advantage),
-                    })
-                    .collect();
-                let out = policy_loss(self.loss, self.penalty, &sequences, &totals)?;
-                loss += out.loss;
-                sums += out.sums;
-                entropies.extend_from_slice(&now.entropies);
-                let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
-                let mut dentropies = Vec::new();
-                if self.entropy_coef != 0.0 {
-                    let each = self.entropy_coef / totals.active_tokens as f64;
-                    loss -= each * now.entropies.iter().map(|h| f64::from(*h)).sum::<f64>();
-                    dentropies = vec![-each as f32; dlogprobs.len()];
-                }
-                Ok(LossSlopes { dlogprobs, dentropies })
+                pack.loss(now, old_logps, &mut tally)
             })?;
         }
+        Ok(Learned { metrics: tally.metrics(policy.loss), traces: tally.traces })
+    }
+}
+
+impl<'a> Policy<'a> {
+    /// The loss alone, at temperature 1, in packs of any size: no penalty, no bonus, nothing recorded.
+    pub fn plain(loss: &'a LossConfig) -> Self {
+        Self {
+            loss,
+            penalty: KlPenalty::NONE,
+            under: 1.0.into(),
+            max_completion_tokens: usize::MAX,
+            max_tokens_per_pack: usize::MAX,
+            entropy_coef: 0.0,
+            importance_cap: None,
+            reference: None,
+            trace: false,
+        }
+    }
+
+    /// How many of the next groups go into one pass: within the bound, and all of one tape.
+    fn pack_len(&self, groups: &[ScoredGroup], ahead: &[usize], tapes: &Tapes) -> usize {
+        let together = ahead.iter().take_while(|g| tapes.together(ahead[0], **g));
+        let size = |g: &usize| groups[*g].group.prompt.token_ids.len() + groups[*g].group.completion_tokens();
+        runs(together.map(size), self.max_tokens_per_pack).first().map_or(1, |run| run.len())
+    }
+}
+
+impl Pack<'_> {
+    /// On the first update the weights are the sampler's: what the trainer finds is `old_logps`, and should be what
+    /// the sampler found.
+    fn keep_old(&self, now: &TokenLogprobs, old_logps: &mut [Vec<f64>], tally: &mut Tally) {
+        tally.differences.extend(self.sampled().zip(&now.logprobs).map(|(a, b)| (a - b).abs()));
+        let mut rest = now.logprobs.as_slice();
+        for g in self.members {
+            let (of_group, after) = rest.split_at(self.groups[*g].group.completion_tokens());
+            old_logps[*g] = of_group.iter().map(|l| f64::from(*l)).collect();
+            rest = after;
+        }
+    }
+
+    /// The sampler's log-probs, in the order of the batch's targets.
+    fn sampled(&self) -> impl Iterator<Item = f32> {
+        let rollouts = self.members.iter().flat_map(|g| &self.groups[*g].group.rollouts);
+        rollouts.flat_map(|rollout| &rollout.logprobs).copied()
+    }
+
+    /// The step's loss over this pack, and its slopes.
+    fn loss(&self, now: &TokenLogprobs, old_logps: &[Vec<f64>], tally: &mut Tally) -> Result<LossSlopes> {
+        let policy = self.policy;
+        let logps: Vec<f64> = now.logprobs.iter().map(|l| f64::from(*l)).collect();
+        let old: Vec<f64> = self.members.iter().flat_map(|g| &old_logps[*g]).copied().collect();
+        let importance = policy.importance_cap.map(|cap| {
+            let sampled: Vec<f32> = self.sampled().collect();
+            truncated_importance(&old, &sampled, cap)
+        });
+        tally.importance_weights.extend(importance.iter().flatten().map(|w| *w as f32));
+        let advantages = self.members.iter().flat_map(|g| &self.groups[*g].advantages);
+        let sequences: Vec<Sequence> = self
+            .batch
+            .target_ranges()
+            .zip(advantages)
+            .map(|(range, advantage)| Sequence {
+                logps: &logps[range.clone()],
+                old_logps: &old[range.clone()],
+                ref_logps: self.ref_logps.as_deref().map(|r| &r[range.clone()]),
+                importance: importance.as_deref().map(|w| &w[range]),
+                advantage: f64::from(*advantage),
+            })
+            .collect();
+        let out = policy_loss(policy.loss, policy.penalty, &sequences, self.totals)?;
+        tally.loss += out.loss;
+        tally.sums += out.sums;
+        tally.entropies.extend_from_slice(&now.entropies);
+        if policy.trace {
+            tally.traces.extend(self.traces(&sequences, &out.dloss_dlogp));
+        }
+        let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
+        let mut dentropies = Vec::new();
+        if policy.entropy_coef != 0.0 {
+            let each = policy.entropy_coef / self.totals.active_tokens as f64;
+            tally.loss -= each * now.entropies.iter().map(|h| f64::from(*h)).sum::<f64>();
+            dentropies = vec![-each as f32; dlogprobs.len()];
+        }
+        Ok(LossSlopes { dlogprobs, dentropies })
+    }
+
+    fn traces(&self, sequences: &[Sequence], slopes: &[f64]) -> Vec<Trace> {
+        let completions = |g: &usize| {
+            let group = *g;
+            (0..self.groups[group].group.rollouts.len()).map(move |completion| (group, completion))
+        };
+        let ranges = self.batch.target_ranges().zip(sequences);
+        let all = self.members.iter().flat_map(completions).zip(ranges);
+        let trace = |((group, completion), (range, s)): (_, (std::ops::Range<usize>, &Sequence))| Trace {
+            group,
+            completion,
+            logps: s.logps.to_vec(),
+            old_logps: s.old_logps.to_vec(),
+            ref_logps: s.ref_logps.map(<[f64]>::to_vec),
+            slopes: slopes[range].to_vec(),
+        };
+        all.map(trace).collect()
+    }
+}
+
+impl Tally {
+    fn metrics(&self, loss: &LossConfig) -> Metrics {
         let mut metrics = Metrics::default();
-        metrics.insert("loss", loss);
-        metrics.extend(sums.metrics(self.loss));
+        metrics.insert("loss", self.loss);
+        metrics.extend(self.sums.metrics(loss));
         // A step of dead groups only has computed nothing to take a mean of.
-        if !entropies.is_empty() {
-            metrics.insert("entropy", mean(&entropies));
+        if !self.entropies.is_empty() {
+            metrics.insert("entropy", mean(&self.entropies));
         }
-        if !importance_weights.is_empty() {
+        if !self.importance_weights.is_empty() {
             // TRL's name for the same.
-            metrics.insert("sampling/importance_sampling_ratio/mean", mean(&importance_weights));
+            metrics.insert("sampling/importance_sampling_ratio/mean", mean(&self.importance_weights));
         }
-        if !differences.is_empty() {
-            let worst = differences.iter().copied().fold(0f32, f32::max);
-            metrics.insert("sampling/sampling_logp_difference/mean", mean(&differences));
+        if !self.differences.is_empty() {
+            let worst = self.differences.iter().copied().fold(0f32, f32::max);
+            metrics.insert("sampling/sampling_logp_difference/mean", mean(&self.differences));
             metrics.insert("sampling/sampling_logp_difference/max", f64::from(worst));
         }
-        metrics.insert("num_tokens", tokens as f64);
-        metrics.insert("num_tokens_reused", reused_tokens as f64);
-        Ok(metrics)
+        metrics.insert("num_tokens", self.tokens as f64);
+        metrics.insert("num_tokens_reused", self.reused_tokens as f64);
+        metrics
     }
-
-    /// Live groups in order, cut so that a pack stays within its bound and within one tape. A tape whose groups
-    /// are all dead is freed here.
-    fn packs<'g>(
-        &self,
-        groups: &[ScoredGroup],
-        live: &'g [usize],
-        tapes: Vec<(Range<usize>, Tape)>,
-    ) -> Vec<Pack<'g>> {
-        let tapes: Vec<Rc<(Range<usize>, Tape)>> = tapes.into_iter().map(Rc::new).collect();
-        let tape_of = |g: &usize| tapes.iter().position(|tape| tape.0.contains(g));
-        let size = |g: &usize| groups[*g].group.prompt.token_ids.len() + completion_tokens(&groups[*g].group);
-        let mut packs = Vec::new();
-        for part in live.chunk_by(|a, b| tape_of(a) == tape_of(b)) {
-            let tape = tape_of(&part[0]).map(|index| &tapes[index]);
-            let cuts = runs(part.iter().map(size), self.max_tokens_per_pack);
-            packs.extend(cuts.into_iter().map(|run| Pack { groups: &part[run], tape: tape.cloned() }));
-        }
-        packs
-    }
-}
-
-/// Log-probs of the batch's targets under the frozen weights.
-pub(super) fn reference_logps(model: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
-    let hidden = model.forward(batch, Keep::Nothing)?.hidden;
-    let logps = model.logprobs(&hidden, Head { targets: &batch.targets, temperature })?.logprobs;
-    Ok(logps.into_iter().map(f64::from).collect())
-}
-
-/// Input rows of each completion: its last token predicts nothing.
-fn completion_rows(group: &Group) -> Vec<usize> {
-    group.rollouts.iter().map(|r| r.token_ids.len().saturating_sub(1)).collect()
-}
-
-pub(super) fn completion_tokens(group: &Group) -> usize {
-    group.rollouts.iter().map(|r| r.token_ids.len()).sum()
 }

@@ -1,16 +1,68 @@
-//! One SFT step: cross-entropy on the answers' tokens, averaged over all of the step's.
+//! SFT: cross-entropy on the answers' tokens, averaged over all of a step's.
 
-use super::step::{Trainee, mean};
-use crate::config::PackConfig;
+use super::learner::{Learner, mean};
+use super::objective::{At, Objective, Surroundings};
+use crate::config::optim::OptimConfig;
+use crate::config::stages::SftConfig;
 use crate::data::jsonl::EncodedRow;
+use crate::data::order::Order;
 use crate::error::{Error, Result};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, Sinks};
 use crate::pack::runs;
 use crate::types::PackedBatch;
 
+pub struct Sft<'a> {
+    config: &'a SftConfig,
+    rows: &'a [EncodedRow],
+    order: Order,
+    max_tokens_per_pack: usize,
+}
+
+/// Tells the data order of SFT from that of the stages after it.
+const ORDER: u32 = 0;
+
+impl<'a> Sft<'a> {
+    pub fn new(around: Surroundings<'a>) -> Self {
+        let Surroundings { config, materials, .. } = around;
+        let rows = &materials.sft_rows;
+        let order = Order::shuffled(rows.len(), config.seed, ORDER);
+        Self { config: &config.sft, rows, order, max_tokens_per_pack: config.pack.max_tokens_per_pack }
+    }
+}
+
+impl Objective for Sft<'_> {
+    fn steps(&self) -> u64 {
+        match self.config.steps {
+            0 => {
+                let rows = self.config.epochs * self.rows.len() as f64;
+                ((rows / self.config.rows_per_step as f64).ceil() as u64).max(1)
+            }
+            steps => steps as u64,
+        }
+    }
+
+    fn optim(&self) -> &OptimConfig {
+        &self.config.optim
+    }
+
+    fn step(&mut self, learner: &mut Learner, at: At, _: &mut Sinks) -> Result<Metrics> {
+        let per_step = self.config.rows_per_step;
+        let rows: Vec<&EncodedRow> =
+            self.order.indices(at.step, per_step).into_iter().map(|i| &self.rows[i]).collect();
+        let mut metrics = learn(learner, &rows, self.max_tokens_per_pack)?;
+        metrics.extend(learner.step(at.learning_rate)?);
+        metrics.insert("epoch", ((at.step + 1) * per_step as u64) as f64 / self.rows.len() as f64);
+        Ok(metrics)
+    }
+
+    fn is_evaluated_within(&self) -> bool {
+        false
+    }
+}
+
 /// Adds the gradient of `-(1/n) sum log p(target)` over the rows' n target tokens. Metrics: loss, entropy,
 /// num_tokens.
-pub fn accumulate(trainee: Trainee, rows: &[&EncodedRow], pack: &PackConfig) -> Result<Metrics> {
+pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: usize) -> Result<Metrics> {
     let targets = rows
         .iter()
         .map(|row| row.target.as_deref().filter(|t| !t.is_empty()))
@@ -19,13 +71,13 @@ pub fn accumulate(trainee: Trainee, rows: &[&EncodedRow], pack: &PackConfig) -> 
     let total: usize = targets.iter().map(|t| t.len()).sum();
     let sizes = rows.iter().zip(&targets).map(|(row, target)| row.prompt.token_ids.len() + target.len());
     let (mut loss, mut entropies, mut tokens) = (0.0, Vec::with_capacity(total), 0);
-    for run in runs(sizes, pack.max_tokens_per_pack) {
+    for run in runs(sizes, max_tokens_per_pack) {
         let mut batch = PackedBatch::default();
         for (row, target) in rows[run.clone()].iter().zip(&targets[run]) {
             batch.push_sequence(&row.prompt.token_ids, target);
         }
         tokens += batch.tokens.len();
-        trainee.pass(&batch, 1.0, |now| {
+        learner.pass(&batch, 1.0, |now| {
             loss -= now.logprobs.iter().map(|l| f64::from(*l)).sum::<f64>() / total as f64;
             entropies.extend_from_slice(&now.entropies);
             Ok(vec![-1.0 / total as f32; now.logprobs.len()])

@@ -38,6 +38,15 @@ pub struct Cursor {
     pub results: Vec<Evaluated>,
 }
 
+impl Cursor {
+    pub fn enter_next_stage(&mut self) {
+        self.stage += 1;
+        self.step = 0;
+        self.optimizer_updates = None;
+        self.difficulty = None;
+    }
+}
+
 /// A [`TableRow`] that can be read back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluated {

@@ -80,7 +80,7 @@ fn the_first_step_moves_by_the_learning_rate_against_the_sign() {
 }
 
 /// Pulls every weight towards those of `goal` with noisy gradients; returns the squared distance that is left.
-fn pull(decoder: &Decoder, goal: &Decoder, optimizer: &mut AdamW, steps: std::ops::Range<u64>) -> f64 {
+fn pull(decoder: &mut Decoder, goal: &Decoder, optimizer: &mut AdamW, steps: std::ops::Range<u64>) -> f64 {
     let config = OptimConfig { max_grad_norm: 1.0, weight_decay: 0.0, ..OptimConfig::default() };
     let mut gradients = decoder.zero_gradients();
     for step in steps {
@@ -118,8 +118,9 @@ fn coded_moments_converge_as_full_ones_do() {
     let goal = small_decoder(2);
     let start = distance(&small_decoder(1), &goal);
     let [full, coded] = [MomentsConfig::F32, MomentsConfig::Int8].map(|moments| {
-        let decoder = small_decoder(1);
-        pull(&decoder, &goal, &mut optimizer(&decoder, moments), 0..150)
+        let mut decoder = small_decoder(1);
+        let mut optimizer = optimizer(&decoder, moments);
+        pull(&mut decoder, &goal, &mut optimizer, 0..150)
     });
     println!("squared distance {start:.1}, f32 moments {full:.3}, 8-bit moments {coded:.3}");
     assert!(full < 0.05 * start, "the problem is solvable: {full} of {start}");
@@ -129,10 +130,10 @@ fn coded_moments_converge_as_full_ones_do() {
 #[test]
 fn an_optimiser_restored_from_its_state_goes_on_bit_for_bit() {
     for moments in [MomentsConfig::F32, MomentsConfig::Int8] {
-        let (decoder, goal) = (small_decoder(1), small_decoder(2));
+        let (mut decoder, goal) = (small_decoder(1), small_decoder(2));
         let mut first = optimizer(&decoder, moments);
-        pull(&decoder, &goal, &mut first, 0..3);
-        let copy = decoder.deep_copy().unwrap();
+        pull(&mut decoder, &goal, &mut first, 0..3);
+        let mut copy = decoder.deep_copy().unwrap();
         let (step, state) = first.state(&decoder);
         let saved: HashMap<String, Tensor> =
             state.into_iter().map(|(name, t)| (name, t.copy().unwrap())).collect();
@@ -144,8 +145,8 @@ fn an_optimiser_restored_from_its_state_goes_on_bit_for_bit() {
             saved.get(name).cloned().ok_or_else(absent)
         };
         let mut second = AdamW::restore(&copy, step, find).unwrap();
-        pull(&decoder, &goal, &mut first, 3..6);
-        pull(&copy, &goal, &mut second, 3..6);
+        pull(&mut decoder, &goal, &mut first, 3..6);
+        pull(&mut copy, &goal, &mut second, 3..6);
         assert_eq!(second.updates(), 6);
         for ((name, a), (_, b)) in decoder.parameters().zip(copy.parameters()) {
             assert!(floats(a) == floats(b), "{moments:?}: {name}");

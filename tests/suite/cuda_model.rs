@@ -8,12 +8,12 @@ use rlvr::config::sampling::SamplingConfig;
 use rlvr::formats::hf::config_json;
 use rlvr::formats::hf::weights::{self, SaveOptions};
 use rlvr::model::config::ModelConfig;
-use rlvr::model::decoder::{Decoder, Head, Keep, Placement};
+use rlvr::model::decoder::{Decoder, Placement};
+use rlvr::model::forward::Keep;
 use rlvr::model::gradients::Gradients;
-use rlvr::model::tape::TapedGroup;
 use rlvr::optim::adamw::{AdamW, Bf16Weights};
 use rlvr::rng::Purpose;
-use rlvr::rollout::engine::{Engine, Request, Rollouts, TapePolicy};
+use rlvr::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
 use rlvr::text::StopTokens;
 use rlvr::train::state;
 use rlvr::types::{PackedBatch, Prompt};
@@ -72,11 +72,10 @@ fn dlogps(batch: &PackedBatch) -> Vec<f32> {
 }
 
 /// Log-probs of the targets, and all gradients.
-fn learn(decoder: &Decoder, batch: &PackedBatch, keep: Keep, gradients: &Gradients) -> Vec<f32> {
+fn learn(decoder: &Decoder, batch: &PackedBatch, keep: Keep, gradients: &mut Gradients) -> Vec<f32> {
     let forward = decoder.forward(batch, keep).unwrap();
-    let head = Head { targets: &batch.targets, temperature: 0.8 };
-    let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
-    decoder.backward(batch, forward, 0.8, &dlogps(batch), gradients).unwrap();
+    let logps = decoder.logprobs(&forward, 0.8).unwrap().logprobs;
+    decoder.backward(forward, 0.8, &dlogps(batch), gradients).unwrap();
     logps
 }
 
@@ -92,7 +91,7 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
 fn all_close(decoder: &Decoder, got: &Gradients, want: &Gradients, bound: f64, seed: u64) -> f64 {
     let mut worst = 0f64;
     for (((name, _), got), want) in decoder.trainable().zip(got.tensors()).zip(want.tensors()) {
-        let error = distance(got.unwrap(), want.unwrap());
+        let error = distance(&got.unwrap(), &want.unwrap());
         assert!(error <= bound, "{name}: {error:e}; seed {seed}");
         worst = worst.max(error);
     }
@@ -111,11 +110,11 @@ fn logprobs_and_every_gradient_are_the_cpus() {
     {
         let (here, there) = pair(&bench, dtype, tied);
         let batch = batch();
-        let want_gradients = here.zero_gradients();
-        let want = learn(&here, &batch, Keep::Activations, &want_gradients);
+        let mut want_gradients = here.zero_gradients();
+        let want = learn(&here, &batch, Keep::Activations, &mut want_gradients);
         for keep in [Keep::Inputs, Keep::Activations] {
-            let gradients = there.zero_gradients();
-            let got = learn(&there, &batch, keep, &gradients);
+            let mut gradients = there.zero_gradients();
+            let got = learn(&there, &batch, keep, &mut gradients);
             let worst = got.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
             let allowed = if dtype == DType::F32 { 1e-4 } else { 0.05 };
             assert!(worst <= allowed, "{dtype:?} {keep:?}: log-probs off by {worst:e}; seed {}", bench.seed);
@@ -124,12 +123,12 @@ fn logprobs_and_every_gradient_are_the_cpus() {
             let (got, want) = (gradients.norm().unwrap(), want_gradients.norm().unwrap());
             assert!((got / want - 1.0).abs() < bound(dtype), "norm {got}, want {want}");
             // A second pass over the same batch adds as much again.
-            learn(&there, &batch, keep, &gradients);
+            learn(&there, &batch, keep, &mut gradients);
             assert!((gradients.norm().unwrap() / got - 2.0).abs() < 1e-3);
         }
         if dtype == DType::BF16 {
-            let gradients = there.zero_gradients_in(DType::BF16);
-            learn(&there, &batch, Keep::Inputs, &gradients);
+            let mut gradients = there.zero_gradients_in(DType::BF16);
+            learn(&there, &batch, Keep::Inputs, &mut gradients);
             assert_eq!(gradients.tensors().next().unwrap().unwrap().dtype(), DType::BF16);
             all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
         }
@@ -145,9 +144,9 @@ fn an_adapters_logprobs_and_gradients_are_the_cpus() {
         let mut there = there;
         there.attach(here.adapter().unwrap()).unwrap();
         let batch = batch();
-        let (want_gradients, gradients) = (here.zero_gradients(), there.zero_gradients());
-        let want = learn(&here, &batch, Keep::Inputs, &want_gradients);
-        let got = learn(&there, &batch, Keep::Inputs, &gradients);
+        let (mut want_gradients, mut gradients) = (here.zero_gradients(), there.zero_gradients());
+        let want = learn(&here, &batch, Keep::Inputs, &mut want_gradients);
+        let got = learn(&there, &batch, Keep::Inputs, &mut gradients);
         let worst = got.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
         // In bf16 an adapter's output is one more rounding in each layer.
         let allowed = if dtype == DType::F32 { 1e-4 } else { 0.1 };
@@ -156,31 +155,21 @@ fn an_adapters_logprobs_and_gradients_are_the_cpus() {
         let worst = all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
         println!("{dtype:?}: adapter's gradients to {worst:.1e}");
         there.merge().unwrap();
-        let merged = there.forward(&batch, Keep::Nothing).unwrap().hidden;
-        let head = Head { targets: &batch.targets, temperature: 0.8 };
-        let merged = there.logprobs(&merged, head).unwrap().logprobs;
+        let merged = there.forward(&batch, Keep::Nothing).unwrap();
+        let merged = there.logprobs(&merged, 0.8).unwrap().logprobs;
         let worst = merged.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
         assert!(worst <= allowed, "{dtype:?}: merged, log-probs off by {worst:e}; seed {}", bench.seed);
     }
 }
 
-fn roll_out(decoder: &Decoder, prompts: &[Prompt], tape: TapePolicy) -> Rollouts {
+fn roll_out(decoder: &Decoder, prompts: &[Prompt], keep: Keep) -> Rollouts {
     let stop = StopTokens::new((0..8).collect());
-    let engine = Engine {
-        decoder,
-        stop_tokens: &stop,
-        sampling: SamplingConfig { temperature: 0.8, ..SamplingConfig::default() },
-        group_size: 4,
-        max_completion_tokens: 10,
-        max_tokens_per_pack: 170,
-        tape,
-        seed: 3,
-        purpose: Purpose::Rollout,
-        step: 5,
-    };
+    let sampling = SamplingConfig { temperature: 0.8, ..SamplingConfig::default() };
+    let completions = Completions { per_prompt: 4, max_tokens: 10, sampling };
     let requests: Vec<Request> =
         prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
-    engine.generate(&requests).unwrap()
+    let engine = Engine::new(decoder, &stop, completions, 170).taping(keep, 10_000);
+    engine.generate(&requests, Draws { seed: 3, purpose: Purpose::Rollout, step: 5 }).unwrap()
 }
 
 #[test]
@@ -191,47 +180,38 @@ fn a_rollout_draws_the_cpus_tokens_and_its_tape_gives_the_gradients_of_a_new_pas
     for dtype in [DType::F32, DType::BF16] {
         let (here, there) = pair(&bench, dtype, true);
         for keep in [Keep::Nothing, Keep::Inputs, Keep::Activations] {
-            let tape = TapePolicy { keep, max_tokens: 10_000 };
-            let Rollouts { groups, mut tapes, .. } = roll_out(&there, &prompts, tape);
+            let Rollouts { groups, mut tapes, .. } = roll_out(&there, &prompts, keep);
             if dtype == DType::F32 {
-                let want = roll_out(&here, &prompts, TapePolicy::NONE).groups;
+                let want = roll_out(&here, &prompts, Keep::Nothing).groups;
                 let ids = |groups: &[rlvr::types::Group]| -> Vec<Vec<u32>> {
                     groups.iter().flat_map(|g| &g.rollouts).map(|r| r.token_ids.clone()).collect()
                 };
                 assert_eq!(ids(&groups), ids(&want), "seed {}", bench.seed);
             }
             // Of every group alone: the sampler's log-probs are the trainer's, and so are the tape's activations.
-            for (range, tape) in tapes.drain(..) {
+            for range in tapes.ranges().collect::<Vec<_>>() {
                 let mut batch = PackedBatch::default();
-                let mut rows = Vec::new();
-                for group in &groups[range.clone()] {
-                    let completions = || group.rollouts.iter().map(|r| r.token_ids.as_slice());
-                    batch.push_group(&group.prompt.token_ids, completions());
-                    rows.push(completions().map(|c| c.len() - 1).collect::<Vec<_>>());
-                }
-                let taped: Vec<TapedGroup> = rows
-                    .iter()
-                    .enumerate()
-                    .map(|(index, rows)| TapedGroup { index, completion_rows: rows })
-                    .collect();
-                let (fresh, reused) = (there.zero_gradients(), there.zero_gradients());
-                let trainer = learn(&there, &batch, Keep::Inputs, &fresh);
-                let sampled = groups[range].iter().flat_map(|g| &g.rollouts).flat_map(|r| &r.logprobs);
+                groups[range.clone()].iter().for_each(|group| batch.push(group));
+                let (mut fresh, mut reused) = (there.zero_gradients(), there.zero_gradients());
+                let trainer = learn(&there, &batch, Keep::Inputs, &mut fresh);
+                let sampled =
+                    groups[range.clone()].iter().flat_map(|g| &g.rollouts).flat_map(|r| &r.logprobs);
                 let worst = sampled.zip(&trainer).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
                 let allowed = if dtype == DType::F32 { 1e-4 } else { 0.05 };
                 assert!(worst <= allowed, "{dtype:?}: sampler and trainer differ by {worst:e}");
-                let forward = tape.forward(&batch, &taped).unwrap();
-                drop(tape);
-                there.backward(&batch, forward, 0.8, &dlogps(&batch), &reused).unwrap();
+                let members: Vec<usize> = range.clone().collect();
+                let forward = tapes.forward(&batch, &members).unwrap().unwrap();
+                tapes.retain_for(&(range.end..groups.len()).collect::<Vec<_>>());
+                there.backward(forward, 0.8, &dlogps(&batch), &mut reused).unwrap();
                 all_close(&there, &reused, &fresh, bound(dtype), bench.seed);
             }
         }
     }
 }
 
-fn step(decoder: &Decoder, optimizer: &mut AdamW) -> f64 {
-    let gradients = decoder.zero_gradients();
-    learn(decoder, &batch(), Keep::Inputs, &gradients);
+fn step(decoder: &mut Decoder, optimizer: &mut AdamW) -> f64 {
+    let mut gradients = decoder.zero_gradients();
+    learn(decoder, &batch(), Keep::Inputs, &mut gradients);
     let config = OptimConfig { weight_decay: 0.1, ..OptimConfig::default() };
     optimizer.step(decoder, &gradients, &config, 1e-2).unwrap()
 }
@@ -239,9 +219,9 @@ fn step(decoder: &Decoder, optimizer: &mut AdamW) -> f64 {
 #[test]
 fn optimiser_steps_are_the_cpus() {
     let Some(bench) = Bench::new() else { return };
-    let (here, there) = pair(&bench, DType::F32, true);
+    let (mut here, mut there) = pair(&bench, DType::F32, true);
     let (mut a, mut b) = (AdamW::new(&here).unwrap(), AdamW::new(&there).unwrap());
-    let (want, got) = (step(&here, &mut a), step(&there, &mut b));
+    let (want, got) = (step(&mut here, &mut a), step(&mut there, &mut b));
     assert!((got / want - 1.0).abs() < 1e-4, "norm {got}, want {want}");
     for ((name, w), (_, v)) in here.parameters().zip(there.parameters()) {
         // Where a gradient is about nothing, its sign decides: a few elements may differ by a whole step.
@@ -250,10 +230,10 @@ fn optimiser_steps_are_the_cpus() {
     }
     for weights in [Bf16Weights::Masters, Bf16Weights::StochasticRounding { seed: 1 }] {
         for moments in [MomentsConfig::F32, MomentsConfig::Int8] {
-            let (_, there) = pair(&bench, DType::BF16, true);
+            let (_, mut there) = pair(&bench, DType::BF16, true);
             let mut optimizer = AdamW::with(&there, moments, weights).unwrap();
             let before: Vec<f64> = there.parameters().flat_map(|(_, w)| values(w)).collect();
-            step(&there, &mut optimizer);
+            step(&mut there, &mut optimizer);
             let after: Vec<f64> = there.parameters().flat_map(|(_, w)| values(w)).collect();
             let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
             assert!(moved > before.len() / 3, "{weights:?} {moments:?}: {moved} of {} moved", before.len());
@@ -265,13 +245,14 @@ fn optimiser_steps_are_the_cpus() {
 #[test]
 fn a_gradient_that_is_not_finite_is_named() {
     let Some(bench) = Bench::new() else { return };
-    let (_, there) = pair(&bench, DType::BF16, true);
-    let gradients = there.zero_gradients();
+    let (_, mut there) = pair(&bench, DType::BF16, true);
+    let mut gradients = there.zero_gradients();
     let name = there.parameters().nth(3).unwrap().0.to_string();
     let poison = gradients.at(3).unwrap().unwrap();
     rlvr::ops::memory::cuda::fill(poison, f32::NAN).unwrap();
     let mut optimizer = AdamW::new(&there).unwrap();
-    let error = optimizer.step(&there, &gradients, &OptimConfig::default(), 1e-3).unwrap_err().to_string();
+    let error =
+        optimizer.step(&mut there, &gradients, &OptimConfig::default(), 1e-3).unwrap_err().to_string();
     assert!(error.contains(&name), "{error}");
 }
 
@@ -279,25 +260,25 @@ fn a_gradient_that_is_not_finite_is_named() {
 fn weights_and_optimiser_come_back_from_their_files() {
     let Some(bench) = Bench::new() else { return };
     for dtype in [DType::F32, DType::BF16] {
-        let (_, there) = pair(&bench, dtype, false);
+        let (_, mut there) = pair(&bench, dtype, false);
         let mut optimizer =
             AdamW::with(&there, MomentsConfig::Int8, Bf16Weights::StochasticRounding { seed: 7 }).unwrap();
-        step(&there, &mut optimizer);
+        step(&mut there, &mut optimizer);
         let cursor = state::Cursor { optimizer_updates: Some(optimizer.updates()), ..Default::default() };
         let dir = tempfile::tempdir().unwrap();
         state::write(dir.path(), &cursor, &there, Some(&optimizer)).unwrap();
         state::save_weights(dir.path(), &there).unwrap();
         let copy = there.deep_copy().unwrap();
         let again = weights::load(dir.path(), &config(false), &bench.device, dtype).unwrap();
-        let again = Decoder::new(config(false), again, POSITIONS).unwrap();
+        let mut again = Decoder::new(config(false), again, POSITIONS).unwrap();
         let mut restored = state::read_optimizer(dir.path(), &cursor, &again).unwrap().unwrap();
         let same = |a: &Decoder, b: &Decoder| {
             a.parameters().zip(b.parameters()).all(|((_, a), (_, b))| values(a) == values(b))
         };
         assert!(same(&there, &again) && same(&there, &copy));
-        step(&there, &mut optimizer);
+        step(&mut there, &mut optimizer);
         assert!(!same(&there, &copy), "a copy has memory of its own");
-        step(&again, &mut restored);
+        step(&mut again, &mut restored);
         assert!(same(&there, &again), "{dtype:?}: the second step is another one after a restore");
     }
     // Stored as f32 and read as bf16: converted on the way.

@@ -2,26 +2,27 @@
 
 use std::collections::HashMap;
 
-use rlvr::algo::advantage::advantages;
-use rlvr::algo::loss::KlPenalty;
-use rlvr::config::ActivationMemory;
+use rlvr::algo::advantage::centered;
+use rlvr::config::enumerate::{EnumerateConfig, ScaleExpected};
 use rlvr::config::loss::LossConfig;
 use rlvr::config::sampling::SamplingConfig;
-use rlvr::config::stages::{GrpoConfig, ScaleRewards};
+use rlvr::config::stages::ScaleRewards;
 use rlvr::data::jsonl::{EncodedAnswer, EncodedRow};
 use rlvr::eval::enumerate::Enumerator;
-use rlvr::model::decoder::{Decoder, Head, Keep};
-use rlvr::model::gradients::Gradients;
+use rlvr::model::decoder::Decoder;
+use rlvr::model::forward::Keep;
 use rlvr::rng::{Purpose, Stream};
-use rlvr::rollout::engine::{Engine, Request, TapePolicy};
+use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
+use rlvr::rollout::tapes::Tapes;
 use rlvr::task::{LabelId, Task};
 use rlvr::text::StopTokens;
-use rlvr::train::enumerate::EnumerateUpdate;
-use rlvr::train::policy::PolicyUpdate;
-use rlvr::train::step::Trainee;
+use rlvr::train::enumerate::Expectation;
+use rlvr::train::learner::Learner;
+use rlvr::train::policy::Policy;
 use rlvr::types::{Group, PackedBatch, Prompt, ScoredGroup};
 
 use crate::model_parity::floats;
+use crate::policy::learner;
 use crate::shared_prefix::{small_decoder, tokens};
 
 const TEMPERATURE: f32 = 0.5;
@@ -54,31 +55,18 @@ fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
     }
 }
 
-fn trainee<'a>(decoder: &'a Decoder, gradients: &'a Gradients) -> Trainee<'a> {
-    Trainee { decoder, gradients, activations: ActivationMemory::Recompute }
-}
-
-fn flat(gradients: &Gradients) -> Vec<f64> {
-    gradients.tensors().flat_map(|g| floats(g.unwrap())).map(f64::from).collect()
+fn flat(learner: &Learner) -> Vec<f64> {
+    learner.gradients().tensors().flat_map(|g| floats(&g.unwrap())).map(f64::from).collect()
 }
 
 /// Groups of 32 completions of at most two tokens, some ended by a stop token after one.
 fn sample(decoder: &Decoder, prompt: &Prompt, groups: u32) -> Vec<Group> {
     let stop_tokens = StopTokens::new((0..30).collect());
-    let engine = Engine {
-        decoder,
-        stop_tokens: &stop_tokens,
-        sampling: SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() },
-        group_size: 32,
-        max_completion_tokens: 2,
-        max_tokens_per_pack: 100_000,
-        tape: TapePolicy::NONE,
-        seed: 3,
-        purpose: Purpose::Rollout,
-        step: 0,
-    };
+    let sampling = SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() };
+    let completions = Completions { per_prompt: 32, max_tokens: 2, sampling };
+    let engine = Engine::new(decoder, &stop_tokens, completions, 100_000);
     let requests: Vec<Request> = (0..groups).map(|sample_id| Request { prompt, sample_id }).collect();
-    engine.generate(&requests).unwrap().groups
+    engine.generate(&requests, Draws { seed: 3, purpose: Purpose::Rollout, step: 0 }).unwrap().groups
 }
 
 #[test]
@@ -89,13 +77,10 @@ fn a_steps_scores_are_expectations_under_the_policy() {
     // The first row is risky, the second benign.
     let rows = [row(&prompts[0], &answers, 1), row(&prompts[1], &answers, 0)];
     let (task, rows) = (task(true), rows.iter().collect::<Vec<_>>());
-    let config = GrpoConfig {
-        sampling: SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() },
-        ..GrpoConfig::default()
-    };
-    let update = EnumerateUpdate { task: &task, config: &config, max_tokens_per_pack: 1000, reference: None };
-    let gradients = decoder.zero_gradients();
-    let metrics = update.accumulate(trainee(&decoder, &gradients), &rows).unwrap();
+    let config = EnumerateConfig { temperature: TEMPERATURE, ..EnumerateConfig::default() };
+    let expectation =
+        Expectation { task: &task, config: &config, max_tokens_per_pack: 1000, reference: None };
+    let metrics = expectation.learn(&mut learner(small_decoder(12)), &rows).unwrap();
     let enumerator =
         Enumerator { decoder: &decoder, task: &task, temperature: TEMPERATURE, max_tokens_per_pack: 1000 };
     let p: Vec<Vec<f64>> = enumerator
@@ -135,15 +120,17 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
 
     let task = task(true);
     let row = row(&prompt, &answers, 1);
-    let config = GrpoConfig {
-        sampling: SamplingConfig { temperature: TEMPERATURE, ..SamplingConfig::default() },
-        scale_rewards: ScaleRewards::None,
-        ..GrpoConfig::default()
+    let config = EnumerateConfig {
+        temperature: TEMPERATURE,
+        scale_rewards: ScaleExpected::None,
+        ..EnumerateConfig::default()
     };
-    let update = EnumerateUpdate { task: &task, config: &config, max_tokens_per_pack: 1000, reference: None };
-    let gradients = decoder.zero_gradients();
-    let metrics = update.accumulate(trainee(&decoder, &gradients), &[&row]).unwrap();
-    let exact = flat(&gradients);
+    let expectation =
+        Expectation { task: &task, config: &config, max_tokens_per_pack: 1000, reference: None };
+    let mut learner = learner(decoder);
+    let metrics = expectation.learn(&mut learner, &[&row]).unwrap();
+    let exact = flat(&learner);
+    learner.clear();
     let rest = metrics.get("verdict/malformed_rate").unwrap();
     let completions = 400.0 * 32.0;
     let hits = common.iter().filter(|(ids, _)| answers.iter().any(|a| a == ids));
@@ -178,23 +165,14 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
         let rewards: Vec<f32> = group.rollouts.iter().map(|r| earns(&r.token_ids)).collect();
         earned.extend(rewards.iter().map(|r| f64::from(*r)));
         // The mean holds each completion's own reward: that alone shrinks the estimate, by (G - 1) / G.
-        let advantages = advantages(&[&rewards], ScaleRewards::None, 0.0).remove(0);
+        let advantages = centered(&[&rewards], ScaleRewards::None, 0.0).remove(0);
         let advantages = advantages.into_iter().map(|a| a * 32.0 / 31.0).collect();
         let scored = ScoredGroup { group, rewards, advantages };
-        let gradients = decoder.zero_gradients();
-        let update = PolicyUpdate {
-            loss: &LossConfig::Luspo(Default::default()),
-            penalty: KlPenalty::NONE,
-            temperature: TEMPERATURE,
-            cut: None,
-            max_completion_tokens: 2,
-            max_tokens_per_pack: 1000,
-            entropy_coef: 0.0,
-            importance_cap: None,
-            reference: None,
-        };
-        update.accumulate(trainee(&decoder, &gradients), &[scored], Vec::new(), &mut Vec::new()).unwrap();
-        let gradient = flat(&gradients);
+        let loss = LossConfig::Luspo(Default::default());
+        let policy = Policy { under: TEMPERATURE.into(), max_completion_tokens: 2, ..Policy::plain(&loss) };
+        learner.learn(&policy, &[scored], Tapes::default(), &mut Vec::new()).unwrap();
+        let gradient = flat(&learner);
+        learner.clear();
         estimates.iter_mut().zip(&directions).for_each(|(all, d)| all.push(project(&gradient, d)));
     }
     let moments = |values: &[f64]| {
@@ -228,9 +206,8 @@ fn label_probabilities_equal_those_of_separate_copies() {
     let alone = |prompt: &Prompt, answer: &[u32]| -> f64 {
         let mut batch = PackedBatch::default();
         batch.push_sequence(&prompt.token_ids, answer);
-        let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
-        let head = Head { targets: &batch.targets, temperature: TEMPERATURE };
-        decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum()
+        let forward = decoder.forward(&batch, Keep::Nothing).unwrap();
+        decoder.logprobs(&forward, TEMPERATURE).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum()
     };
     let task_of = task;
     for (closed, max_tokens_per_pack) in [(true, 1), (true, 1000), (false, 60)] {

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rlvr::formats::hf::config_json;
 use rlvr::model::config::{Family, ModelConfig};
-use rlvr::model::decoder::{Decoder, Head, Keep};
+use rlvr::model::decoder::Decoder;
+use rlvr::model::forward::Keep;
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::PackedBatch;
 use serde_json::{Value, json};
@@ -136,16 +137,15 @@ fn logprobs_and_every_gradient_are_those_of_plain_operations_and_candles_autogra
         let store = (&want * weight).unwrap().sum_all().unwrap().backward().unwrap();
         for keep in [Keep::Inputs, Keep::Activations] {
             let forward = decoder.forward(&batch, keep).unwrap();
-            let head = Head { targets: &batch.targets, temperature: 1.0 };
-            let got = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+            let got = decoder.logprobs(&forward, 1.0).unwrap().logprobs;
             let error = relative_error(&got, &floats(&want));
             assert!(error < 1e-5, "{:?}: {error:e}", config.family);
-            let gradients = decoder.zero_gradients();
-            decoder.backward(&batch, forward, 1.0, &weights, &gradients).unwrap();
+            let mut gradients = decoder.zero_gradients();
+            decoder.backward(forward, 1.0, &weights, &mut gradients).unwrap();
             let mut worst = 0f32;
             for ((name, _), gradient) in decoder.parameters().zip(gradients.tensors()) {
                 let want = floats(store.get(&vars[name]).unwrap());
-                let error = relative_error(&floats(gradient.unwrap()), &want);
+                let error = relative_error(&floats(&gradient.unwrap()), &want);
                 assert!(error < 2e-5, "{:?} {keep:?} {name}: {error:e}", config.family);
                 worst = worst.max(error);
             }
@@ -320,11 +320,10 @@ fn bf16_on_the_cpu_is_f32_but_for_roundings() {
         let learn = |decoder: &Decoder, dtype| {
             let forward = decoder.forward(&batch, Keep::Activations).unwrap();
             assert_eq!(forward.hidden.dtype(), decoder.dtype(), "activations have the weights' type");
-            let head = Head { targets: &batch.targets, temperature: 1.0 };
-            let logprobs = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
-            let gradients = decoder.zero_gradients_in(dtype);
-            decoder.backward(&batch, forward, 1.0, &vec![0.1; logprobs.len()], &gradients).unwrap();
-            let flat = gradients.tensors().flat_map(|g| floats(g.unwrap())).collect::<Vec<f32>>();
+            let logprobs = decoder.logprobs(&forward, 1.0).unwrap().logprobs;
+            let mut gradients = decoder.zero_gradients_in(dtype);
+            decoder.backward(forward, 1.0, &vec![0.1; logprobs.len()], &mut gradients).unwrap();
+            let flat = gradients.tensors().flat_map(|g| floats(&g.unwrap())).collect::<Vec<f32>>();
             (logprobs, flat)
         };
         let (want, want_gradients) = learn(&wide, DType::F32);

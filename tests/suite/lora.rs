@@ -8,7 +8,8 @@ use candle_core::{DType, Device, Tensor};
 use rlvr::config::optim::OptimConfig;
 use rlvr::formats::peft;
 use rlvr::model::adapter::{Adapter, Shape};
-use rlvr::model::decoder::{Decoder, Head, Keep};
+use rlvr::model::decoder::Decoder;
+use rlvr::model::forward::Keep;
 use rlvr::optim::adamw::AdamW;
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::PackedBatch;
@@ -50,8 +51,8 @@ fn batch() -> PackedBatch {
 }
 
 fn logprobs(decoder: &Decoder, batch: &PackedBatch) -> Vec<f32> {
-    let hidden = decoder.forward(batch, Keep::Nothing).unwrap().hidden;
-    decoder.logprobs(&hidden, Head { targets: &batch.targets, temperature: 1.0 }).unwrap().logprobs
+    let forward = decoder.forward(batch, Keep::Nothing).unwrap();
+    decoder.logprobs(&forward, 1.0).unwrap().logprobs
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
@@ -87,8 +88,7 @@ fn golden_logits_logprobs_and_adapter_gradients_are_pefts() {
 
     let (batch, advantages) = model_parity::group(&golden);
     let forward = decoder.forward(&batch, Keep::Inputs).unwrap();
-    let head = Head { targets: &batch.targets, temperature: 1.0 };
-    let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+    let logps = decoder.logprobs(&forward, 1.0).unwrap().logprobs;
     let error = relative_error(&logps, &floats(&tensors["completion_logps"]));
     println!("completion log-probs: relative error {error:.1e}");
     assert!(error < 1e-5, "{error:e}");
@@ -97,8 +97,8 @@ fn golden_logits_logprobs_and_adapter_gradients_are_pefts() {
     for (range, advantage) in batch.target_ranges().zip(&advantages) {
         dlogps[range].fill(-advantage / n);
     }
-    let gradients = decoder.zero_gradients();
-    decoder.backward(&batch, forward, 1.0, &dlogps, &gradients).unwrap();
+    let mut gradients = decoder.zero_gradients();
+    decoder.backward(forward, 1.0, &dlogps, &mut gradients).unwrap();
     let mut wanted: HashMap<String, &Tensor> = tensors
         .iter()
         .filter_map(|(name, tensor)| Some((name.strip_prefix("grad.")?.replace(".default.", "."), tensor)))
@@ -106,7 +106,7 @@ fn golden_logits_logprobs_and_adapter_gradients_are_pefts() {
     let mut worst = 0f32;
     for ((name, _), gradient) in decoder.trainable().zip(gradients.tensors()) {
         let want = wanted.remove(name).unwrap_or_else(|| panic!("no golden gradient of {name}"));
-        let error = relative_error(&floats(gradient.unwrap()), &floats(want));
+        let error = relative_error(&floats(&gradient.unwrap()), &floats(want));
         assert!(error < 1e-4, "{name}: {error:e}");
         worst = worst.max(error);
     }
@@ -155,8 +155,8 @@ fn training_moves_the_adapter_alone_and_the_reference_stays() {
     for _ in 0..5 {
         let forward = decoder.forward(&batch, Keep::Activations).unwrap();
         let up = vec![-1.0 / batch.targets.len() as f32; batch.targets.len()];
-        decoder.backward(&batch, forward, 1.0, &up, &gradients).unwrap();
-        optimizer.step(&decoder, &gradients, &OptimConfig::default(), 0.02).unwrap();
+        decoder.backward(forward, 1.0, &up, &mut gradients).unwrap();
+        optimizer.step(&mut decoder, &gradients, &OptimConfig::default(), 0.02).unwrap();
         gradients.clear();
     }
     let mean = |x: &[f32]| x.iter().sum::<f32>() / x.len() as f32;
@@ -213,10 +213,10 @@ fn an_adapter_is_f32_over_bf16_weights() {
     assert!(error < 0.1, "{error:e}");
     let up: Vec<f32> = (0..batch.targets.len()).map(|i| (i % 5) as f32 / 2.0 - 0.75).collect();
     let learn = |decoder: &Decoder| {
-        let gradients = decoder.zero_gradients();
+        let mut gradients = decoder.zero_gradients();
         let forward = decoder.forward(&batch, Keep::Inputs).unwrap();
-        decoder.backward(&batch, forward, 1.0, &up, &gradients).unwrap();
-        let all = gradients.tensors().map(|t| t.unwrap().clone()).collect::<Vec<_>>();
+        decoder.backward(forward, 1.0, &up, &mut gradients).unwrap();
+        let all = gradients.tensors().map(|t| t.unwrap()).collect::<Vec<_>>();
         assert!(all.iter().all(|t| t.dtype() == DType::F32));
         all
     };

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::formats::hf::{config_json, weights};
-use rlvr::model::decoder::{Decoder, Head, Keep};
-use rlvr::types::{PackedBatch, Target};
+use rlvr::model::decoder::Decoder;
+use rlvr::model::forward::Keep;
+use rlvr::types::PackedBatch;
 
 use crate::golden::golden_dir;
 
@@ -101,8 +102,7 @@ fn group_is_golden(model: &str, golden: &Golden) {
     let decoder = &golden.decoder;
     for keep in [Keep::Inputs, Keep::Activations] {
         let forward = decoder.forward(&batch, keep).unwrap();
-        let head = Head { targets: &batch.targets, temperature: 1.0 };
-        let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+        let logps = decoder.logprobs(&forward, 1.0).unwrap().logprobs;
         let error = relative_error(&logps, &floats(&golden.tensors["completion_logps"]));
         println!("{model}, {keep:?}: completion log-probs: relative error {error:.1e}");
         assert!(error < 1e-5, "{error:e}");
@@ -112,12 +112,14 @@ fn group_is_golden(model: &str, golden: &Golden) {
         for (range, advantage) in batch.target_ranges().zip(&advantages) {
             dlogps[range].fill(-advantage / n);
         }
-        let gradients = decoder.zero_gradients();
-        decoder.backward(&batch, forward, 1.0, &dlogps, &gradients).unwrap();
+        let mut gradients = decoder.zero_gradients();
+        decoder.backward(forward, 1.0, &dlogps, &mut gradients).unwrap();
         let mut worst = 0f32;
         for ((name, _), gradient) in decoder.parameters().zip(gradients.tensors()) {
-            let error =
-                relative_error(&floats(gradient.unwrap()), &floats(&golden.tensors[&format!("grad.{name}")]));
+            let error = relative_error(
+                &floats(&gradient.unwrap()),
+                &floats(&golden.tensors[&format!("grad.{name}")]),
+            );
             assert!(error < 1e-4, "{name}: {error:e}");
             worst = worst.max(error);
         }
@@ -138,9 +140,9 @@ fn random_weights_give_candle_transformers_logits() {
     let decoder = Decoder::random(config, 11, 128).unwrap();
     let tokens: Vec<u32> = (0..100u32).map(|i| (i * 37 + 5) % 101).collect();
     let mut batch = PackedBatch::default();
-    batch.push_sequence(&tokens, &[0]);
-    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
-    let last = hidden.narrow(0, 99, 1).unwrap();
+    batch.push_sequence(&tokens, &[7]);
+    let forward = decoder.forward(&batch, Keep::Nothing).unwrap();
+    let last = forward.hidden.narrow(0, 99, 1).unwrap();
     let ours = decoder.logits(&last).unwrap();
 
     let tensors: HashMap<String, Tensor> =
@@ -170,8 +172,7 @@ fn random_weights_give_candle_transformers_logits() {
     println!("candle-transformers: relative error {error:.1e}");
     assert!(error < 1e-5, "{error:e}");
     // The head alone agrees too when asked for one target's log-prob.
-    let target = [Target { row: 99, token: 7 }];
-    let logp = decoder.logprobs(&hidden, Head { targets: &target, temperature: 1.0 }).unwrap().logprobs[0];
+    let logp = decoder.logprobs(&forward, 1.0).unwrap().logprobs[0];
     let want = candle_nn::ops::log_softmax(&want, 1).unwrap().get(0).unwrap().get(7).unwrap();
     assert!((logp - want.to_scalar::<f32>().unwrap()).abs() < 1e-5);
 }

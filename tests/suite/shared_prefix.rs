@@ -3,11 +3,11 @@
 
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::formats::hf::config_json;
-use rlvr::model::decoder::{Decoder, Head, Keep};
+use rlvr::model::decoder::Decoder;
+use rlvr::model::forward::Keep;
 use rlvr::model::gradients::Gradients;
-use rlvr::model::tape::TapedGroup;
 use rlvr::rng::{Purpose, Stream};
-use rlvr::rollout::engine::{Engine, Request, TapePolicy};
+use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
 use rlvr::text::StopTokens;
 use rlvr::types::{FinishReason, PackedBatch, Prompt};
 
@@ -31,21 +31,20 @@ pub fn tokens(id: u32, n: usize) -> Vec<u32> {
 }
 
 /// Adds the gradients of `-sum weight * logprob` and returns that sum.
-fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients: &Gradients) -> f64 {
+fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients: &mut Gradients) -> f64 {
     let forward = decoder.forward(batch, Keep::Inputs).unwrap();
-    let head = Head { targets: &batch.targets, temperature: 0.9 };
-    let logps = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+    let logps = decoder.logprobs(&forward, 0.9).unwrap().logprobs;
     let dlogps: Vec<f32> = weights.iter().map(|w| -w).collect();
-    decoder.backward(batch, forward, 0.9, &dlogps, gradients).unwrap();
+    decoder.backward(forward, 0.9, &dlogps, gradients).unwrap();
     logps.iter().zip(weights).map(|(l, w)| -f64::from(*l) * f64::from(*w)).sum()
 }
 
 fn worst_difference(decoder: &Decoder, a: &Gradients, b: &Gradients) -> f32 {
     let mut worst = 0f32;
     for (((name, _), a), b) in decoder.trainable().zip(a.tensors()).zip(b.tensors()) {
-        let (a, b) = (a.unwrap(), floats(b.unwrap()));
+        let (a, b) = (a.unwrap(), floats(&b.unwrap()));
         assert!(b.iter().any(|x| *x != 0.0), "{name} gets no gradient");
-        worst = worst.max(relative_error(&floats(a), &b));
+        worst = worst.max(relative_error(&floats(&a), &b));
     }
     worst
 }
@@ -68,14 +67,14 @@ fn packed_equals_copies(decoder: Decoder) {
     packed.push_group(&prompt, completions.iter().map(Vec::as_slice));
     let weights: Vec<f32> =
         completions.iter().enumerate().flat_map(|(g, c)| vec![weight(g); c.len()]).collect();
-    let once = decoder.zero_gradients();
-    let loss = accumulate(&decoder, &packed, &weights, &once);
-    let copies = decoder.zero_gradients();
+    let mut once = decoder.zero_gradients();
+    let loss = accumulate(&decoder, &packed, &weights, &mut once);
+    let mut copies = decoder.zero_gradients();
     let mut naive_loss = 0.0;
     for (g, completion) in completions.iter().enumerate() {
         let mut copy = PackedBatch::default();
         copy.push_sequence(&prompt, completion);
-        naive_loss += accumulate(&decoder, &copy, &vec![weight(g); completion.len()], &copies);
+        naive_loss += accumulate(&decoder, &copy, &vec![weight(g); completion.len()], &mut copies);
     }
     assert!((loss - naive_loss).abs() < 1e-4 * naive_loss.abs(), "{loss} {naive_loss}");
     let worst = worst_difference(&decoder, &once, &copies);
@@ -93,17 +92,17 @@ fn one_pack_equals_many_packs() {
 fn cuts_change_nothing(decoder: Decoder) {
     let rows: Vec<(Vec<u32>, Vec<u32>)> =
         (0..5).map(|i| (tokens(i, 20 + 31 * i as usize), tokens(50 + i, 3 + i as usize))).collect();
-    let whole = decoder.zero_gradients();
+    let mut whole = decoder.zero_gradients();
     let mut batch = PackedBatch::default();
     rows.iter().for_each(|(p, t)| batch.push_sequence(p, t));
-    let loss = accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &whole);
+    let loss = accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &mut whole);
     for order in [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1]] {
-        let parts = decoder.zero_gradients();
+        let mut parts = decoder.zero_gradients();
         let mut sum = 0.0;
         for cut in order.chunks(2) {
             let mut batch = PackedBatch::default();
             cut.iter().for_each(|i| batch.push_sequence(&rows[*i].0, &rows[*i].1));
-            sum += accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &parts);
+            sum += accumulate(&decoder, &batch, &vec![0.1; batch.targets.len()], &mut parts);
         }
         assert!((sum - loss).abs() < 1e-4 * loss.abs());
         let worst = worst_difference(&decoder, &parts, &whole);
@@ -112,19 +111,12 @@ fn cuts_change_nothing(decoder: Decoder) {
 }
 
 fn engine<'a>(decoder: &'a Decoder, stop_tokens: &'a StopTokens) -> Engine<'a> {
-    Engine {
-        decoder,
-        stop_tokens,
-        sampling: SamplingConfig { temperature: 0.8, ..SamplingConfig::default() },
-        group_size: 4,
-        max_completion_tokens: 12,
-        max_tokens_per_pack: 400,
-        tape: TapePolicy::NONE,
-        seed: 3,
-        purpose: Purpose::Rollout,
-        step: 5,
-    }
+    let sampling = SamplingConfig { temperature: 0.8, ..SamplingConfig::default() };
+    let completions = Completions { per_prompt: 4, max_tokens: 12, sampling };
+    Engine::new(decoder, stop_tokens, completions, 400)
 }
+
+const DRAWS: Draws = Draws { seed: 3, purpose: Purpose::Rollout, step: 5 };
 
 #[test]
 fn sampled_logprobs_are_the_trainers() {
@@ -137,14 +129,13 @@ fn sampler_agrees(decoder: &Decoder) {
         (0..3).map(|i| Prompt { token_ids: tokens(i, 40 + 60 * i as usize) }).collect();
     let requests: Vec<Request> =
         prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
-    let groups = engine(decoder, &stop).generate(&requests).unwrap().groups;
+    let groups = engine(decoder, &stop).generate(&requests, DRAWS).unwrap().groups;
     let mut stopped = 0;
     for group in &groups {
         let mut batch = PackedBatch::default();
         batch.push_group(&group.prompt.token_ids, group.rollouts.iter().map(|r| r.token_ids.as_slice()));
         let forward = decoder.forward(&batch, Keep::Nothing).unwrap();
-        let head = Head { targets: &batch.targets, temperature: 0.8 };
-        let trainer = decoder.logprobs(&forward.hidden, head).unwrap().logprobs;
+        let trainer = decoder.logprobs(&forward, 0.8).unwrap().logprobs;
         let sampler: Vec<f32> = group.rollouts.iter().flat_map(|r| r.logprobs.clone()).collect();
         let worst = trainer.iter().zip(&sampler).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
         assert!(worst < 1e-4, "{worst:e}");
@@ -175,38 +166,27 @@ fn tape_is_a_forward_pass(decoder: &Decoder) {
     let requests: Vec<Request> =
         prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
     for keep in [Keep::Inputs, Keep::Activations] {
-        let tape = TapePolicy { keep, max_tokens: 10_000 };
-        let mut rollouts = Engine { tape, ..engine(decoder, &stop) }.generate(&requests).unwrap();
-        let (range, tape) = rollouts.tapes.pop().unwrap();
-        assert_eq!((range, rollouts.tapes.len()), (0..3, 0));
+        let engine = engine(decoder, &stop).taping(keep, 10_000);
+        let mut rollouts = engine.generate(&requests, DRAWS).unwrap();
+        assert_eq!(rollouts.tapes.ranges().collect::<Vec<_>>(), [0..3]);
         // The middle group is dead: its rows stay behind.
         let mut batch = PackedBatch::default();
-        let mut rows = Vec::new();
-        for group in [0, 2] {
-            let completions = || rollouts.groups[group].rollouts.iter().map(|r| r.token_ids.as_slice());
-            batch.push_group(&prompts[group].token_ids, completions());
-            rows.push((group, completions().map(|c| c.len() - 1).collect::<Vec<_>>()));
-        }
-        let lengths: Vec<usize> = rows.iter().flat_map(|(_, rows)| rows.clone()).collect();
-        assert!(lengths.contains(&0) && lengths.iter().any(|n| *n > 1), "{lengths:?}");
-        let taped: Vec<TapedGroup> =
-            rows.iter().map(|(index, rows)| TapedGroup { index: *index, completion_rows: rows }).collect();
+        [0, 2].iter().for_each(|group: &usize| batch.push(&rollouts.groups[*group]));
+        let lengths = &batch.target_counts;
+        assert!(lengths.contains(&1) && lengths.iter().any(|n| *n > 2), "{lengths:?}");
         let weights: Vec<f32> = (0..batch.targets.len()).map(|i| (i % 7) as f32 - 3.0).collect();
-        let (fresh, reused) = (decoder.zero_gradients(), decoder.zero_gradients());
-        accumulate(decoder, &batch, &weights, &fresh);
+        let (mut fresh, mut reused) = (decoder.zero_gradients(), decoder.zero_gradients());
+        accumulate(decoder, &batch, &weights, &mut fresh);
         let dlogps: Vec<f32> = weights.iter().map(|w| -w).collect();
-        let forward = tape.forward(&batch, &taped).unwrap();
-        drop(tape);
-        decoder.backward(&batch, forward, 0.9, &dlogps, &reused).unwrap();
+        let forward = rollouts.tapes.forward(&batch, &[0, 2]).unwrap().unwrap();
+        rollouts.tapes.retain_for(&[]);
+        decoder.backward(forward, 0.9, &dlogps, &mut reused).unwrap();
         let worst = worst_difference(decoder, &reused, &fresh);
         println!("{keep:?}: tape against a new forward pass: worst relative gradient error {worst:.1e}");
         assert!(worst < 1e-5, "{worst:e}");
     }
-    let rollouts =
-        Engine { tape: TapePolicy { keep: Keep::Inputs, max_tokens: 200 }, ..engine(decoder, &stop) }
-            .generate(&requests)
-            .unwrap();
-    assert!(rollouts.tapes.is_empty(), "a pack of 339 tokens is past the bound");
+    let rollouts = engine(decoder, &stop).taping(Keep::Inputs, 200).generate(&requests, DRAWS).unwrap();
+    assert!(rollouts.tapes.ranges().next().is_none(), "a pack of 339 tokens is past the bound");
 }
 
 #[test]
@@ -216,8 +196,8 @@ fn a_rollout_does_not_depend_on_the_batch_it_is_sampled_in() {
     let prompts: Vec<Prompt> = (0..3).map(|i| Prompt { token_ids: tokens(i, 30 + 9 * i as usize) }).collect();
     let request = |i: usize| Request { prompt: &prompts[i], sample_id: i as u32 };
     let engine = engine(&decoder, &stop);
-    let together = engine.generate(&[request(0), request(1), request(2)]).unwrap().groups;
-    let alone = engine.generate(&[request(2)]).unwrap().groups;
+    let together = engine.generate(&[request(0), request(1), request(2)], DRAWS).unwrap().groups;
+    let alone = engine.generate(&[request(2)], DRAWS).unwrap().groups;
     let ids = |g: &rlvr::types::Group| g.rollouts.iter().map(|r| r.token_ids.clone()).collect::<Vec<_>>();
     assert_eq!(ids(&together[2]), ids(&alone[0]));
     assert_ne!(ids(&together[2])[0], ids(&together[2])[1], "rollouts of a group differ");
@@ -228,7 +208,8 @@ fn a_prompt_that_leaves_no_room_is_refused() {
     let decoder = small_decoder(5);
     let prompt = Prompt { token_ids: tokens(1, 505) };
     let stop = StopTokens::new(Vec::new());
-    let error = engine(&decoder, &stop).generate(&[Request { prompt: &prompt, sample_id: 0 }]).err().unwrap();
+    let error =
+        engine(&decoder, &stop).generate(&[Request { prompt: &prompt, sample_id: 0 }], DRAWS).err().unwrap();
     let text = error.to_string();
     assert!(text.contains("505") && text.contains("512") && text.contains("max_prompt_tokens"), "{text}");
 }

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use rlvr::config::sampling::SamplingConfig;
-use rlvr::model::decoder::{Decoder, Head, Keep, Placement};
-use rlvr::rng::Purpose;
-use rlvr::rollout::engine::{Engine, Request, TapePolicy};
+use rlvr::model::decoder::{Decoder, Placement};
+use rlvr::model::forward::Keep;
+use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
 use rlvr::train::materials::load_decoder;
 use rlvr::types::{Message, PackedBatch};
@@ -25,9 +24,8 @@ fn assert_golden(decoder: &Decoder, prompt: &[u32], case: &Value) {
     assert!(prompt.starts_with(&ids(case, "first_ids")) && prompt.ends_with(&ids(case, "last_ids")));
     let mut batch = PackedBatch::default();
     batch.push_sequence(&prompt[..1], &prompt[1..]);
-    let hidden = decoder.forward(&batch, Keep::Nothing).unwrap().hidden;
-    let head = Head { targets: &batch.targets, temperature: 1.0 };
-    let sum: f64 = decoder.logprobs(&hidden, head).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum();
+    let forward = decoder.forward(&batch, Keep::Nothing).unwrap();
+    let sum: f64 = decoder.logprobs(&forward, 1.0).unwrap().logprobs.iter().map(|l| f64::from(*l)).sum();
     let want = case["sum_logp"].as_f64().unwrap();
     println!("sum of log-probs {sum:.4}, transformers {want:.4}");
     assert!((sum - want).abs() < 1e-3 * want.abs(), "{sum} {want}");
@@ -47,19 +45,9 @@ fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
     let decoder = load_decoder(model, 256, &Placement::CPU).unwrap();
     assert_golden(&decoder, &prompt.token_ids, case);
 
-    let engine = Engine {
-        decoder: &decoder,
-        stop_tokens: &StopTokens::new(Vec::new()),
-        sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
-        group_size: 1,
-        max_completion_tokens: 24,
-        max_tokens_per_pack: 4096,
-        tape: TapePolicy::NONE,
-        seed: 1,
-        purpose: Purpose::Evaluation,
-        step: 0,
-    };
-    let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }]).unwrap().groups;
+    let stop = StopTokens::new(Vec::new());
+    let engine = Engine::new(&decoder, &stop, Completions::greedy(24), 4096);
+    let groups = engine.generate(&[Request { prompt: &prompt, sample_id: 0 }], Draws::NONE).unwrap().groups;
     assert_eq!(groups[0].rollouts[0].token_ids, ids(case, "greedy24"));
 }
 

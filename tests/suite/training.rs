@@ -217,15 +217,15 @@ fn an_enumerated_run_lifts_the_expected_reward_without_sampling() {
         dir.path(),
         "enumerated",
         &[
-            "grpo.estimator=enumerate",
+            "stages=[\"sft\", \"enumerate\"]",
             "sft.epochs=4",
-            "grpo.steps=30",
-            "grpo.prompts_per_step=16",
+            "enumerate.steps=30",
+            "enumerate.prompts_per_step=16",
             "eval.every_steps=0",
         ],
     );
     let events = metrics(&run);
-    let steps: Vec<_> = events.iter().filter(|e| e["event"] == "step" && e["stage"] == "grpo").collect();
+    let steps: Vec<_> = events.iter().filter(|e| e["event"] == "step" && e["stage"] == "enumerate").collect();
     let mean = |of: &[&serde_json::Value]| {
         of.iter().map(|e| e["reward"].as_f64().unwrap()).sum::<f64>() / of.len() as f64
     };
@@ -233,10 +233,10 @@ fn an_enumerated_run_lifts_the_expected_reward_without_sampling() {
     assert!(last > first + 0.03, "{first} {last}");
     assert!(steps[0].get("sampling/sampling_logp_difference/mean").is_none(), "nothing was sampled");
     let root = format!("run.root={}", dir.path().display());
-    let sets = ["task=riskcue", "grpo.estimator=enumerate", &root].map(|set| ["--set", set]).concat();
+    let sets = ["task=riskcue", "stages=[\"enumerate\"]", &root].map(|set| ["--set", set]).concat();
     let refused = rlvr(&[&["train", "demo"], sets.as_slice()].concat());
     let text = String::from_utf8_lossy(&refused.stderr);
-    assert!(text.contains("grpo.estimator") && text.contains("no closed set"), "{text}");
+    assert!(text.contains("stages = enumerate") && text.contains("no closed set"), "{text}");
     assert_eq!(refused.status.code(), Some(2), "{text}");
 }
 

@@ -12,11 +12,13 @@ use self::results::Outcome;
 use self::table::Row;
 use super::train;
 use crate::config::ablate::{AblationConfig, Arm};
+use crate::config::enumerate::EnumerateConfig;
 use crate::config::stages::GrpoConfig;
 use crate::config::{Config, RunConfig, Stage};
 use crate::error::Error;
 use crate::formats::file::write_json;
 use crate::run::{Checkpoint, RunDirectory, replace_file};
+use crate::train::launch;
 
 /// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.
 #[derive(clap::Args)]
@@ -51,11 +53,13 @@ impl Planned {
         self.config.run.root.join(self.arm.folder(self.seed))
     }
 
-    /// Whether its first stage is exactly the SFT of `warm_up` and others follow: what GRPO is told has no part in that.
+    /// Whether its first stage is exactly the SFT of `warm_up` and others follow: what the later stages are told has no
+    /// part in that.
     fn begins_as(&self, warm_up: &Config) -> bool {
         let sft_alone = |config: &Config| Config {
             stages: vec![Stage::Sft],
             grpo: GrpoConfig::default(),
+            enumerate: EnumerateConfig::default(),
             run: RunConfig::default(),
             ..config.clone()
         };
@@ -155,14 +159,19 @@ fn finish(run: &Planned) -> Result<()> {
     if resolved.is_file()
         && let Some(latest) = Checkpoint::latest(&folder)?
     {
-        return train::resume(&fetched, &RunDirectory::open_for_resume(&folder)?, latest, Vec::new());
+        let directory = RunDirectory::open_for_resume(&folder)?;
+        launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks())?;
+        return Ok(());
     }
     if folder.exists() {
         println!("{} stopped before its first checkpoint and starts again", folder.display());
         std::fs::remove_dir_all(&folder).map_err(Error::io(&folder, "remove the stopped run"))?;
     }
     let create = || RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed));
-    let Some(warm_up) = &run.warm_up else { return train::start(&fetched, &create()?) };
+    let Some(warm_up) = &run.warm_up else {
+        launch::start(&fetched, &create()?, train::sinks())?;
+        return Ok(());
+    };
     finish(warm_up)?;
     let trained = warm_up.folder();
     let Some(latest) = Checkpoint::latest(&trained)? else {
@@ -173,7 +182,8 @@ fn finish(run: &Planned) -> Result<()> {
     let directory = create()?;
     directory.write_config(&text)?;
     latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
-    train::resume(&fetched, &directory, latest, Vec::new())
+    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks())?;
+    Ok(())
 }
 
 fn report(ablation: &AblationConfig, arms: &[Arm], planned: &[Planned], root: &Path) -> Result<()> {

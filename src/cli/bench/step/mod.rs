@@ -3,7 +3,6 @@
 mod report;
 mod work;
 
-use std::ops::Range;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -11,8 +10,7 @@ use candle_core::DType;
 
 use self::work::Work;
 use super::shapes;
-use crate::algo::advantage::advantages;
-use crate::algo::loss::KlPenalty;
+use crate::algo::advantage::centered;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::config::ActivationMemory;
 use crate::config::lora::LoraConfig;
@@ -24,16 +22,13 @@ use crate::error::Error;
 use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
-use crate::model::tape::Tape;
-use crate::observe::Metrics;
 use crate::ops::{cuda, memory::synchronize};
-use crate::optim::adamw::{AdamW, Bf16Weights};
 use crate::rng::{Purpose, Stream};
-use crate::rollout::engine::{Engine, Request, Rollouts, TapePolicy};
+use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
+use crate::rollout::tapes::Tapes;
 use crate::text::StopTokens;
-use crate::train::place::gradients_dtype;
-use crate::train::policy::PolicyUpdate;
-use crate::train::step::Trainee;
+use crate::train::learner::Learner;
+use crate::train::policy::Policy;
 use crate::types::{Group, Prompt, ScoredGroup};
 
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
@@ -198,42 +193,34 @@ pub fn run(args: &Args) -> Result<()> {
         let adapter = Adapter::fresh((&config).into(), &decoder.config, &place.device, 1, 0)?;
         decoder.attach(adapter)?;
     }
-    let mut gradients = decoder.zero_gradients_in(gradients_dtype(optim.gradients));
-    let mut optimizer = AdamW::with(&decoder, optim.moments, Bf16Weights::new(optim.bf16_weights, 1))?;
     let activations =
         if args.keep_activations { ActivationMemory::Keep } else { ActivationMemory::Recompute };
+    let mut learner = Learner::new(decoder, optim, activations, 1)?;
     let mut phases = Vec::new();
     let mut work = Work::default();
     for step in 0..=args.steps {
         let prompts: Vec<Prompt> = (0..args.groups).map(|g| random_prompt(args, &config, step, g)).collect();
-        let none = StopTokens::new(Vec::new());
-        let engine = Engine {
-            decoder: &decoder,
-            stop_tokens: &none,
-            sampling: SamplingConfig::default(),
-            group_size: args.group_size,
-            max_completion_tokens: args.new_tokens,
-            max_tokens_per_pack: args.max_rollout_tokens,
-            tape: TapePolicy { keep: activations.into(), max_tokens: args.max_reused_tokens },
-            seed: 1,
-            purpose: Purpose::Bench,
-            step: step as u32,
-        };
         let requests: Vec<Request> =
             prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
-        let Rollouts { groups, tapes, timing } = engine.generate(&requests)?;
+        let completions = Completions {
+            per_prompt: args.group_size,
+            max_tokens: args.new_tokens,
+            sampling: SamplingConfig::default(),
+        };
+        let none = StopTokens::new(Vec::new());
+        let Rollouts { groups, tapes, timing } =
+            Engine::new(learner.decoder(), &none, completions, args.max_rollout_tokens)
+                .taping(activations.into(), args.max_reused_tokens)
+                .generate(&requests, Draws { seed: 1, purpose: Purpose::Bench, step: step as u64 })?;
         let mut now =
             Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
         let start = Instant::now();
-        let trainee = Trainee { decoder: &decoder, gradients: &gradients, activations };
-        work = update(trainee, groups, tapes, args)?;
+        work = update(&mut learner, groups, tapes, args)?;
         synchronize(&place.device)?;
         now.update = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        optimizer.step(&decoder, &gradients, optim, 1e-6)?;
-        synchronize(&place.device)?;
+        learner.step(1e-6)?;
         now.optimizer = start.elapsed().as_secs_f64();
-        gradients.clear();
         if step > 0 {
             phases.push(now);
         }
@@ -248,33 +235,23 @@ fn random_prompt(args: &Args, config: &ModelConfig, step: usize, group: usize) -
 }
 
 /// A GRPO update on made-up rewards: half of each group right.
-fn update(
-    trainee: Trainee,
-    groups: Vec<Group>,
-    tapes: Vec<(Range<usize>, Tape)>,
-    args: &Args,
-) -> Result<Work> {
+fn update(learner: &mut Learner, groups: Vec<Group>, tapes: Tapes, args: &Args) -> Result<Work> {
     let rewards: Vec<f32> = (0..args.group_size).map(|i| (i % 2) as f32).collect();
-    let of_groups: Vec<&[f32]> = groups.iter().map(|_| rewards.as_slice()).collect();
-    let advantages = advantages(&of_groups, ScaleRewards::Group, 1e-6);
-    let mut work = Work::of(&trainee.decoder.config, &groups)?;
+    let of_groups = vec![rewards.as_slice(); groups.len()];
+    let advantages = centered(&of_groups, ScaleRewards::Group, 1e-6);
+    let mut work = Work::of(&learner.decoder().config, &groups)?;
     let groups: Vec<ScoredGroup> = groups
         .into_iter()
         .zip(advantages)
         .map(|(group, advantages)| ScoredGroup { group, rewards: rewards.clone(), advantages })
         .collect();
-    let update = PolicyUpdate {
-        loss: &LossConfig::default(),
-        penalty: KlPenalty::NONE,
-        temperature: 1.0,
-        cut: None,
+    let loss = LossConfig::default();
+    let policy = Policy {
         max_completion_tokens: args.new_tokens,
         max_tokens_per_pack: args.max_tokens_per_pack,
-        entropy_coef: 0.0,
-        importance_cap: None,
-        reference: None,
+        ..Policy::plain(&loss)
     };
-    let metrics: Metrics = update.accumulate(trainee, &groups, tapes, &mut Vec::new())?;
+    let metrics = learner.learn(&policy, &groups, tapes, &mut Vec::new())?.metrics;
     let reused = metrics.get("num_tokens_reused").unwrap_or(0.0);
     work.add_forward(1.0 - reused / work.packed_tokens as f64);
     Ok(work)

@@ -1,0 +1,41 @@
+//! A completion becomes a verdict; the same for training rewards and evaluation.
+
+use crate::data::jsonl::EncodedRow;
+use crate::error::Result;
+use crate::observe::SampleRecord;
+use crate::task::{LabelId, Outcome, Task, Verdict};
+use crate::text::PromptEncoder;
+use crate::types::Rollout;
+
+/// A completion as the task sees it.
+pub struct Judged {
+    pub completion: String,
+    pub verdict: Verdict,
+    pub outcome: Outcome,
+    pub reward: f32,
+}
+
+/// Decodes a rollout and judges it.
+pub fn judge(task: &Task, encoder: &PromptEncoder, gold: LabelId, rollout: &Rollout) -> Result<Judged> {
+    let completion = encoder.decode_completion(&rollout.token_ids)?;
+    let verdict = task.judge(&completion, rollout.finish);
+    let outcome = Outcome::of(gold, verdict);
+    Ok(Judged { completion, verdict, outcome, reward: task.reward(outcome) })
+}
+
+impl Judged {
+    pub fn record(self, task: &Task, row: &EncodedRow) -> SampleRecord {
+        let label = |id: LabelId| task.label_text(id);
+        SampleRecord {
+            line: row.line,
+            gold: label(row.gold),
+            verdict: match self.verdict {
+                Verdict::Positive(id) => label(id),
+                Verdict::Negative => label(LabelId::NEGATIVE),
+                Verdict::Malformed(_) => "malformed".into(),
+            },
+            reward: self.reward,
+            completion: self.completion,
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! A run's beginning: a new directory or one to go on with, who is told, and off it goes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::lora::{Adapters, base_digest, check_base};
+use super::materials::{Materials, load_decoder};
+use super::stages::{Record, Training};
+use super::state::{self, Cursor};
+use crate::config::{Config, keys_of};
+use crate::error::{Error, Result};
+use crate::observe::{Event, JsonlSink, Sinks, TensorBoard};
+use crate::run::{CHECKPOINT_CONFIG, Checkpoint, Latest, RunDirectory, SampleFiles};
+
+/// A config whose hub names have become folders.
+pub struct Fetched {
+    pub config: Config,
+    /// Names the same models by hub name and commit, for ever and everywhere.
+    pub recorded: Config,
+}
+
+impl From<Config> for Fetched {
+    /// A config without hub names.
+    fn from(config: Config) -> Self {
+        Self { recorded: config.clone(), config }
+    }
+}
+
+/// Trains a new run to its end. `sinks`: who is told, beside the run's own files. Returns the folder of the final
+/// model.
+///
+/// # Errors
+/// Before the first step the run's directory is gone again; after it, a run can be resumed from its last checkpoint.
+pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
+    let Fetched { config, recorded } = fetched;
+    run.write_config(&recorded.to_toml()?)?;
+    sinks.add(SampleFiles::new(run));
+    sinks.add(JsonlSink::create(run.metrics())?);
+    if config.run.tensorboard {
+        sinks.add(TensorBoard::create(run.path())?);
+    }
+    let prepare = |sinks: &mut Sinks| -> Result<_> {
+        let (materials, mut decoder) = Materials::prepare(config, run.path(), sinks)?;
+        let mut cursor = Cursor::default();
+        if config.lora.is_some() {
+            cursor.base = Some(base_digest(&decoder)?);
+        }
+        let adapters = Adapters::start(config, &mut decoder)?;
+        Ok((materials, decoder, cursor, adapters))
+    };
+    let (materials, decoder, cursor, adapters) = prepare(&mut sinks).inspect_err(|_| {
+        // The folder was empty and nothing was trained: the name is free again for the next try.
+        let _ = std::fs::remove_dir_all(run.path());
+    })?;
+    if let Some(adapters) = &adapters {
+        sinks.emit(&Event::Note { text: adapters.describe(&decoder) });
+    }
+    let record = Record { config, run, cursor, sinks };
+    Training { materials, adapters, record }.run(decoder, None)
+}
+
+/// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run.
+pub fn resume(
+    fetched: &Fetched,
+    run: &RunDirectory,
+    latest: Latest,
+    mut warnings: Vec<String>,
+    mut sinks: Sinks,
+) -> Result<PathBuf> {
+    let config = &fetched.config;
+    sinks.add(SampleFiles::new(run));
+    warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
+    let (kept, whole) =
+        (std::fs::metadata(run.metrics()).map_or(0, |found| found.len()), latest.checkpoint.metrics_bytes);
+    if kept < whole {
+        let lost = "metrics.jsonl has lost lines from before the checkpoint, which are not made again";
+        warnings.push(format!("{lost}: it had {whole} bytes, it has {kept}"));
+    }
+    sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
+    if config.run.tensorboard {
+        let metrics = std::fs::read(run.metrics()).map_err(Error::io(run.metrics(), "read"))?;
+        sinks.add(TensorBoard::resume(run.path(), TensorBoard::events_in(&metrics))?);
+    }
+    warnings.into_iter().for_each(|text| sinks.warn(text));
+    let checkpoint: &Path = &latest.checkpoint.path;
+    let (materials, mut decoder) = Materials::prepare(config, run.path(), &mut sinks)?;
+    let cursor = state::read_cursor(checkpoint)?;
+    let adapters = if config.lora.is_some() {
+        check_base(config, &decoder, cursor.base.as_deref())?;
+        Adapters::resume(config, &mut decoder, checkpoint)?
+    } else {
+        decoder = load_decoder(checkpoint, config.model.max_positions, &decoder.place())?;
+        None
+    };
+    let optimizer = state::read_optimizer(checkpoint, &cursor, &decoder)?;
+    let record = Record { config, run, cursor, sinks };
+    Training { materials, adapters, record }.run(decoder, optimizer)
+}
+
+/// What changed in a run's config since the checkpoint: allowed, and worth a line in its metrics.
+pub fn edits(checkpoint: &Checkpoint, run: &RunDirectory) -> Result<Vec<String>> {
+    let keys = |path: PathBuf| match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(keys_of(&path.to_string_lossy(), &text)?)),
+        // Written by an rlvr that kept none.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(&path, "read")(error)),
+    };
+    let (Some(before), Some(now)) = (keys(checkpoint.path.join(CHECKPOINT_CONFIG))?, keys(run.config())?)
+    else {
+        return Ok(Vec::new());
+    };
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let text = |value: Option<&String>| value.map_or("absent", String::as_str).to_string();
+    let changed = names.into_iter().filter(|name| before.get(*name) != now.get(*name));
+    Ok(changed
+        .map(|name| {
+            let (before, now) = (text(before.get(name)), text(now.get(name)));
+            format!("the config was edited since the checkpoint: {name} was {before}, is {now}")
+        })
+        .collect())
+}

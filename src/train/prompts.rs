@@ -1,0 +1,69 @@
+//! Which prompts a step samples, round after round of dynamic sampling.
+
+use super::objective::Surroundings;
+use crate::config::stages::{Balance, PromptOrder};
+use crate::data::difficulty::{Difficulty, Successes};
+use crate::data::jsonl::EncodedRow;
+use crate::data::order::Order;
+use crate::error::Result;
+
+/// Tells the order of the prompts from that of SFT's rows. Sampled and enumerated steps of one seed see the same.
+const ORDER: u32 = 1;
+
+/// Rows in the order that `balance`, the config's `key`, says.
+pub fn order(rows: &[EncodedRow], balance: Balance, key: &str, seed: u64) -> Result<Order> {
+    match balance {
+        Balance::None => Ok(Order::shuffled(rows.len(), seed, ORDER)),
+        Balance::LabelSign => {
+            Order::balanced(rows.iter().map(|row| row.gold.is_negative()), key, seed, ORDER)
+        }
+    }
+}
+
+pub struct Prompts {
+    order: Order,
+    /// In the place of the order, where the easiest and hardest prompts are to come last.
+    difficulty: Option<Difficulty>,
+    seed: u64,
+    per_step: usize,
+}
+
+impl Prompts {
+    /// `difficulty`: what a checkpoint kept of it.
+    pub fn new(around: &Surroundings, difficulty: Option<Difficulty>) -> Result<Self> {
+        let (config, rows) = (&around.config.grpo, &around.materials.grpo_rows);
+        let by_difficulty = config.order == PromptOrder::Difficulty;
+        Ok(Self {
+            order: order(rows, config.balance, "grpo.balance", around.config.seed)?,
+            difficulty: by_difficulty.then(|| difficulty.unwrap_or_else(|| Difficulty::new(rows.len()))),
+            seed: around.config.seed,
+            per_step: config.prompts_per_step,
+        })
+    }
+
+    pub fn difficulty(&self) -> Option<&Difficulty> {
+        self.difficulty.as_ref()
+    }
+
+    /// The rows of a round: `wanted` of them, after `taken` in the rounds before.
+    pub fn round(&self, step: u64, round: u32, taken: usize, wanted: usize) -> Vec<usize> {
+        if let Some(difficulty) = &self.difficulty {
+            let rows = difficulty.order(step, self.seed);
+            // As many as a step wants may be more than there are rows.
+            return (taken..taken + wanted).map(|i| rows[i % rows.len()]).collect();
+        }
+        if round == 0 {
+            return self.order.indices(step, wanted);
+        }
+        let mut rows = self.order.redrawn(step, self.per_step, round);
+        rows.truncate(wanted);
+        rows
+    }
+
+    /// How the completions of a row fared.
+    pub fn tried(&mut self, row: usize, result: Successes) {
+        if let Some(difficulty) = &mut self.difficulty {
+            difficulty.add(row, result);
+        }
+    }
+}

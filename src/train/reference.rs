@@ -1,0 +1,122 @@
+//! The frozen weights that a KL penalty holds the policy to: kept on disk, so that a resumed run has the same.
+
+use std::path::{Path, PathBuf};
+
+use super::materials::load_decoder;
+use super::objective::Surroundings;
+use super::state;
+use crate::algo::kl::kl;
+use crate::config::loss::KlEstimator;
+use crate::error::{Error, Result};
+use crate::model::decoder::Decoder;
+use crate::model::forward::Keep;
+use crate::pack::runs;
+use crate::types::{Group, PackedBatch};
+
+/// The weights at the start of the stage, or after the last step that the reference was synced at.
+pub struct Reference<'a> {
+    weights: Decoder,
+    around: Surroundings<'a>,
+    sync_steps: Option<u64>,
+}
+
+impl<'a> Reference<'a> {
+    /// For a stage that starts, or that goes on after `around.done` steps.
+    pub fn open(around: Surroundings<'a>, policy: &Decoder, sync_steps: Option<usize>) -> Result<Self> {
+        let sync_steps = sync_steps.map(|n| n as u64);
+        let weights = match around.done {
+            0 => keep(&around, 0, policy)?,
+            done => {
+                let of = sync_steps.map_or(0, |n| done - done % n);
+                let dir = dir(&around, of);
+                match around.adapters {
+                    Some(adapters) => adapters.load_reference(policy, around.stage, of, &dir)?,
+                    None => load_decoder(&dir, around.config.model.max_positions, &policy.place())?,
+                }
+            }
+        };
+        Ok(Self { weights, around, sync_steps })
+    }
+
+    /// Follows the policy where a sync is due after `step` steps of the stage.
+    pub fn after_step(&mut self, step: u64, policy: &Decoder) -> Result<()> {
+        let Some(every) = self.sync_steps.filter(|n| step.is_multiple_of(*n)) else { return Ok(()) };
+        self.weights = keep(&self.around, step, policy)?;
+        // A resume reads the reference of its checkpoint; the one of this step is not written yet.
+        let checkpoints = &self.around.config.checkpoint;
+        let between = checkpoints.every_steps as u64;
+        let oldest = match between {
+            0 => return Ok(()),
+            n => ((step - 1) / n * n).saturating_sub((checkpoints.keep_last as u64 - 1) * n),
+        };
+        let mut old = oldest - oldest % every;
+        while old > every {
+            old -= every;
+            let dir = dir(&self.around, old);
+            if !dir.exists() {
+                break;
+            }
+            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir, "remove an old reference"))?;
+        }
+        Ok(())
+    }
+
+    pub fn weights(&self) -> &Decoder {
+        &self.weights
+    }
+
+    /// The distance of each completion, summed over its tokens, by group, for rewards; the policy's log-probs are the
+    /// sampler's.
+    pub fn distances(
+        &self,
+        groups: &[Group],
+        estimator: KlEstimator,
+        temperature: f32,
+    ) -> Result<Vec<Vec<f64>>> {
+        let size = |g: &Group| g.prompt.token_ids.len() + g.completion_tokens();
+        let mut all = Vec::with_capacity(groups.len());
+        for run in runs(groups.iter().map(size), self.around.config.pack.max_tokens_per_pack) {
+            let mut batch = PackedBatch::default();
+            groups[run.clone()].iter().for_each(|group| batch.push(group));
+            let logps = logps(&self.weights, &batch, temperature)?;
+            let mut rest = logps.as_slice();
+            for group in &groups[run] {
+                let of_completion = |logprobs: &Vec<f32>| {
+                    let (reference, after) = rest.split_at(logprobs.len());
+                    rest = after;
+                    let pairs = logprobs.iter().zip(reference);
+                    pairs.map(|(l, r)| kl(estimator, f64::from(*l), *r).value).sum()
+                };
+                all.push(group.rollouts.iter().map(|r| &r.logprobs).map(of_completion).collect());
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Log-probs of the batch's targets under frozen weights, nats.
+pub fn logps(weights: &Decoder, batch: &PackedBatch, temperature: f32) -> Result<Vec<f64>> {
+    let forward = weights.forward(batch, Keep::Nothing)?;
+    let logps = weights.logprobs(&forward, temperature)?.logprobs;
+    Ok(logps.into_iter().map(f64::from).collect())
+}
+
+/// The policy as it is after `step` steps of the stage, in memory of its own and on disk.
+fn keep(around: &Surroundings, step: u64, policy: &Decoder) -> Result<Decoder> {
+    let dir = dir(around, step);
+    if let Some(adapters) = around.adapters {
+        return adapters.keep_reference(policy, around.stage, step, &dir);
+    }
+    std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
+    state::save_weights(&dir, policy)?;
+    policy.deep_copy()
+}
+
+/// The folder of the reference that counts from `step` on.
+fn dir(around: &Surroundings, step: u64) -> PathBuf {
+    let root: &Path = around.run.path();
+    match step {
+        0 => root.join("reference"),
+        step => root.join("reference").join(format!("step-{step}")),
+    }
+}
