@@ -300,6 +300,9 @@ mod tests {
             two([1.0, 0.5], [[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]], [[0.0, 2.0], [3.0, 3.0], [1.0, 0.0]]]);
         assert_eq!(PLAIN.live(&rewards), [false, false, true]);
         assert_eq!(GDPO.live(&rewards), [true, false, true]);
+        // Dynamic sampling keeps the one that has an advantage, and drops it where it has none.
+        assert_eq!(GDPO.kept(&rewards, 2), [true, false, true]);
+        assert_eq!(PLAIN.kept(&rewards, 1), [false, false, true]);
         let cancelling = two([1.0, 1.0], [[[1.0, 0.0, 0.0]], [[0.0, 0.3, 0.3]]]);
         assert_eq!((PLAIN.live(&cancelling), GDPO.live(&cancelling)), (vec![true], vec![false]));
         // What is live has an advantage, and what has one is live.

@@ -19,6 +19,7 @@ use crate::eval::exact::Exact;
 use crate::eval::roc::{OperatingPoint, Scored};
 use crate::eval::threshold::{ScoreKind, Scorer, Threshold};
 use crate::eval::{At, Evaluator, Summary, exact_text, judge_recorded, summary_text, threshold_text};
+use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
@@ -26,7 +27,6 @@ use crate::observe::{JsonlSink, Sinks};
 use crate::run::replace_file;
 use crate::task::Task;
 use crate::text::PromptEncoder;
-use crate::train::materials::load_decoder;
 use crate::train::place;
 
 /// Judge a model's completions of labelled rows, or answers that were recorded.

@@ -17,6 +17,7 @@ use crate::data::unlabelled::{Answers, Unlabelled};
 use crate::error::Error;
 use crate::eval::enumerate::Enumerator;
 use crate::eval::threshold::{Scorer, Threshold};
+use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
@@ -24,7 +25,6 @@ use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::rollout::judge::judge;
 use crate::task::{LabelId, Task, Verdict};
 use crate::text::PromptEncoder;
-use crate::train::materials::load_decoder;
 use crate::train::place;
 use crate::types::FinishReason;
 

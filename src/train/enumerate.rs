@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::learner::{Learner, mean};
 use super::objective::{At, Objective, Surroundings};
-use super::prompts::order;
 use super::reference::{self, Reference};
+use super::rows::prompt_order;
 use crate::algo::enumerate::{AnswerSet, Expected};
 use crate::config::enumerate::{EnumerateConfig, ScaleExpected};
 use crate::config::optim::OptimConfig;
@@ -33,15 +33,19 @@ impl<'a> Enumerate<'a> {
             0.0 => None,
             _ => Some(Reference::open(around, policy, config.reference_sync_steps)?),
         };
-        let order =
-            order(&around.materials.answer_rows, config.balance, "enumerate.balance", around.config.seed)?;
+        let order = prompt_order(
+            &around.materials.rows.answers,
+            config.balance,
+            "enumerate.balance",
+            around.config.seed,
+        )?;
         Ok(Self { around, config, order, reference })
     }
 }
 
 impl Objective for Enumerate<'_> {
     fn step(&mut self, learner: &mut Learner, at: At, _: &mut Sinks) -> Result<Metrics> {
-        let (config, all) = (self.config, &self.around.materials.answer_rows);
+        let (config, all) = (self.config, &self.around.materials.rows.answers);
         let indices = self.order.indices(at.step, config.prompts_per_step);
         let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
         let expectation = Expectation {

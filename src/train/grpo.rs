@@ -2,18 +2,20 @@
 
 use std::time::Instant;
 
+use super::dump::{self, Trace};
 use super::learner::Learner;
 use super::objective::{At, Objective, Surroundings};
-use super::policy::{Policy, Trace};
+use super::penalties::penalties;
+use super::policy::Policy;
 use super::prompts::Prompts;
 use super::reference::Reference;
-use super::rolled::Rolled;
+use super::rolled::{Rolled, Scored};
 use super::watch::Watch;
-use crate::algo::advantage::{AdvantageRule, ByGroup, overlong_penalty};
+use crate::algo::advantage::AdvantageRule;
 use crate::algo::loss::KlPenalty;
 use crate::config::loss::KlPlace;
 use crate::config::optim::OptimConfig;
-use crate::config::stages::{GrpoConfig, TruncatedCompletions};
+use crate::config::stages::GrpoConfig;
 use crate::data::difficulty::Difficulty;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
@@ -23,8 +25,7 @@ use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks};
 use crate::ops::sampling::Sampling;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
-use crate::rollout::tapes::Tapes;
-use crate::types::{FinishReason, Group, ScoredGroup};
+use crate::types::ScoredGroup;
 
 pub struct Grpo<'a> {
     around: Surroundings<'a>,
@@ -66,12 +67,11 @@ impl Objective for Grpo<'_> {
         // A_i = (R_i - mean R) / (std R + eps), or what the rule says in its place.
         let kept = rule.kept(&rolled.rewards, config.prompts_per_step);
         rolled.drop_others(&kept);
-        let penalties = self.penalties(&rolled.groups, &mut metrics)?;
+        let penalties = penalties(config, &rolled.groups, self.reference.as_ref(), &mut metrics)?;
         let advantages = rule.advantages(&rolled.rewards, &penalties, &kept);
         metrics.extend(rolled.timing_metrics());
 
-        let samples = std::mem::take(&mut rolled.samples);
-        let (groups, mut tapes) = self.scored(rolled, advantages);
+        let Scored { groups, mut tapes, samples } = rolled.scored(advantages, config.truncated);
 
         // On each rollout mu times: theta <- AdamW(theta, gradient of the loss of r_t A_i, its clip and the KL).
         let start = Instant::now();
@@ -87,7 +87,7 @@ impl Objective for Grpo<'_> {
         }
         metrics.insert("time/update", start.elapsed().as_secs_f64());
         let seen = (at.step + 1) * config.prompts_per_step as u64;
-        metrics.insert("epoch", seen as f64 / self.around.materials.grpo_rows.len() as f64);
+        metrics.insert("epoch", seen as f64 / self.around.materials.rows.grpo.len() as f64);
 
         if let Some(reference) = &mut self.reference {
             reference.after_step(at.step + 1, learner.decoder())?;
@@ -125,7 +125,7 @@ impl<'a> Grpo<'a> {
             let (round, taken) = (rolled.rounds, rolled.groups.len());
             let indices =
                 self.prompts.round(step, round, taken, rolled.missing(rule, config.prompts_per_step));
-            let rows = indices.iter().map(|i| &materials.grpo_rows[*i]);
+            let rows = indices.iter().map(|i| &materials.rows.grpo[*i]);
             let request = |(i, row): (usize, &'a EncodedRow)| Request {
                 prompt: &row.prompt,
                 sample_id: (taken + i) as u32,
@@ -144,39 +144,6 @@ impl<'a> Grpo<'a> {
                 return Ok(rolled);
             }
         }
-    }
-
-    /// What is taken off each completion's reward, by group; empty without penalties.
-    fn penalties(&self, groups: &[Group], metrics: &mut Metrics) -> Result<ByGroup<f64>> {
-        let config = self.config;
-        let mut penalties = Vec::new();
-        if config.overlong_buffer_tokens > 0 {
-            let (budget, buffer) = (config.max_completion_tokens, config.overlong_buffer_tokens);
-            let penalty = config.overlong_penalty.unwrap_or(1.0);
-            let of = |length| overlong_penalty(length, budget, buffer, penalty);
-            let of_group = |g: &Group| g.rollouts.iter().map(|r| of(r.token_ids.len())).collect::<Vec<f64>>();
-            penalties = groups.iter().map(of_group).collect();
-            let count = penalties.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-            metrics.insert("rewards/overlong/mean", -penalties.iter().flatten().sum::<f64>() / count);
-        }
-        if let (Some(reference), KlPlace::Reward) = (&self.reference, config.kl_in()) {
-            let temperature = config.sampling.temperature;
-            let distances = reference.distances(groups, config.kl_estimator(), temperature)?;
-            let tokens: usize = groups.iter().map(Group::completion_tokens).sum();
-            metrics.insert("kl", distances.iter().flatten().sum::<f64>() / tokens.max(1) as f64);
-            add(&mut penalties, distances, config.kl_coef);
-        }
-        Ok(penalties)
-    }
-
-    fn scored(&self, rolled: Rolled, advantages: ByGroup<f32>) -> (Vec<ScoredGroup>, Tapes) {
-        let Rolled { mut groups, rewards, tapes, .. } = rolled;
-        if self.config.truncated == TruncatedCompletions::Mask {
-            groups.iter_mut().for_each(mask_truncated);
-        }
-        let groups = groups.into_iter().zip(rewards.total).zip(advantages);
-        let scored = groups.map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages });
-        (scored.collect(), tapes)
     }
 
     fn policy(&self, trace: bool) -> Policy<'_> {
@@ -223,25 +190,9 @@ impl<'a> Grpo<'a> {
         }
         let stage = "grpo".to_string();
         if !traces.is_empty() {
-            let tokens = super::dump::records(traces, groups, &samples, &self.around.materials.encoder);
+            let tokens = dump::records(traces, groups, &samples, &self.around.materials.encoder);
             sinks.emit(&Event::Tokens { stage: stage.clone(), step, completions: tokens });
         }
         sinks.emit(&Event::Samples { kind: SampleKind::Rollouts, stage, step, samples });
-    }
-}
-
-fn add(penalties: &mut ByGroup<f64>, more: ByGroup<f64>, coef: f64) {
-    penalties.resize_with(more.len(), Vec::new);
-    for (penalties, more) in penalties.iter_mut().zip(more) {
-        penalties.resize(more.len(), 0.0);
-        penalties.iter_mut().zip(more).for_each(|(p, m)| *p += coef * m);
-    }
-}
-
-/// A completion that the budget cut off has no token to learn from.
-fn mask_truncated(group: &mut Group) {
-    for rollout in group.rollouts.iter_mut().filter(|r| r.finish == FinishReason::Length) {
-        rollout.token_ids.clear();
-        rollout.logprobs.clear();
     }
 }

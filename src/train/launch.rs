@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::lora::{Adapters, base_digest, check_base};
-use super::materials::{Materials, load_decoder};
+use super::materials::Materials;
 use super::stages::{Record, Training};
 use super::state::{self, Cursor};
 use crate::config::{Config, keys_of};
 use crate::error::{Error, Result};
+use crate::formats::hf::load_decoder;
 use crate::observe::{Event, JsonlSink, Sinks, TensorBoard};
 use crate::run::{CHECKPOINT_CONFIG, Checkpoint, Latest, RunDirectory, SampleFiles};
 

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use super::materials::{Materials, load_decoder};
+use super::materials::Materials;
 use crate::config::Config;
 use crate::config::lora::{LoraConfig, LoraStages};
 use crate::error::{Error, Result};
 use crate::export::aside::named_when_done;
+use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::model::adapter::{Adapter, Shape};
 use crate::model::decoder::Decoder;

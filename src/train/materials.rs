@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use super::place::{self, Opened};
-use super::prompts;
+use super::rows::{Rows, prompt_order};
 use crate::config::stages::CombineRewards;
 use crate::config::{Config, Stage};
-use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::export::probe::Probe;
@@ -20,11 +19,7 @@ use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
 pub struct Materials {
     pub task: Task,
     pub encoder: PromptEncoder,
-    pub sft_rows: Vec<EncodedRow>,
-    pub grpo_rows: Vec<EncodedRow>,
-    /// Rows with every answer there is, for enumeration.
-    pub answer_rows: Vec<EncodedRow>,
-    pub valid_rows: Vec<EncodedRow>,
+    pub rows: Rows,
     /// Files that travel with the final model: tokenizer, chat template, generation config.
     pub companions: Companions,
 }
@@ -55,11 +50,11 @@ impl Materials {
         }?;
         // Asked before the first evaluation, not after the warm-up.
         if grpo {
-            prompts::order(&materials.grpo_rows, config.grpo.balance, "grpo.balance", config.seed)?;
+            prompt_order(&materials.rows.grpo, config.grpo.balance, "grpo.balance", config.seed)?;
         }
         if enumerate {
-            prompts::order(
-                &materials.answer_rows,
+            prompt_order(
+                &materials.rows.answers,
                 config.enumerate.balance,
                 "enumerate.balance",
                 config.seed,
@@ -98,8 +93,8 @@ impl Materials {
         })?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let rows = Rows::load(config, &task, &encoder, sinks)?;
-        let decoder = load_decoder(dir, config.model.max_positions, place)?;
-        Ok((Self::assemble(task, encoder, rows, companions), decoder))
+        let decoder = hf::load_decoder(dir, config.model.max_positions, place)?;
+        Ok((Self { task, encoder, rows, companions }, decoder))
     }
 
     fn from_seed(
@@ -145,7 +140,7 @@ impl Materials {
         let decoder = Decoder::random_on(place, model, config.seed, config.model.max_positions)?;
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         let rows = Rows::load(config, &task, &encoder, sinks)?;
-        Ok((Self::assemble(task, encoder, rows, companions), decoder))
+        Ok((Self { task, encoder, rows, companions }, decoder))
     }
 
     /// A model folder with all that travels with it; an adapter of `decoder` is merged.
@@ -163,7 +158,7 @@ impl Materials {
     /// # Errors
     /// A difference above `bound`, in nats.
     pub fn compare(&self, decoder: &Decoder, saved: &Decoder, bound: f32, target: &Path) -> Result<()> {
-        let ids = self.valid_rows.first().map_or(&[][..], |row| &row.prompt.token_ids);
+        let ids = self.rows.valid.first().map_or(&[][..], |row| &row.prompt.token_ids);
         let probe =
             Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
         let (want, got) = (probe.logprobs(decoder)?, probe.logprobs(saved)?);
@@ -175,81 +170,5 @@ impl Materials {
         let worst = differences().fold(0f32, f32::max);
         let problem = format!("its log-probs differ by {worst:.1e}, and {bound:.1e} is the bound");
         Err(Error::Unfaithful { path: target.to_path_buf(), problem })
-    }
-
-    fn assemble(task: Task, encoder: PromptEncoder, rows: Rows, companions: Companions) -> Self {
-        let Rows { sft: sft_rows, grpo: grpo_rows, answers: answer_rows, valid: valid_rows } = rows;
-        Self { task, encoder, sft_rows, grpo_rows, answer_rows, valid_rows, companions }
-    }
-}
-
-/// Weights of a folder in HF layout, brought to `place`.
-pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
-    hf::load_decoder(dir, max_positions, place)
-}
-
-struct Rows {
-    sft: Vec<EncodedRow>,
-    grpo: Vec<EncodedRow>,
-    answers: Vec<EncodedRow>,
-    valid: Vec<EncodedRow>,
-}
-
-impl Rows {
-    /// Only what the stages use is encoded.
-    fn load(config: &Config, task: &Task, encoder: &PromptEncoder, sinks: &mut Sinks) -> Result<Self> {
-        let data = &config.data;
-        let source = |max_rows, targets| Source {
-            task,
-            encoder,
-            limits: Limits {
-                max_prompt_tokens: data.max_prompt_tokens,
-                max_target_tokens: data.max_target_tokens,
-                max_rows,
-                targets,
-            },
-        };
-        let [sft, grpo, answers] =
-            [Stage::Sft, Stage::Grpo, Stage::Enumerate].map(|stage| config.stages.contains(&stage));
-        let mut keep = |what: &str, dataset: Dataset| {
-            for (reason, count) in &dataset.dropped {
-                sinks.warn(format!("{what}: dropped {count} rows: {reason}"));
-            }
-            dataset.rows
-        };
-        if let Some(synthetic_data) = &data.synthetic {
-            let name = Path::new("synthetic logs");
-            let encode = |spec: Spec, targets| source(0, targets).encode(name, &synthetic::rows(&spec));
-            let spec = Spec::new(config.seed, Split::Train, synthetic_data.sft_rows);
-            let for_sft = Spec { safe_share: synthetic_data.sft_safe_share, ..spec };
-            // A twin pair starts at an even index; GRPO's prompts begin after the warm-up's.
-            let first = synthetic_data.sft_rows.next_multiple_of(2);
-            let for_grpo = Spec { first, rows: synthetic_data.grpo_rows, ..spec };
-            let valid = Spec::new(config.seed, Split::Test, synthetic_data.valid_rows);
-            return Ok(Self {
-                sft: if sft { keep("sft", encode(for_sft, Targets::Required)?) } else { Vec::new() },
-                grpo: if grpo { keep("grpo", encode(for_grpo, Targets::Ignored)?) } else { Vec::new() },
-                answers: match answers {
-                    true => keep("enumerate", encode(for_grpo, Targets::Answers)?),
-                    false => Vec::new(),
-                },
-                valid: keep("valid", encode(valid, Targets::Ignored)?),
-            });
-        }
-        let (Some(train), Some(valid)) = (&data.train, &data.valid) else {
-            return data.validate().and(Err(Error::Compute("no data".into())));
-        };
-        let valid = keep("data.valid", source(data.max_valid_rows, Targets::Ignored).load(valid)?);
-        let mut load = |targets| -> Result<Vec<EncodedRow>> {
-            Ok(keep("data.train", source(data.max_train_rows, targets).load(train)?))
-        };
-        let sft = if sft { load(Targets::Required)? } else { Vec::new() };
-        let grpo = match grpo {
-            true if !sft.is_empty() => sft.clone(),
-            true => load(Targets::Ignored)?,
-            false => Vec::new(),
-        };
-        let answers = if answers { load(Targets::Answers)? } else { Vec::new() };
-        Ok(Self { sft, grpo, answers, valid })
     }
 }

@@ -1,5 +1,6 @@
 //! The policy gradient of scored groups, pack by pack: GRPO training and `rlvr bench step` share it.
 
+use super::dump::{self, Trace};
 use super::learner::{Learner, LossSlopes, mean};
 use super::reference;
 use crate::algo::importance::truncated_importance;
@@ -38,19 +39,6 @@ pub struct Policy<'a> {
 pub struct Learned {
     pub metrics: Metrics,
     pub traces: Vec<Trace>,
-}
-
-/// One completion as the loss saw it. Log-probs in nats, `[L]` each.
-#[derive(Clone, Debug)]
-pub struct Trace {
-    /// Index of the group in the step, and of the completion in the group.
-    pub group: usize,
-    pub completion: usize,
-    pub logps: Vec<f64>,
-    pub old_logps: Vec<f64>,
-    pub ref_logps: Option<Vec<f64>>,
-    /// Derivative of the step's loss by each log-prob.
-    pub slopes: Vec<f64>,
 }
 
 /// Sums over the packs of an update.
@@ -209,7 +197,7 @@ impl Pack<'_> {
         tally.sums += out.sums;
         tally.entropies.extend_from_slice(&now.entropies);
         if policy.trace {
-            tally.traces.extend(self.traces(&sequences, &out.dloss_dlogp));
+            tally.traces.extend(dump::traces(self.groups, self.members, &sequences, &out.dloss_dlogp));
         }
         let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
         let mut dentropies = Vec::new();
@@ -219,24 +207,6 @@ impl Pack<'_> {
             dentropies = vec![-each as f32; dlogprobs.len()];
         }
         Ok(LossSlopes { dlogprobs, dentropies })
-    }
-
-    fn traces(&self, sequences: &[Sequence], slopes: &[f64]) -> Vec<Trace> {
-        let completions = |g: &usize| {
-            let group = *g;
-            (0..self.groups[group].group.rollouts.len()).map(move |completion| (group, completion))
-        };
-        let ranges = self.batch.target_ranges().zip(sequences);
-        let all = self.members.iter().flat_map(completions).zip(ranges);
-        let trace = |((group, completion), (range, s)): (_, (std::ops::Range<usize>, &Sequence))| Trace {
-            group,
-            completion,
-            logps: s.logps.to_vec(),
-            old_logps: s.old_logps.to_vec(),
-            ref_logps: s.ref_logps.map(<[f64]>::to_vec),
-            slopes: slopes[range].to_vec(),
-        };
-        all.map(trace).collect()
     }
 }
 

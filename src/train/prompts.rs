@@ -1,24 +1,11 @@
 //! Which prompts a step samples, round after round of dynamic sampling.
 
 use super::objective::Surroundings;
-use crate::config::stages::{Balance, PromptOrder};
+use super::rows::prompt_order;
+use crate::config::stages::PromptOrder;
 use crate::data::difficulty::{Difficulty, Successes};
-use crate::data::jsonl::EncodedRow;
 use crate::data::order::Order;
 use crate::error::Result;
-
-/// Tells the order of the prompts from that of SFT's rows. Sampled and enumerated steps of one seed see the same.
-const ORDER: u32 = 1;
-
-/// Rows in the order that `balance`, the config's `key`, says.
-pub fn order(rows: &[EncodedRow], balance: Balance, key: &str, seed: u64) -> Result<Order> {
-    match balance {
-        Balance::None => Ok(Order::shuffled(rows.len(), seed, ORDER)),
-        Balance::LabelSign => {
-            Order::balanced(rows.iter().map(|row| row.gold.is_negative()), key, seed, ORDER)
-        }
-    }
-}
 
 pub struct Prompts {
     order: Order,
@@ -31,10 +18,10 @@ pub struct Prompts {
 impl Prompts {
     /// `difficulty`: what a checkpoint kept of it.
     pub fn new(around: &Surroundings, difficulty: Option<Difficulty>) -> Result<Self> {
-        let (config, rows) = (&around.config.grpo, &around.materials.grpo_rows);
+        let (config, rows) = (&around.config.grpo, &around.materials.rows.grpo);
         let by_difficulty = config.order == PromptOrder::Difficulty;
         Ok(Self {
-            order: order(rows, config.balance, "grpo.balance", around.config.seed)?,
+            order: prompt_order(rows, config.balance, "grpo.balance", around.config.seed)?,
             difficulty: by_difficulty.then(|| difficulty.unwrap_or_else(|| Difficulty::new(rows.len()))),
             seed: around.config.seed,
             per_step: config.prompts_per_step,

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::materials::load_decoder;
 use super::objective::Surroundings;
 use super::state;
 use crate::algo::kl::kl;
 use crate::config::loss::KlEstimator;
 use crate::error::{Error, Result};
+use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
 use crate::model::forward::Keep;
 use crate::pack::runs;

@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use super::prompts::Prompts;
-use crate::algo::advantage::{AdvantageRule, RewardPart, Rewards};
+use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards};
 use crate::algo::summary::RewardSummary;
+use crate::config::stages::TruncatedCompletions;
 use crate::data::difficulty::Successes;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
@@ -14,7 +15,7 @@ use crate::rollout::judge::judge;
 use crate::rollout::tapes::Tapes;
 use crate::task::{Confusion, Outcome, Task};
 use crate::text::PromptEncoder;
-use crate::types::{FinishReason, Group};
+use crate::types::{FinishReason, Group, ScoredGroup};
 
 pub struct Rolled<'a> {
     task: &'a Task,
@@ -24,12 +25,19 @@ pub struct Rolled<'a> {
     pub groups: Vec<Group>,
     pub rewards: Rewards,
     /// The first round's.
-    pub tapes: Tapes,
-    pub samples: Vec<SampleRecord>,
+    tapes: Tapes,
+    samples: Vec<SampleRecord>,
     /// The row of each group, an index into the stage's rows, and how its completions fared.
     tried: Vec<(usize, Successes)>,
     confusion: Confusion,
     timing: Timing,
+}
+
+/// A step's groups with their advantages, the activations that were kept of them, and what there is to show.
+pub struct Scored {
+    pub groups: Vec<ScoredGroup>,
+    pub tapes: Tapes,
+    pub samples: Vec<SampleRecord>,
 }
 
 impl<'a> Rolled<'a> {
@@ -101,6 +109,17 @@ impl<'a> Rolled<'a> {
         others.for_each(|(group, _)| group.rollouts.clear());
     }
 
+    /// With the advantages of each group: what the step learns from.
+    pub fn scored(self, advantages: ByGroup<f32>, truncated: TruncatedCompletions) -> Scored {
+        let Self { mut groups, rewards, tapes, samples, .. } = self;
+        if truncated == TruncatedCompletions::Mask {
+            groups.iter_mut().for_each(mask_truncated);
+        }
+        let groups = groups.into_iter().zip(rewards.total).zip(advantages);
+        let scored = groups.map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages });
+        Scored { groups: scored.collect(), tapes, samples }
+    }
+
     /// Rewards, lengths and verdicts of everything that was sampled.
     /// `resampled`: what dynamic sampling still lacks of the step's groups, where it is on.
     pub fn metrics(&self, rule: &AdvantageRule, resampled: Option<usize>) -> Metrics {
@@ -116,7 +135,7 @@ impl<'a> Rolled<'a> {
         let report = self.confusion.report();
         metrics.extend(report.metrics().into_iter().filter(|(name, _)| name.matches('/').count() == 1));
         if let Some(missing) = resampled {
-            metrics.insert("dynamic_sampling/rounds", f64::from(self.rounds - 1));
+            metrics.insert("dynamic_sampling/rounds", f64::from(self.rounds.saturating_sub(1)));
             metrics.insert("dynamic_sampling/groups", self.groups.len() as f64);
             metrics.insert("dynamic_sampling/missing", missing as f64);
         }
@@ -146,6 +165,14 @@ impl<'a> Rolled<'a> {
     }
 }
 
+/// A completion that the budget cut off has no token to learn from.
+fn mask_truncated(group: &mut Group) {
+    for rollout in group.rollouts.iter_mut().filter(|r| r.finish == FinishReason::Length) {
+        rollout.token_ids.clear();
+        rollout.logprobs.clear();
+    }
+}
+
 /// The most that an answer to any row can earn.
 fn best_reward(task: &Task) -> f32 {
     let outcomes = [
@@ -157,4 +184,63 @@ fn best_reward(task: &Task) -> f32 {
         Outcome::Malformed,
     ];
     outcomes.into_iter().map(|o| task.reward(o)).fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Prompt, Rollout};
+
+    /// Two groups of two: tokens, and whether the budget cut them off.
+    fn rolled(task: &Task) -> Rolled<'_> {
+        let rollout = |(length, finish): (usize, FinishReason)| Rollout {
+            token_ids: vec![7; length],
+            logprobs: vec![-1.0; length],
+            finish,
+        };
+        let group = |of: [(usize, FinishReason); 2]| Group {
+            prompt: Prompt { token_ids: vec![1, 2] },
+            rollouts: of.map(rollout).into(),
+        };
+        let (stop, length) = (FinishReason::Stop, FinishReason::Length);
+        let mut rolled = Rolled::new(task);
+        rolled.groups = vec![group([(3, stop), (5, length)]), group([(5, length), (1, stop)])];
+        rolled.rewards.total = vec![vec![1.0, 0.0], vec![0.0, 0.0]];
+        rolled
+    }
+
+    #[test]
+    fn a_completion_that_was_cut_off_keeps_its_reward_and_loses_its_tokens() {
+        let task = Task::load("demo").unwrap();
+        let advantages = || vec![vec![0.5, -0.5], vec![0.0, 0.0]];
+        let lengths = |scored: &Scored| -> Vec<usize> {
+            scored.groups.iter().flat_map(|g| &g.group.rollouts).map(|r| r.token_ids.len()).collect()
+        };
+        let kept = rolled(&task).scored(advantages(), TruncatedCompletions::Keep);
+        assert_eq!(lengths(&kept), [3, 5, 5, 1]);
+        let masked = rolled(&task).scored(advantages(), TruncatedCompletions::Mask);
+        assert_eq!(lengths(&masked), [3, 0, 0, 1]);
+        assert_eq!(
+            (&masked.groups[0].rewards, &masked.groups[0].advantages),
+            (&vec![1.0, 0.0], &vec![0.5, -0.5])
+        );
+        assert!(masked.groups[0].group.rollouts[1].logprobs.is_empty());
+    }
+
+    #[test]
+    fn a_group_that_is_not_kept_counts_in_nothing_that_follows() {
+        let task = Task::load("demo").unwrap();
+        let mut rolled = rolled(&task);
+        assert_eq!(rolled.metrics(&RULE, Some(1)).get("completions/mean_length"), Some(3.5));
+        rolled.drop_others(&[true, false]);
+        assert_eq!(rolled.groups.iter().map(|g| g.rollouts.len()).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!(rolled.missing(&RULE, 3), 2, "one of the two groups is live");
+    }
+
+    const RULE: AdvantageRule = AdvantageRule {
+        combine_rewards: crate::config::stages::CombineRewards::Sum,
+        scale_rewards: crate::config::stages::ScaleRewards::Group,
+        baseline: crate::config::stages::Baseline::Mean,
+        eps: 0.0,
+    };
 }

@@ -24,7 +24,7 @@ const ORDER: u32 = 0;
 impl<'a> Sft<'a> {
     pub fn new(around: Surroundings<'a>) -> Self {
         let Surroundings { config, materials, .. } = around;
-        let rows = &materials.sft_rows;
+        let rows = &materials.rows.sft;
         let order = Order::shuffled(rows.len(), config.seed, ORDER);
         Self { config: &config.sft, rows, order, max_tokens_per_pack: config.pack.max_tokens_per_pack }
     }

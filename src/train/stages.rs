@@ -7,7 +7,7 @@ use super::enumerate::Enumerate;
 use super::grpo::Grpo;
 use super::learner::Learner;
 use super::lora::{Adapters, merged_bound};
-use super::materials::{Materials, load_decoder};
+use super::materials::Materials;
 use super::objective::{At, Objective, Surroundings};
 use super::sft::Sft;
 use super::state::{self, Cursor, Evaluated};
@@ -16,6 +16,7 @@ use crate::data::difficulty::Difficulty;
 use crate::error::Result;
 use crate::eval::{self, Evaluator};
 use crate::export::aside::named_when_done;
+use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
 use crate::observe::{Event, Metrics, Sinks, peak_memory_gib};
 use crate::ops::memory;
@@ -164,7 +165,7 @@ impl Record<'_> {
         let evaluator = Evaluator {
             task: &materials.task,
             encoder: &materials.encoder,
-            rows: &materials.valid_rows,
+            rows: &materials.rows.valid,
             config: &self.config.eval,
             pack: &self.config.pack,
             seed: self.config.seed,

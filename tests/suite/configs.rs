@@ -42,3 +42,29 @@ fn an_unknown_key_is_named_with_its_path_and_the_known_ones() {
         "{error}"
     );
 }
+
+#[test]
+fn enumeration_is_a_stage_and_the_key_of_before_says_so() {
+    let stages = "stages=[\"sft\", \"enumerate\"]".to_string();
+    let config = Config::load("demo", &[stages]).unwrap();
+    assert_eq!((config.enumerate.steps, config.enumerate.kl_coef), (200, 0.2), "the preset has its keys");
+    // Every run of before says this of its GRPO stage.
+    Config::load("demo", &["grpo.estimator=sampled".into()]).unwrap();
+    let error = Config::load("demo", &["grpo.estimator=enumerate".into()]).unwrap_err().to_string();
+    assert!(
+        error.contains("grpo.estimator") && error.contains("in stages") && error.contains("[enumerate]"),
+        "{error}"
+    );
+    for (set, want) in [
+        ("enumerate.steps=0", "enumerate.steps = 0"),
+        ("enumerate.temperature=0", "enumerate.temperature = 0"),
+        ("enumerate.scale_rewards=batch", "enumerate"),
+        ("enumerate.group_size=4", "group_size"),
+        ("enumerate.kl_coef=0 enumerate.reference_sync_steps=2", "enumerate.reference_sync_steps"),
+    ] {
+        let mut sets: Vec<String> = set.split(' ').map(String::from).collect();
+        sets.push("stages=[\"enumerate\"]".into());
+        let error = Config::load("demo", &sets).unwrap_err().to_string();
+        assert!(error.contains(want), "{set}: {error}");
+    }
+}

@@ -168,7 +168,7 @@ fn tape_is_a_forward_pass(decoder: &Decoder) {
     for keep in [Keep::Inputs, Keep::Activations] {
         let engine = engine(decoder, &stop).taping(keep, 10_000);
         let mut rollouts = engine.generate(&requests, DRAWS).unwrap();
-        assert_eq!(rollouts.tapes.ranges().collect::<Vec<_>>(), [0..3]);
+        assert_eq!((rollouts.tapes.ranges().count(), rollouts.tapes.ranges().next()), (1, Some(0..3)));
         // The middle group is dead: its rows stay behind.
         let mut batch = PackedBatch::default();
         [0, 2].iter().for_each(|group: &usize| batch.push(&rollouts.groups[*group]));

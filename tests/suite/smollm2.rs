@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use rlvr::formats::hf::load_decoder;
 use rlvr::model::decoder::{Decoder, Placement};
 use rlvr::model::forward::Keep;
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
-use rlvr::train::materials::load_decoder;
 use rlvr::types::{Message, PackedBatch};
 
 use serde_json::Value;

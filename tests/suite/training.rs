@@ -240,6 +240,43 @@ fn an_enumerated_run_lifts_the_expected_reward_without_sampling() {
     assert_eq!(refused.status.code(), Some(2), "{text}");
 }
 
+/// A step token by token: what the sampler drew, what the loss saw of it and which way it went.
+#[test]
+fn a_step_that_is_dumped_shows_every_token_as_the_loss_saw_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(dir.path(), "dumped", &["run.dump_steps=[2]", "sft.epochs=2", "grpo.steps=2"]);
+    let lines = |name: &str| -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(run.join("samples").join(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    assert!(!run.join("samples/grpo-000001-tokens.jsonl").exists());
+    let (dumped, samples) = (lines("grpo-000002-tokens.jsonl"), lines("grpo-000002-rollouts.jsonl"));
+    // There is a KL penalty: dead groups are in the loss too.
+    assert_eq!(dumped.len(), samples.len());
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    for (line, sample) in dumped.iter().zip(&samples) {
+        assert_eq!(&line["sample"], sample);
+        let tokens = line["tokens"].as_array().unwrap();
+        let text: String = tokens.iter().map(|t| t["text"].as_str().unwrap()).collect();
+        assert!(text.starts_with(sample["completion"].as_str().unwrap()), "{text}");
+        for token in tokens {
+            let (old, logp) = (number(&token["old_logp"]), number(&token["logp"]));
+            assert!(
+                (number(&token["sampler_logp"]) - old).abs() < 1e-4 && old == logp,
+                "one update a rollout"
+            );
+            // At ratio 1 the policy's part of the slope has the sign of -A; what is left is the KL's.
+            let kl = -0.2 * ((number(&token["ref_logp"]) - logp).exp() - 1.0);
+            let (slope, advantage) = (number(&token["slope"]), number(&line["advantage"]));
+            let weight = slope / (kl - advantage);
+            assert!(
+                weight > 0.0 && weight < 1.0 || (slope == 0.0 && advantage == 0.0),
+                "{token} {advantage}"
+            );
+        }
+    }
+}
+
 /// On a GPU, or on the twin of the driver; `cuda_twin.rs` says how.
 #[cfg(feature = "cuda")]
 #[test]
