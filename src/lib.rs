@@ -1,5 +1,22 @@
 //! rlvr: GRPO/RLVR fine-tuning of LLM classifiers and detectors in one native binary.
 //!
+//! The command `rlvr` is the usual way in. From Rust a run is a config, a directory and who is told:
+//!
+//! ```no_run
+//! # fn main() -> rlvr::error::Result<()> {
+//! use rlvr::{config::Config, observe::{Progress, Sinks}, run::RunDirectory, train::launch};
+//!
+//! let config = Config::load("demo", &["grpo.steps=20".into()])?;
+//! let run = RunDirectory::create_numbered(&config.run.root, "mine")?;
+//! let mut sinks = Sinks::default();
+//! sinks.add(Progress::new());
+//! let model = launch::start(&config.into(), &run, sinks)?; // the folder of the final model
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A step is `train::grpo`, what is trained `train::learner::Learner`; `examples/train.rs` is this program.
+//!
 //! Rooms import downward only; see `docs/design.md` for the floors and `tests/suite/layering.rs` for the check.
 #![deny(unsafe_code)]
 

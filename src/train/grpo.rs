@@ -60,7 +60,7 @@ impl Objective for Grpo<'_> {
 
         // y_1 .. y_G ~ pi_old(. | x) for each prompt x, and their rewards R_1 .. R_G.
         let mut rolled = self.roll_out(learner.decoder(), at.step, &rule)?;
-        rolled.samples_to(&mut self.prompts);
+        rolled.tell(&mut self.prompts);
         let missing = rolled.missing(&rule, config.prompts_per_step);
         let mut metrics = rolled.metrics(&rule, (config.max_resamples > 0).then_some(missing));
 

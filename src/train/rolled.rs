@@ -99,7 +99,7 @@ impl<'a> Rolled<'a> {
         Ok(())
     }
 
-    pub fn samples_to(&self, prompts: &mut Prompts) {
+    pub fn tell(&self, prompts: &mut Prompts) {
         self.tried.iter().for_each(|(row, result)| prompts.tried(*row, *result));
     }
 
