@@ -20,7 +20,9 @@
 //! Rooms import downward only; see `docs/design.md` for the floors and `tests/suite/layering.rs` for the check.
 #![deny(unsafe_code)]
 
+pub mod ablate;
 pub mod algo;
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -5,10 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::data::predictions::{Predictions, for_each_row};
 use crate::error::Error;
-use crate::eval::audit::{Audit, Strategy, audit};
-use crate::eval::judge_recorded;
+use crate::eval::audit::{Audit, Strategy, audit_files};
 use crate::task::Task;
 
 /// Score strategies that never read a log under the task's reward and both rules, before training.
@@ -28,28 +26,7 @@ pub struct Args {
 
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let task = Task::load(&args.task)?;
-    let mut golds = Vec::new();
-    let mut refusal = None;
-    for_each_row(&args.data, |line, row| {
-        golds.push(task.gold_labels(row, &[], &args.data, line)?.last);
-        if refusal.is_none() {
-            refusal = task.refusal(row, &args.data, line);
-        }
-        Ok(())
-    })?;
-    if golds.is_empty() {
-        return Err(Error::input(args.data.display(), "has no rows", "Write one JSON object a line").into());
-    }
-    let recorded = match &args.predictions {
-        None => None,
-        Some(path) => {
-            let rows = Predictions::load(&task, path, None)?.rows;
-            let texts = rows.iter().flat_map(|row| &row.answers).map(|answer| answer.text.clone());
-            Some(judge_recorded(&task, &rows).into_iter().zip(texts).collect::<Vec<_>>())
-        }
-    };
-    let refusal = refusal.as_ref().map(|(text, label)| (text.as_str(), label.as_str()));
-    let found = audit(&task, &golds, refusal, recorded.as_deref());
+    let found = audit_files(&task, &args.data, args.predictions.as_deref())?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()))?)?;
         return Ok(());

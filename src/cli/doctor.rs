@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
-use super::machine::{DeviceChoice, Host, disk_free, libraries};
+use super::machine::DeviceChoice;
 use crate::check::{self, Finding};
+use crate::observe::machine::{Host, disk_free, libraries};
 use crate::ops::cuda;
 
 /// Describe this machine, and check every op on fresh random inputs.

@@ -6,16 +6,15 @@ use anyhow::Result;
 use candle_core::DType;
 use serde_json::json;
 
-use super::bench::shapes;
 use super::hub::folder;
-use super::machine::Host;
 use crate::config::model::DtypeKind;
 use crate::config::{Config, DeviceKind, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
 use crate::hub::Parts;
+use crate::observe::machine::Host;
 use crate::ops::cuda;
-use crate::plan::{Plan, Target, advise};
+use crate::plan::{Plan, Target, advise, shapes};
 use crate::task::Task;
 
 const GIB: f64 = (1u64 << 30) as f64;

@@ -1,32 +1,23 @@
 //! `rlvr predict`: verdicts on rows without labels.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::Serialize;
 
 use super::hub::folder;
 use super::machine::{DeviceArg, DtypeArg};
 use super::text::TextArgs;
-use crate::config::PackConfig;
-use crate::data::EncodedRow;
 use crate::data::unlabelled::{Answers, Unlabelled};
 use crate::error::Error;
-use crate::eval::enumerate::Enumerator;
-use crate::eval::threshold::{Scorer, Threshold};
+use crate::eval::predict::Predictor;
+use crate::eval::threshold::Threshold;
 use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
-use crate::model::decoder::Decoder;
-use crate::rollout::engine::{Completions, Draws, Engine, Request};
-use crate::rollout::judge::judge;
-use crate::task::{LabelId, Task, Verdict};
-use crate::text::PromptEncoder;
+use crate::task::Task;
 use crate::train::place;
-use crate::types::FinishReason;
 
 /// Rows answered at a time, and written before the next.
 const ROWS: usize = 16;
@@ -72,31 +63,6 @@ pub struct Args {
     threads: usize,
 }
 
-/// One line of the output.
-#[derive(Serialize)]
-struct Line<'a> {
-    /// 1-based line of the input.
-    line: usize,
-    /// What the answer says: a label, or `malformed`.
-    verdict: Option<&'a str>,
-    /// By the threshold where there is one, else by the verdict.
-    flagged: Option<bool>,
-    /// The answer's label; where the threshold decides otherwise, the likeliest label that agrees with it. None of a
-    /// malformed answer that is not flagged.
-    label: Option<&'a str>,
-    /// Probability of a refusal; none without a threshold.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    score: Option<f64>,
-    /// Of every label, summing to 1; with --probabilities.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    probabilities: Option<BTreeMap<&'a str, f64>>,
-    completion: String,
-    /// `stop`, or `length` where the token budget cut the answer.
-    finish: Option<FinishReason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
 pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     if args.max_completion_tokens == 0 {
@@ -122,8 +88,15 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }
-    let predictor =
-        Predictor { task: &task, encoder: &encoder, decoder: &decoder, threshold: threshold.as_ref(), args };
+    let predictor = Predictor {
+        task: &task,
+        encoder: &encoder,
+        decoder: &decoder,
+        threshold: threshold.as_ref(),
+        probabilities: args.probabilities,
+        max_prompt_tokens: args.max_prompt_tokens,
+        max_completion_tokens: args.max_completion_tokens,
+    };
     let mut out = output(args.out.as_deref())?;
     let place = args.out.clone().unwrap_or_else(|| "stdout".into());
     loop {
@@ -131,8 +104,8 @@ pub fn run(args: &Args) -> Result<()> {
         if chunk.is_empty() {
             return Ok(());
         }
-        for line in predictor.lines(&chunk)? {
-            let mut text = serde_json::to_vec(&line).map_err(|e| Error::Compute(e.into()))?;
+        for prediction in predictor.predict(&chunk)? {
+            let mut text = serde_json::to_vec(&prediction).map_err(|e| Error::Compute(e.into()))?;
             text.push(b'\n');
             out.write_all(&text).map_err(Error::io(&place, "write the predictions"))?;
         }
@@ -148,103 +121,4 @@ fn output(path: Option<&Path>) -> Result<Box<dyn Write>> {
         }
         None => Box::new(std::io::stdout().lock()),
     })
-}
-
-struct Predictor<'a> {
-    task: &'a Task,
-    encoder: &'a PromptEncoder,
-    decoder: &'a Decoder,
-    threshold: Option<&'a Threshold>,
-    args: &'a Args,
-}
-
-impl<'a> Predictor<'a> {
-    fn lines(&self, rows: &[EncodedRow]) -> Result<Vec<Line<'a>>> {
-        let most = self.args.max_prompt_tokens;
-        let short: Vec<&EncodedRow> = rows.iter().filter(|row| row.prompt.token_ids.len() <= most).collect();
-        let pack = PackConfig::default().max_rollout_tokens;
-        let completions = Completions::greedy(self.args.max_completion_tokens);
-        let engine = Engine::new(self.decoder, self.encoder.stop_tokens(), completions, pack);
-        let requests: Vec<Request> =
-            short.iter().map(|row| Request { prompt: &row.prompt, sample_id: row.line as u32 }).collect();
-        let groups = engine.generate(&requests, Draws::NONE)?.groups;
-        let scores = match self.threshold {
-            Some(threshold) => {
-                let (task, decoder, kind) = (self.task, self.decoder, threshold.score);
-                let scorer = Scorer { decoder, task, kind, max_tokens_per_pack: pack };
-                scorer.scores(&short)?.into_iter().map(Some).collect()
-            }
-            None => vec![None; short.len()],
-        };
-        let exact = match self.args.probabilities {
-            true => self.enumerator().label_probabilities(&short)?.into_iter().map(Some).collect(),
-            false => vec![None; short.len()],
-        };
-        let mut answered = short.iter().zip(groups).zip(scores).zip(exact);
-        let mut lines = Vec::with_capacity(rows.len());
-        for row in rows {
-            let tokens = row.prompt.token_ids.len();
-            if tokens > most {
-                let error = format!("the prompt has {tokens} tokens, more than --max-prompt-tokens {most}");
-                lines.push(Line {
-                    line: row.line,
-                    verdict: None,
-                    flagged: None,
-                    label: None,
-                    score: None,
-                    probabilities: None,
-                    completion: String::new(),
-                    finish: None,
-                    error: Some(error),
-                });
-                continue;
-            }
-            let Some((((row, group), score), exact)) = answered.next() else { break };
-            let Some(rollout) = group.rollouts.first() else { continue };
-            let judged = judge(self.task, self.encoder, LabelId::NEGATIVE, rollout)?;
-            let flagged = match (self.threshold, score) {
-                (Some(threshold), Some(score)) => score >= threshold.point.threshold,
-                _ => judged.verdict.is_positive(),
-            };
-            let label = match judged.verdict {
-                Verdict::Positive(label) if flagged => Some(label),
-                _ if flagged => self.likeliest(row)?,
-                Verdict::Malformed(_) if self.threshold.is_none() => None,
-                _ => Some(LabelId::NEGATIVE),
-            };
-            lines.push(Line {
-                line: row.line,
-                verdict: Some(match judged.verdict {
-                    Verdict::Positive(label) => self.name(label),
-                    Verdict::Negative => self.name(LabelId::NEGATIVE),
-                    Verdict::Malformed(_) => "malformed",
-                }),
-                flagged: Some(flagged),
-                label: label.map(|label| self.name(label)),
-                score,
-                probabilities: exact
-                    .map(|all| all.into_iter().map(|label| (self.name(label.label), label.p)).collect()),
-                completion: judged.completion,
-                finish: Some(rollout.finish),
-                error: None,
-            });
-        }
-        Ok(lines)
-    }
-
-    fn name(&self, label: LabelId) -> &'a str {
-        self.task.labels().get(label.index()).map_or("", String::as_str)
-    }
-
-    fn enumerator(&self) -> Enumerator<'a> {
-        let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
-        Enumerator { decoder: self.decoder, task: self.task, temperature: 1.0, max_tokens_per_pack }
-    }
-
-    /// The positive label with the likeliest refusal.
-    fn likeliest(&self, row: &EncodedRow) -> Result<Option<LabelId>> {
-        let all = self.enumerator().label_probabilities(&[row])?;
-        let positive = all.into_iter().flatten().filter(|label| !label.label.is_negative());
-        Ok(positive.max_by(|a, b| a.logp.total_cmp(&b.logp)).map(|label| label.label))
-    }
 }

@@ -1,8 +1,12 @@
 //! What a reward pays to who does not do the task: strategies that never read the log, and texts that are no answer.
 
+use std::path::Path;
+
 use serde::Serialize;
 
-use super::Judgement;
+use super::{Judgement, judge_recorded};
+use crate::data::predictions::{Predictions, for_each_row};
+use crate::error::{Error, Result};
 use crate::task::{Confusion, EvalReport, LabelId, Outcome, Task, Verdict};
 use crate::types::FinishReason;
 
@@ -92,6 +96,35 @@ fn constants(task: &Task, golds: &[LabelId]) -> Vec<Strategy> {
         labels.chain([strategy("always malformed", task, golds, |_| malformed)]).collect();
     all.sort_by(|a, b| b.reward.total_cmp(&a.reward));
     all
+}
+
+/// [`audit`] of the rows of a file, beside the recorded answers of another.
+///
+/// # Errors
+/// A file cannot be read, a row of it cannot be mapped, or there is no row.
+pub fn audit_files(task: &Task, data: &Path, predictions: Option<&Path>) -> Result<Audit> {
+    let mut golds = Vec::new();
+    let mut refusal = None;
+    for_each_row(data, |line, row| {
+        golds.push(task.gold_labels(row, &[], data, line)?.last);
+        if refusal.is_none() {
+            refusal = task.refusal(row, data, line);
+        }
+        Ok(())
+    })?;
+    if golds.is_empty() {
+        return Err(Error::input(data.display(), "has no rows", "Write one JSON object a line"));
+    }
+    let recorded = match predictions {
+        None => None,
+        Some(path) => {
+            let rows = Predictions::load(task, path, None)?.rows;
+            let texts = rows.iter().flat_map(|row| &row.answers).map(|answer| answer.text.clone());
+            Some(judge_recorded(task, &rows).into_iter().zip(texts).collect::<Vec<_>>())
+        }
+    };
+    let refusal = refusal.as_ref().map(|(text, label)| (text.as_str(), label.as_str()));
+    Ok(audit(task, &golds, refusal, recorded.as_deref()))
 }
 
 /// Scores the strategies on rows with these gold labels, at least one. `refusal` is a well-formed positive answer and

@@ -3,7 +3,7 @@
 pub mod audit;
 pub mod enumerate;
 pub mod exact;
-pub mod paired;
+pub mod predict;
 pub mod roc;
 mod summary;
 mod table;

@@ -2,6 +2,7 @@
 
 mod event;
 mod jsonl;
+pub mod machine;
 mod memory;
 mod progress;
 mod table;

@@ -4,7 +4,10 @@
 //! docs/plan.md has what was measured beside it.
 
 mod advice;
+pub mod cost;
+pub mod shapes;
 mod tokens;
+pub mod work;
 
 use candle_core::DType;
 

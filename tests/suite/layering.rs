@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 7] = [
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["formats"],
     &["rollout", "algo", "optim", "run", "plan"],
-    &["train", "eval", "export", "report", "check"],
+    &["train", "eval", "ablate", "bench", "export", "report", "check"],
     &["main", "cli"],
 ];
 /// Rooms of one floor keep apart, except these (from, to) and those of the lowest and highest floor.

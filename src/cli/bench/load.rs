@@ -1,29 +1,19 @@
 //! `rlvr bench load`: how long a model's weights take from disk to where they compute, and the memory meanwhile.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use half::bf16;
 use serde_json::json;
 
-use super::shapes;
+use crate::bench;
 use crate::cli::hub::folder;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::error::Error;
-use crate::formats::hf::config_json;
-use crate::formats::hf::weights::{self, SaveOptions};
 use crate::hub::Parts;
-use crate::model::config::ModelConfig;
-use crate::observe::peak_memory_gib;
-use crate::ops::memory::{self, Normal, synchronize};
-use crate::rng::{Purpose, Stream};
+use crate::plan::shapes;
 
-/// Random values that are made; then they come again.
-const REPEATED: usize = 1 << 20;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Load weights, and nothing else: seconds, GB/s and peak memory.
@@ -83,7 +73,7 @@ fn write_and_load(args: &Args, preset: &str) -> Result<()> {
     let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let scratch = Scratch(root.join(format!("rlvr-bench-load-{}", std::process::id())));
     let start = Instant::now();
-    let bytes = write_random(&scratch.0, &config, (args.shard_gb * 1e9) as u64)?;
+    let bytes = bench::load::write_random(&scratch.0, &config, (args.shard_gb * 1e9) as u64)?;
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("wrote {:.2} GB of random bf16 weights in {seconds:.1} s", bytes as f64 / 1e9);
     // Another process, so that making the weights is no part of the peak.
@@ -103,74 +93,36 @@ fn write_and_load(args: &Args, preset: &str) -> Result<()> {
     Ok(())
 }
 
-/// The values repeat: to loading they are all alike.
-fn write_random(dir: &Path, config: &ModelConfig, max_shard_bytes: u64) -> Result<u64> {
-    let shapes: HashMap<String, Vec<usize>> = config.parameter_names().into_iter().collect();
-    let dtype = Dtype::Bf16.candle();
-    let stream = Stream::new(1, Purpose::Bench, [0, 0, 0]);
-    let pattern = Normal { shape: REPEATED.into(), dtype, deviation: 0.02, stream };
-    let pattern = memory::normal(&Device::Cpu, &pattern)?.to_vec1::<bf16>()?;
-    let make = |name: &str| {
-        let shape = shapes.get(name).map(Vec::as_slice).unwrap_or_default();
-        let elements: usize = shape.iter().product();
-        let mut values = Vec::with_capacity(elements);
-        while values.len() < elements {
-            let more = (elements - values.len()).min(REPEATED);
-            values.extend_from_slice(&pattern[..more]);
-        }
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
-    };
-    Ok(weights::save_with(dir, config, SaveOptions { dtype, max_shard_bytes }, make)?)
-}
-
 fn load(args: &Args, dir: &Path) -> Result<()> {
     let device = args.device.open()?;
     let default = if device.is_cuda() { Dtype::Bf16 } else { Dtype::F32 };
     let dtype = args.dtype.unwrap_or(default);
-    let config = config_json::load(dir)?;
-    let mut sizes = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
-        let entry = entry.map_err(Error::io(dir, "list"))?;
-        if entry.file_name().to_string_lossy().ends_with(".safetensors") {
-            // Through the links of a hub cache.
-            sizes.push(std::fs::metadata(entry.path()).map_err(Error::io(entry.path(), "read"))?.len());
-        }
-    }
-    let before = peak_memory_gib();
-    let start = Instant::now();
-    let tensors = weights::load(dir, &config, &device, dtype.candle())?;
-    synchronize(&device)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let peak = peak_memory_gib();
-    let (stored, largest) =
-        (sizes.iter().sum::<u64>() as f64, sizes.iter().max().copied().unwrap_or(0) as f64);
-    let elements: usize = tensors.values().map(|tensor| tensor.elem_count()).sum();
-    let held = (elements * dtype.candle().size_in_bytes()) as f64;
-    // On a device the weights are elsewhere, and all of the host's memory is beside them.
-    let on_host = if device.is_cuda() { 0.0 } else { held / GIB };
-    let beside = peak.zip(before).map(|(peak, before)| peak - before - on_host);
+    let found = bench::load::load(dir, &device, dtype.candle())?;
+    let stored = found.file_bytes();
     if args.json {
         let json = json!({
-            "bench": "load", "device": args.device.name(), "dtype": dtype.name(), "parameters": elements,
-            "files": sizes.len(), "file_bytes": stored, "largest_file_bytes": largest, "weight_bytes": held,
-            "seconds": seconds, "gb_per_second": stored / 1e9 / seconds,
-            "host_peak_gib": peak, "host_gib_before": before, "host_gib_beside_weights": beside,
+            "bench": "load", "device": args.device.name(), "dtype": dtype.name(), "parameters": found.parameters,
+            "files": found.files.len(), "file_bytes": stored, "largest_file_bytes": found.largest_file(),
+            "weight_bytes": found.weight_bytes, "seconds": found.seconds,
+            "gb_per_second": stored / 1e9 / found.seconds, "host_peak_gib": found.peak_gib,
+            "host_gib_before": found.before_gib, "host_gib_beside_weights": found.beside_gib(),
         });
         println!("{json}");
         return Ok(());
     }
-    println!("{:<9} {:.3} billion parameters as {}", "weights", elements as f64 / 1e9, dtype.name());
+    println!("{:<9} {:.3} billion parameters as {}", "weights", found.parameters as f64 / 1e9, dtype.name());
     println!(
         "{:<9} {:.2} GB in {} files, the largest {:.2} GB",
         "files",
         stored / 1e9,
-        sizes.len(),
-        largest / 1e9
+        found.files.len(),
+        found.largest_file() / 1e9
     );
-    println!("{:<9} {seconds:.2} s, {:.2} GB/s", "load", stored / 1e9 / seconds);
-    if let (Some(peak), Some(beside)) = (peak, beside) {
-        println!("{:<9} {peak:.3} GiB peak of the host, {:.3} GiB of it weights", "memory", on_host);
-        let share = 100.0 * beside * GIB / largest;
+    println!("{:<9} {:.2} s, {:.2} GB/s", "load", found.seconds, stored / 1e9 / found.seconds);
+    if let (Some(peak), Some(beside)) = (found.peak_gib, found.beside_gib()) {
+        let on_host = found.on_host_gib;
+        println!("{:<9} {peak:.3} GiB peak of the host, {on_host:.3} GiB of it weights", "memory");
+        let share = 100.0 * beside * GIB / found.largest_file();
         println!("{:<9} {beside:.3} GiB came on top while loading: {share:.1} % of the largest file", "");
     }
     Ok(())

@@ -3,7 +3,6 @@
 
 mod load;
 mod ops;
-pub(super) mod shapes;
 mod step;
 
 use anyhow::Result;

@@ -1,15 +1,12 @@
 //! `rlvr bench step`: one GRPO step on random tokens, timed by phase.
 
 mod report;
-mod work;
 
 use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::DType;
 
-use self::work::Work;
-use super::shapes;
 use crate::algo::advantage::centered;
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::config::ActivationMemory;
@@ -23,6 +20,8 @@ use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
 use crate::ops::{cuda, memory::synchronize};
+use crate::plan::shapes;
+use crate::plan::work::Work;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
 use crate::rollout::tapes::Tapes;

@@ -3,10 +3,10 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::work::Work;
 use super::{Args, Phases, Setup};
 use crate::observe::peak_memory_gib;
 use crate::ops::cuda;
+use crate::plan::work::Work;
 
 pub fn print(args: &Args, setup: &Setup, phases: &[Phases], work: Work) -> Result<()> {
     let mean = |f: fn(&Phases) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;

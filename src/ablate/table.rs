@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::paired::{self, Difference};
 use super::results::{Outcome, Query};
-use crate::eval::paired::{self, Difference};
 
 /// One arm over its seeds, beside the baseline.
 #[derive(Debug, Serialize)]

@@ -1,9 +1,8 @@
 //! Shapes of published models, by name. The weights are never needed to measure a time.
 
-use anyhow::Result;
 use serde_json::json;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::formats::hf::config_json;
 use crate::model::config::{Family, ModelConfig};
 
@@ -88,10 +87,13 @@ const PRESETS: [Preset; 6] = [
 ];
 
 /// The shape called `name`.
+///
+/// # Errors
+/// None has this name.
 pub fn find(name: &str) -> Result<ModelConfig> {
     let Some(p) = PRESETS.iter().find(|p| p.name == name) else {
         let want = PRESETS.map(|p| p.name).join(", ");
-        return Err(Error::config("--preset", name, want, "a shape has to be known by name").into());
+        return Err(Error::config("--preset", name, want, "a shape has to be known by name"));
     };
     let json = json!({
         "model_type": p.family.model_type(), "architectures": [p.family.architecture()], "hidden_act": "silu",
@@ -100,7 +102,7 @@ pub fn find(name: &str) -> Result<ModelConfig> {
         "vocab_size": p.vocab, "rms_norm_eps": 1e-5, "rope_theta": p.rope_theta,
         "tie_word_embeddings": p.tied, "max_position_embeddings": 8192,
     });
-    Ok(config_json::from_json(&json, name)?)
+    config_json::from_json(&json, name)
 }
 
 #[cfg(test)]

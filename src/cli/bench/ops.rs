@@ -1,16 +1,14 @@
 //! `rlvr bench ops`: every op alone, in the shapes of a model, against what the machine can do.
 
-mod cases;
-mod timing;
-
 use anyhow::Result;
 use serde_json::json;
 
-use self::cases::{Case, Maker, Work};
-use self::timing::{Ceilings, Timing};
-use super::shapes;
+use crate::bench::ops::{Case, Maker, all};
+use crate::bench::timing::{Timing, ceilings, time};
 use crate::cli::machine::{DeviceChoice, Dtype};
 use crate::error::Error;
+use crate::plan::cost::{GroupShape, Rates};
+use crate::plan::shapes;
 
 /// Every op alone, in the shapes of one model and one GRPO group, beside the machine's ceilings.
 ///
@@ -55,32 +53,24 @@ pub struct Args {
 struct Line {
     case: Case,
     timing: Timing,
-    ceilings: Ceilings,
+    ceilings: Rates,
 }
 
 impl Line {
     fn flops(&self) -> f64 {
-        self.case.flop / self.timing.median
+        self.case.cost.flop / self.timing.median
     }
 
     fn bandwidth(&self) -> f64 {
-        self.case.bytes / self.timing.median
-    }
-
-    fn compute_seconds(&self) -> f64 {
-        self.case.flop / self.ceilings.flops
-    }
-
-    fn memory_seconds(&self) -> f64 {
-        self.case.bytes / self.ceilings.bandwidth
+        self.case.cost.bytes / self.timing.median
     }
 
     fn roofline_seconds(&self) -> f64 {
-        self.compute_seconds().max(self.memory_seconds())
+        self.case.cost.seconds(self.ceilings)
     }
 
     fn bound(&self) -> &'static str {
-        if self.compute_seconds() > self.memory_seconds() { "flop" } else { "bytes" }
+        self.case.cost.bound(self.ceilings)
     }
 
     fn share(&self) -> f64 {
@@ -92,7 +82,7 @@ pub fn run(args: &Args) -> Result<()> {
     check(args)?;
     crate::cli::use_threads(args.threads)?;
     let maker = Maker::new(args.device.open()?, args.dtype.candle());
-    let mut work = Work {
+    let mut group = GroupShape {
         config: shapes::find(&args.preset)?,
         prompt: args.prompt_tokens,
         completions: args.group_size,
@@ -100,27 +90,27 @@ pub fn run(args: &Args) -> Result<()> {
         rows: args.rows,
         size: maker.dtype.size_in_bytes(),
     };
-    if work.rows == 0 {
-        work.rows = work.packed();
+    if group.rows == 0 {
+        group.rows = group.packed();
     }
-    let mut chosen = cases::all(&work)?;
+    let mut chosen = all(&group)?;
     chosen.retain(|case| case.name.contains(&args.only));
     if chosen.is_empty() {
         let why = "no op has that in its name";
         return Err(Error::config("--only", &args.only, "part of an op's name", why).into());
     }
-    let ceilings = timing::ceilings(&maker, args.seconds.max(1.0))?;
+    let before = ceilings(&maker, args.seconds.max(1.0))?;
     let table = Table::new(&chosen);
     if !args.json {
-        heading(args, &work, ceilings);
+        heading(args, &group, before);
         println!("{}", table.heading());
     }
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
     for case in chosen {
         // One op that cannot run here takes no other's time away.
-        match timing::time(&case, &maker, args.seconds) {
+        match time(&case, &maker, args.seconds) {
             Ok(timing) => {
-                let line = Line { case, timing, ceilings };
+                let line = Line { case, timing, ceilings: before };
                 if !args.json {
                     println!("{}", table.row(&line));
                 }
@@ -130,11 +120,11 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     // Other work on the machine shows in the difference.
-    let after = timing::ceilings(&maker, args.seconds.max(1.0))?;
+    let after = ceilings(&maker, args.seconds.max(1.0))?;
     if args.json {
-        println!("{}", object(args, &work, [ceilings, after], &lines, &failed));
+        println!("{}", object(args, &group, [before, after], &lines, &failed));
     } else {
-        println!("\nceilings after: {}", after.text());
+        println!("\nceilings after: {}", describe(after));
     }
     match failed.as_slice() {
         [] => Ok(()),
@@ -195,40 +185,45 @@ impl Table {
     }
 }
 
-fn heading(args: &Args, work: &Work, ceilings: Ceilings) {
+fn describe(ceilings: Rates) -> String {
+    let (flops, bandwidth) = (ceilings.flops / 1e9, ceilings.bandwidth / 1e9);
+    format!("{flops:.1} GFLOP/s in a large product, {bandwidth:.1} GB/s in a copy")
+}
+
+fn heading(args: &Args, group: &GroupShape, ceilings: Rates) {
     let place = match args.device {
         DeviceChoice::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
         DeviceChoice::Cuda => "cuda".into(),
     };
-    let (p, g, r) = (work.prompt, work.completions, work.new_tokens);
+    let (p, g, r) = (group.prompt, group.completions, group.new_tokens);
     println!("{} {} on {place}: {g} completions of {r} tokens", args.preset, args.dtype.name());
-    println!("after a prompt of {p}, {} rows", work.rows);
-    println!("ceilings: {}", ceilings.text());
+    println!("after a prompt of {p}, {} rows", group.rows);
+    println!("ceilings: {}", describe(ceilings));
     println!();
 }
 
 fn object(
     args: &Args,
-    work: &Work,
-    [before, after]: [Ceilings; 2],
+    group: &GroupShape,
+    [before, after]: [Rates; 2],
     lines: &[Line],
     failed: &[String],
 ) -> serde_json::Value {
-    let ceiling = |c: Ceilings| json!({ "flop_per_second": c.flops, "copy_bytes_per_second": c.bandwidth });
+    let ceiling = |c: Rates| json!({ "flop_per_second": c.flops, "copy_bytes_per_second": c.bandwidth });
     let op = |line: &Line| {
         json!({
             "op": line.case.name, "shape": line.case.shape,
             "seconds": line.timing.median, "best_seconds": line.timing.best,
             "runs": line.timing.runs, "input_sets": line.timing.sets,
-            "flop": line.case.flop, "bytes": line.case.bytes,
+            "flop": line.case.cost.flop, "bytes": line.case.cost.bytes,
             "flop_per_second": line.flops(), "bytes_per_second": line.bandwidth(),
             "roofline_seconds": line.roofline_seconds(), "share": line.share(), "bound": line.bound(),
         })
     };
     json!({
         "bench": "ops", "preset": args.preset, "device": args.device.name(), "dtype": args.dtype.name(),
-        "threads": rayon::current_num_threads(), "prompt_tokens": work.prompt, "group_size": work.completions,
-        "new_tokens": work.new_tokens, "rows": work.rows,
+        "threads": rayon::current_num_threads(), "prompt_tokens": group.prompt, "group_size": group.completions,
+        "new_tokens": group.new_tokens, "rows": group.rows,
         "ceilings": ceiling(before), "ceilings_after": ceiling(after),
         "ops": lines.iter().map(op).collect::<Vec<_>>(), "failed": failed,
     })

@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::cases::{Case, Maker, Run};
-use crate::cli::machine::synchronize;
+use super::ops::{Case, Maker, Run};
+use crate::error::Result;
 use crate::ops::linear;
+use crate::ops::memory::synchronize;
+use crate::plan::cost::Rates;
 
 /// Runs that are timed at least, unless they take longer than `PATIENCE`.
 const FEWEST: usize = 5;
@@ -31,7 +32,7 @@ pub struct Timing {
 
 /// Times `case` for about `seconds`, after one run on each set of inputs.
 pub fn time(case: &Case, maker: &Maker, seconds: f64) -> Result<Timing> {
-    let wanted = (cache_bytes(&maker.device) as f64 / case.bytes.max(1.0)).ceil();
+    let wanted = (cache_bytes(&maker.device) as f64 / case.cost.bytes.max(1.0)).ceil();
     let sets = (wanted as usize).clamp(1, MOST_SETS);
     let runs: Vec<Run> = (0..sets).map(|set| (case.make)(&maker.set(set))).collect::<Result<_>>()?;
     for run in &runs {
@@ -71,37 +72,21 @@ fn repeat(device: &Device, runs: &[Run], seconds: f64) -> Result<Timing> {
     Ok(Timing { median: each[each.len() / 2], best: each[0], runs: each.len() * batch, sets: runs.len() })
 }
 
-/// What the roofline is drawn with.
-#[derive(Clone, Copy, Debug)]
-pub struct Ceilings {
-    /// FLOP/s of a large square matrix product through the op that models use.
-    pub flops: f64,
-    /// Bytes read plus bytes written, per second, by copying arrays larger than the caches.
-    pub bandwidth: f64,
-}
-
-impl Ceilings {
-    pub fn text(&self) -> String {
-        let (flops, bandwidth) = (self.flops / 1e9, self.bandwidth / 1e9);
-        format!("{flops:.1} GFLOP/s in a large product, {bandwidth:.1} GB/s in a copy")
-    }
-}
-
 /// Both ceilings, best of the runs: a ceiling is what the machine can do, not what it does on average.
-pub fn ceilings(maker: &Maker, seconds: f64) -> Result<Ceilings> {
+pub fn ceilings(maker: &Maker, seconds: f64) -> Result<Rates> {
     let n = if maker.device.is_cuda() { 8192 } else { 2048 };
     let (x, w) = (maker.set(0).random((n, n))?, maker.set(1).random((n, n))?);
-    let product: Run = Box::new(move || linear::forward(&x, &w).map(drop).map_err(Into::into));
+    let product: Run = Box::new(move || linear::forward(&x, &w).map(drop));
     product()?;
     let flops = 2.0 * (n as f64).powi(3) / repeat(&maker.device, &[product], seconds)?.best;
-    Ok(Ceilings { flops, bandwidth: copy_bandwidth(&maker.device, seconds)? })
+    Ok(Rates { flops, bandwidth: copy_bandwidth(&maker.device, seconds)? })
 }
 
 fn copy_bandwidth(device: &Device, seconds: f64) -> Result<f64> {
     const BYTES: usize = 512 << 20;
     if device.is_cuda() {
         let from = Tensor::zeros(BYTES / 4, DType::F32, device)?;
-        let copy: Run = Box::new(move || from.copy().map(drop).map_err(Into::into));
+        let copy: Run = Box::new(move || Ok(from.copy().map(drop)?));
         copy()?;
         return Ok(2.0 * BYTES as f64 / repeat(device, &[copy], seconds)?.best);
     }

@@ -1,0 +1,111 @@
+//! `rlvr ablate`: the arms of an ablation over its seeds, and the table that compares them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use super::train;
+use crate::ablate::{Comparison, PlannedRun, Progress, plan};
+use crate::config::ablate::AblationConfig;
+use crate::error::Error;
+use crate::run::RunDirectory;
+use crate::train::launch;
+
+/// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A shipped ablation (ablate-demo, ablate-riskcue-smollm2-135m, ablate-riskcue-llama3.1-8b) or a TOML file.
+    ablation: String,
+    /// Override a key of the training config in every arm, as in --set data.train=train.jsonl.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Folder of the ablation's runs and tables. Default: runs/NAME.
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// Cost of an hour of this machine; 0 leaves the price out.
+    #[arg(long)]
+    price_per_hour: Option<f64>,
+    /// List the runs, and which are done, and stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut ablation = AblationConfig::load(&args.ablation)?;
+    ablation.set.extend(args.overrides.iter().cloned());
+    ablation.price_per_hour = args.price_per_hour.unwrap_or(ablation.price_per_hour);
+    if !(ablation.price_per_hour >= 0.0 && ablation.price_per_hour.is_finite()) {
+        bail!(Error::config("--price-per-hour", ablation.price_per_hour, "0 or more", "it is a price"));
+    }
+    let name = Path::new(&args.ablation).file_stem().unwrap_or_default();
+    let root = args.root.clone().or(ablation.root.clone()).unwrap_or_else(|| Path::new("runs").join(name));
+    let arms = ablation.arms()?;
+    let planned = plan(&ablation, &arms, &root)?;
+    if args.dry_run {
+        let mut folders = Vec::new();
+        for run in planned.iter().flat_map(|run| run.warm_up.as_deref().into_iter().chain([run])) {
+            if !folders.contains(&run.folder()) {
+                let state = if run.is_done() { "done" } else { "to do" };
+                println!("{:<6} {}", state, run.folder().display());
+                folders.push(run.folder());
+            }
+        }
+        return Ok(());
+    }
+    super::use_threads(planned.first().map_or(0, |run| run.config.threads))?;
+    let mut failures = Vec::new();
+    for (i, run) in planned.iter().enumerate() {
+        println!("\n== run {} of {}: {}, seed {}", i + 1, planned.len(), run.arm.name, run.seed);
+        if let Err(error) = finish(run) {
+            // The other arms still have something to say; the table leaves this one out.
+            eprintln!("error: {error:#}");
+            failures.push(format!("{}, seed {}", run.arm.name, run.seed));
+        }
+    }
+    let compared = Comparison::read(&ablation, &arms, &planned)?;
+    if compared.is_empty() {
+        bail!("no run has finished, so there is nothing to compare");
+    }
+    println!("\n{}", compared.text());
+    println!("{}", compared.save(&root)?.display());
+    if !failures.is_empty() {
+        bail!("{} of {} runs failed: {}", failures.len(), planned.len(), failures.join("; "));
+    }
+    Ok(())
+}
+
+/// Makes the run, or the rest of it, or nothing when it is done.
+fn finish(run: &PlannedRun) -> Result<()> {
+    let folder = run.folder();
+    let fetched = train::fetch(run.config.clone())?;
+    let resolved = fetched.recorded.to_toml()?;
+    match run.progress(&resolved)? {
+        Progress::Done => {
+            println!("done already: {}", folder.display());
+            return Ok(());
+        }
+        Progress::Stopped(latest) => {
+            let directory = RunDirectory::open_for_resume(&folder)?;
+            launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks())?;
+            return Ok(());
+        }
+        Progress::NoCheckpoint => {
+            println!("{} stopped before its first checkpoint and starts again", folder.display());
+            std::fs::remove_dir_all(&folder).map_err(Error::io(&folder, "remove the stopped run"))?;
+        }
+        Progress::Absent => {}
+    }
+    let create = || RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed));
+    let Some(warm_up) = &run.warm_up else {
+        launch::start(&fetched, &create()?, train::sinks())?;
+        return Ok(());
+    };
+    finish(warm_up)?;
+    let (trained, latest) = (warm_up.folder(), warm_up.last_checkpoint()?);
+    println!("after the SFT of {}", trained.display());
+    let directory = create()?;
+    directory.write_config(&resolved)?;
+    latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
+    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks())?;
+    Ok(())
+}
