@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
-use super::machine::DeviceChoice;
+use super::machine;
 use crate::check::{self, Finding};
+use crate::config::DeviceKind;
 use crate::observe::machine::{Host, disk_free, libraries};
 use crate::ops::cuda;
 
@@ -19,8 +20,8 @@ use crate::ops::cuda;
 #[derive(clap::Args)]
 pub struct Args {
     /// `auto` checks the CPU, and a CUDA device when the build and the machine have one.
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Devices,
+    #[arg(long, value_parser = machine::device(&DeviceKind::ALL), default_value = "auto")]
+    device: DeviceKind,
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -35,13 +36,6 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Devices {
-    Auto,
-    Cpu,
-    Cuda,
-}
-
 /// A device and what the driver says of it, or why there is none.
 enum Cuda {
     Open(Device, cuda::Description),
@@ -51,9 +45,9 @@ enum Cuda {
 pub fn run(args: &Args) -> Result<()> {
     super::use_threads(args.threads)?;
     let cuda = match args.device {
-        Devices::Cpu => None,
-        Devices::Cuda => Some(open()?),
-        Devices::Auto => Some(open().unwrap_or_else(|error| Cuda::Absent(error.to_string()))),
+        DeviceKind::Cpu => None,
+        DeviceKind::Cuda => Some(open()?),
+        DeviceKind::Auto => Some(open().unwrap_or_else(|error| Cuda::Absent(error.to_string()))),
     };
     // 53 bits, so that JSON readers keep it.
     let clock = || std::time::UNIX_EPOCH.elapsed().map_or(1, |now| now.as_nanos() as u64 % (1 << 53));
@@ -73,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let failed = findings.iter().filter(|f| !f.passed()).count();
     if args.json {
-        let machine = machine(args, &host, disk, cuda.as_ref());
+        let machine = describe_json(args, &host, disk, cuda.as_ref());
         let checks: Vec<Value> = findings.iter().map(object).collect();
         println!("{}", json!({ "machine": machine, "seed": seed, "failed": failed, "checks": checks }));
     } else {
@@ -86,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn open() -> crate::error::Result<Cuda> {
-    let device = DeviceChoice::Cuda.open()?;
+    let device = cuda::device(0)?;
     let description = cuda::describe(&device)?;
     Ok(Cuda::Open(device, description))
 }
@@ -123,7 +117,7 @@ fn describe(args: &Args, host: &Host, disk: Option<u64>, cuda: Option<&Cuda>) {
     }
 }
 
-fn machine(args: &Args, host: &Host, disk: Option<u64>, cuda: Option<&Cuda>) -> Value {
+fn describe_json(args: &Args, host: &Host, disk: Option<u64>, cuda: Option<&Cuda>) -> Value {
     let libraries: serde_json::Map<String, Value> =
         libraries().into_iter().map(|(name, version)| (name.to_string(), version.into())).collect();
     let device = match cuda {

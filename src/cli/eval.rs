@@ -6,11 +6,12 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::hub::folder;
-use super::machine::{DeviceArg, DtypeArg};
+use super::machine;
 use super::text::TextArgs;
-use crate::config::PackConfig;
+use crate::config::model::DtypeKind;
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::EvalConfig;
+use crate::config::{DeviceKind, PackConfig};
 use crate::data::predictions::{Predictions, field_of_rows};
 use crate::data::{EncodedRow, Limits, Source, Targets};
 use crate::error::Error;
@@ -69,11 +70,11 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// auto takes a CUDA device when the build and the machine have one.
-    #[arg(long, value_enum, default_value = "auto")]
-    device: DeviceArg,
+    #[arg(long, value_parser = machine::device(&DeviceKind::ALL), default_value = "auto")]
+    device: DeviceKind,
     /// Type of weights and activations; auto is bf16 on a CUDA device and f32 on the CPU.
-    #[arg(long, value_enum, default_value = "auto")]
-    dtype: DtypeArg,
+    #[arg(long, value_parser = machine::dtype(&DtypeKind::COMPUTED), default_value = "auto")]
+    dtype: DtypeKind,
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -189,7 +190,7 @@ struct Subject {
 impl Subject {
     fn open(args: &Args, task: &Task, model: &Path, data: &Path, targets: Targets) -> Result<Self> {
         super::use_threads(args.threads)?;
-        let opened = place::open(args.device.into(), args.dtype.into())?;
+        let opened = place::open(args.device, args.dtype)?;
         let model = folder(model, Parts::Model)?;
         let encoder = args.text.encoder(&model.dir)?;
         let limits = Limits {

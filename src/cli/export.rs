@@ -7,6 +7,8 @@ use anyhow::Result;
 use candle_core::DType;
 
 use super::hub::folder;
+use super::machine;
+use crate::config::model::DtypeKind;
 use crate::error::Error;
 use crate::eval::threshold::Threshold;
 use crate::export::probe::{Probe, probe_text};
@@ -37,8 +39,8 @@ pub struct Args {
     #[arg(long, value_enum)]
     quant: Option<QuantArg>,
     /// hf: how weights are stored. [default: as in MODEL]
-    #[arg(long, value_enum)]
-    dtype: Option<DtypeArg>,
+    #[arg(long, value_parser = machine::dtype(&STORED))]
+    dtype: Option<DtypeKind>,
     /// hf: tensor data of one file, such as 5GB or 500MB. [default: 5GB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_shard_size: Option<u64>,
@@ -84,12 +86,8 @@ enum QuantArg {
     Q4,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-enum DtypeArg {
-    Bf16,
-    F32,
-    F16,
-}
+/// What a folder's weights may be stored as.
+const STORED: [DtypeKind; 3] = [DtypeKind::Bf16, DtypeKind::F32, DtypeKind::F16];
 
 pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
@@ -183,13 +181,8 @@ impl Args {
     fn format(&self, stored: DType) -> Format {
         match self.format {
             FormatArg::Hf => {
-                let dtype = match self.dtype {
-                    None => stored,
-                    Some(DtypeArg::Bf16) => DType::BF16,
-                    Some(DtypeArg::F32) => DType::F32,
-                    Some(DtypeArg::F16) => DType::F16,
-                };
-                let mut options = SaveOptions::new(dtype);
+                let dtype = self.dtype.map(|kind| kind.on(false));
+                let mut options = SaveOptions::new(dtype.unwrap_or(stored));
                 options.max_shard_bytes = self.max_shard_size.unwrap_or(options.max_shard_bytes);
                 Format::Folder(options)
             }

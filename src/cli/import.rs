@@ -5,8 +5,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::DType;
-
+use super::machine;
+use crate::config::model::DtypeKind;
 use crate::formats::gguf::import;
 use crate::formats::tiktoken;
 
@@ -20,14 +20,8 @@ pub struct Args {
     /// The directory to write; absent or empty.
     pub out_dir: PathBuf,
     /// How the dequantised weights are stored.
-    #[arg(long, value_enum, default_value = "bf16")]
-    pub dtype: StoredAs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-pub enum StoredAs {
-    Bf16,
-    F32,
+    #[arg(long, value_parser = machine::dtype(&[DtypeKind::Bf16, DtypeKind::F32]), default_value = "bf16")]
+    pub dtype: DtypeKind,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -40,12 +34,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let dtype = match args.dtype {
-        StoredAs::Bf16 => DType::BF16,
-        StoredAs::F32 => DType::F32,
-    };
     let start = Instant::now();
-    let report = import(&args.gguf, &args.out_dir, dtype)?;
+    let report = import(&args.gguf, &args.out_dir, args.dtype.on(false))?;
     let kinds = report.stored_as.iter().map(|(kind, count)| format!("{count} {kind}"));
     println!("read     {} ({})", args.gguf.display(), kinds.collect::<Vec<_>>().join(", "));
     println!(

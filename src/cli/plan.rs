@@ -3,11 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::DType;
 use serde_json::json;
 
 use super::hub::folder;
-use crate::config::model::DtypeKind;
 use crate::config::{Config, DeviceKind, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
@@ -61,10 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
         }
     };
     let on_cuda = config.device == DeviceKind::Cuda || device.is_some();
-    let dtype = match (config.model.dtype, on_cuda) {
-        (DtypeKind::F32, _) | (DtypeKind::Auto, false) => DType::F32,
-        (DtypeKind::Bf16, _) | (DtypeKind::Auto, true) => DType::BF16,
-    };
+    let dtype = config.model.dtype.on(on_cuda);
     let answers = match config.stages.contains(&Stage::Enumerate) {
         true => Task::load(&config.task)?.labels().len(),
         false => 0,

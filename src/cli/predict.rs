@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::hub::folder;
-use super::machine::{DeviceArg, DtypeArg};
+use super::machine;
 use super::text::TextArgs;
+use crate::config::DeviceKind;
+use crate::config::model::DtypeKind;
 use crate::data::unlabelled::{Answers, Unlabelled};
 use crate::error::Error;
 use crate::eval::predict::Predictor;
@@ -53,11 +55,11 @@ pub struct Args {
     #[arg(long, default_value_t = 64)]
     max_completion_tokens: usize,
     /// auto takes a CUDA device when the build and the machine have one.
-    #[arg(long, value_enum, default_value = "auto")]
-    device: DeviceArg,
+    #[arg(long, value_parser = machine::device(&DeviceKind::ALL), default_value = "auto")]
+    device: DeviceKind,
     /// Type of weights and activations; auto is bf16 on a CUDA device and f32 on the CPU.
-    #[arg(long, value_enum, default_value = "auto")]
-    dtype: DtypeArg,
+    #[arg(long, value_parser = machine::dtype(&DtypeKind::COMPUTED), default_value = "auto")]
+    dtype: DtypeKind,
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -68,7 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.max_completion_tokens == 0 {
         return Err(Error::input("--max-completion-tokens", "is 0", "An answer needs tokens").into());
     }
-    let opened = place::open(args.device.into(), args.dtype.into())?;
+    let opened = place::open(args.device, args.dtype)?;
     let task = Task::load(&args.task)?;
     let model = folder(&args.model, Parts::Model)?;
     let threshold = match args.no_threshold {

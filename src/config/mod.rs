@@ -11,7 +11,9 @@ pub mod sampling;
 pub mod stages;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -64,12 +66,46 @@ impl Stage {
     }
 }
 
+/// Where tensors live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
+    /// The first CUDA device when the build and the machine have one, and else the CPU.
     Auto,
     Cpu,
     Cuda,
+}
+
+impl DeviceKind {
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Cpu, Self::Cuda];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| unknown(text, &Self::ALL))
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is wrong with a text that names none of `known`.
+fn unknown(text: &str, known: &[impl ToString]) -> String {
+    let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+    format!("`{text}` is none of {}", known.join(", "))
 }
 
 /// `[run]`: where the run's directory goes.

@@ -1,7 +1,12 @@
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use candle_core::DType;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::unknown;
 use crate::error::{Error, Result};
 
 /// `[model]`: where the weights come from.
@@ -28,15 +33,66 @@ pub struct ModelConfig {
     pub max_positions: usize,
     /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, where
     /// bf16 is slower.
+    #[serde(deserialize_with = "DtypeKind::computed")]
     pub dtype: DtypeKind,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Type of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DtypeKind {
+    /// Bf16 on a CUDA device, f32 on the CPU.
     Auto,
     F32,
     Bf16,
+    /// Stored only: nothing computes in it.
+    F16,
+}
+
+impl DtypeKind {
+    pub const ALL: [Self; 4] = [Self::Auto, Self::F32, Self::Bf16, Self::F16];
+    /// Types that the ops compute in, and auto.
+    pub const COMPUTED: [Self; 3] = [Self::Auto, Self::F32, Self::Bf16];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+
+    /// What it is on a CUDA device, or on the CPU.
+    pub fn on(self, cuda: bool) -> DType {
+        match self {
+            Self::Auto if cuda => DType::BF16,
+            Self::Auto | Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+
+    /// Reads a key that takes the types of [`Self::COMPUTED`].
+    fn computed<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let found = Self::COMPUTED.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| D::Error::unknown_variant(&text, &["auto", "f32", "bf16"]))
+    }
+}
+
+impl FromStr for DtypeKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| unknown(text, &Self::ALL))
+    }
+}
+
+impl fmt::Display for DtypeKind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// `[model.random]`: shape of a Llama made from the seed.

@@ -28,10 +28,7 @@ pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
             Err(error) => (Device::Cpu, Some(format!("running on the CPU: {}", cause(&error)))),
         },
     };
-    let dtype = match (dtype, device.is_cuda()) {
-        (DtypeKind::Bf16, _) | (DtypeKind::Auto, true) => DType::BF16,
-        (DtypeKind::F32, _) | (DtypeKind::Auto, false) => DType::F32,
-    };
+    let dtype = dtype.on(device.is_cuda());
     Ok(Opened { place: Placement { device, dtype }, fell_back })
 }
 

@@ -9,10 +9,13 @@ use serde_json::json;
 
 use crate::bench;
 use crate::cli::hub::folder;
-use crate::cli::machine::{DeviceChoice, Dtype};
+use crate::cli::machine;
+use crate::config::DeviceKind;
+use crate::config::model::DtypeKind;
 use crate::error::Error;
 use crate::hub::Parts;
 use crate::plan::shapes;
+use crate::train::place;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -34,11 +37,11 @@ pub struct Args {
     /// Largest shard that is written, in GB (10^9 bytes).
     #[arg(long, default_value_t = 5.0, requires = "random_weights")]
     shard_gb: f64,
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: DeviceChoice,
+    #[arg(long, value_parser = machine::device(&[DeviceKind::Cpu, DeviceKind::Cuda]), default_value = "cpu")]
+    device: DeviceKind,
     /// What the weights become. Default: bf16 on a GPU, f32 on the CPU.
-    #[arg(long, value_enum)]
-    dtype: Option<Dtype>,
+    #[arg(long, value_parser = machine::dtype(&[DtypeKind::F32, DtypeKind::Bf16]))]
+    dtype: Option<DtypeKind>,
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -94,14 +97,12 @@ fn write_and_load(args: &Args, preset: &str) -> Result<()> {
 }
 
 fn load(args: &Args, dir: &Path) -> Result<()> {
-    let device = args.device.open()?;
-    let default = if device.is_cuda() { Dtype::Bf16 } else { Dtype::F32 };
-    let dtype = args.dtype.unwrap_or(default);
-    let found = bench::load::load(dir, &device, dtype.candle())?;
+    let place = place::open(args.device, args.dtype.unwrap_or(DtypeKind::Auto))?.place;
+    let (found, dtype) = (bench::load::load(dir, &place.device, place.dtype)?, place.dtype.as_str());
     let stored = found.file_bytes();
     if args.json {
         let json = json!({
-            "bench": "load", "device": args.device.name(), "dtype": dtype.name(), "parameters": found.parameters,
+            "bench": "load", "device": args.device.name(), "dtype": dtype, "parameters": found.parameters,
             "files": found.files.len(), "file_bytes": stored, "largest_file_bytes": found.largest_file(),
             "weight_bytes": found.weight_bytes, "seconds": found.seconds,
             "gb_per_second": stored / 1e9 / found.seconds, "host_peak_gib": found.peak_gib,
@@ -110,7 +111,7 @@ fn load(args: &Args, dir: &Path) -> Result<()> {
         println!("{json}");
         return Ok(());
     }
-    println!("{:<9} {:.3} billion parameters as {}", "weights", found.parameters as f64 / 1e9, dtype.name());
+    println!("{:<9} {:.3} billion parameters as {}", "weights", found.parameters as f64 / 1e9, dtype);
     println!(
         "{:<9} {:.2} GB in {} files, the largest {:.2} GB",
         "files",

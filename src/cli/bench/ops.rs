@@ -5,10 +5,13 @@ use serde_json::json;
 
 use crate::bench::ops::{Case, Maker, all};
 use crate::bench::timing::{Timing, ceilings, time};
-use crate::cli::machine::{DeviceChoice, Dtype};
+use crate::cli::machine;
+use crate::config::DeviceKind;
+use crate::config::model::DtypeKind;
 use crate::error::Error;
 use crate::plan::cost::{GroupShape, Rates};
 use crate::plan::shapes;
+use crate::train::place;
 
 /// Every op alone, in the shapes of one model and one GRPO group, beside the machine's ceilings.
 ///
@@ -20,11 +23,11 @@ pub struct Args {
     /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.2-1b, llama-3.2-3b, llama-3.1-8b or qwen3-4b.
     #[arg(long, default_value = "smollm2-135m")]
     preset: String,
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: DeviceChoice,
+    #[arg(long, value_parser = machine::device(&[DeviceKind::Cpu, DeviceKind::Cuda]), default_value = "cpu")]
+    device: DeviceKind,
     /// Of weights and activations; the CPU computes in f32.
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    #[arg(long, value_parser = machine::dtype(&[DtypeKind::F32, DtypeKind::Bf16]), default_value = "f32")]
+    dtype: DtypeKind,
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -81,7 +84,8 @@ impl Line {
 pub fn run(args: &Args) -> Result<()> {
     check(args)?;
     crate::cli::use_threads(args.threads)?;
-    let maker = Maker::new(args.device.open()?, args.dtype.candle());
+    let place = place::open(args.device, args.dtype)?.place;
+    let maker = Maker::new(place.device, place.dtype);
     let mut group = GroupShape {
         config: shapes::find(&args.preset)?,
         prompt: args.prompt_tokens,
@@ -192,8 +196,8 @@ fn describe(ceilings: Rates) -> String {
 
 fn heading(args: &Args, group: &GroupShape, ceilings: Rates) {
     let place = match args.device {
-        DeviceChoice::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
-        DeviceChoice::Cuda => "cuda".into(),
+        DeviceKind::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
+        other => other.to_string(),
     };
     let (p, g, r) = (group.prompt, group.completions, group.new_tokens);
     println!("{} {} on {place}: {g} completions of {r} tokens", args.preset, args.dtype.name());

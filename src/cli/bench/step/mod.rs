@@ -8,13 +8,14 @@ use anyhow::Result;
 use candle_core::DType;
 
 use crate::algo::advantage::centered;
-use crate::cli::machine::{DeviceChoice, Dtype};
-use crate::config::ActivationMemory;
+use crate::cli::machine;
 use crate::config::lora::LoraConfig;
 use crate::config::loss::LossConfig;
+use crate::config::model::DtypeKind;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, OptimConfig};
 use crate::config::sampling::SamplingConfig;
 use crate::config::stages::ScaleRewards;
+use crate::config::{ActivationMemory, DeviceKind};
 use crate::error::Error;
 use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
@@ -27,6 +28,7 @@ use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
 use crate::rollout::tapes::Tapes;
 use crate::text::StopTokens;
 use crate::train::learner::Learner;
+use crate::train::place;
 use crate::train::policy::Policy;
 use crate::types::{Group, Prompt, ScoredGroup};
 
@@ -39,11 +41,11 @@ pub struct Args {
     /// Make weights from a seed, where they will live, instead of loading them (the only way so far).
     #[arg(long)]
     random_weights: bool,
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: DeviceChoice,
+    #[arg(long, value_parser = machine::device(&[DeviceKind::Cpu, DeviceKind::Cuda]), default_value = "cpu")]
+    device: DeviceKind,
     /// Type of weights and activations. Default: bf16 on a GPU, f32 on the CPU.
-    #[arg(long, value_enum)]
-    dtype: Option<Dtype>,
+    #[arg(long, value_parser = machine::dtype(&[DtypeKind::F32, DtypeKind::Bf16]))]
+    dtype: Option<DtypeKind>,
     /// AdamW's moments: 8 bytes a weight, or 2.
     #[arg(long, value_parser = ["f32", "int8"], default_value = "f32")]
     moments: String,
@@ -92,9 +94,9 @@ pub struct Args {
 }
 
 /// The shape of a preset; a CPU has the memory for the small ones.
-fn shape(preset: &str, device: DeviceChoice) -> Result<ModelConfig> {
+fn shape(preset: &str, device: DeviceKind) -> Result<ModelConfig> {
     let config = shapes::find(preset)?;
-    if device == DeviceChoice::Cpu && !preset.starts_with("smollm2-") {
+    if device == DeviceKind::Cpu && !preset.starts_with("smollm2-") {
         let want = "smollm2-135m or smollm2-360m on the CPU";
         let why = "larger shapes do not fit a CPU step in f32; add --device cuda";
         return Err(Error::config("--preset", preset, want, why).into());
@@ -116,9 +118,7 @@ struct Setup {
 
 impl Setup {
     fn new(args: &Args) -> Result<Self> {
-        let device = args.device.open()?;
-        let usual = if device.is_cuda() { DType::BF16 } else { DType::F32 };
-        let dtype = args.dtype.map_or(usual, Dtype::candle);
+        let place = place::open(args.device, args.dtype.unwrap_or(DtypeKind::Auto))?.place;
         let optim = OptimConfig {
             moments: value("--moments", &args.moments)?,
             bf16_weights: value("--bf16-weights", &args.bf16_weights)?,
@@ -126,14 +126,14 @@ impl Setup {
             ..OptimConfig::default()
         };
         let why = "what is trained is f32";
-        let dtype_trained = if args.lora_rank > 0 { DType::F32 } else { dtype };
+        let dtype_trained = if args.lora_rank > 0 { DType::F32 } else { place.dtype };
         if dtype_trained == DType::F32 && optim.bf16_weights != Bf16WeightsConfig::Auto {
             return Err(Error::config("--bf16-weights", &args.bf16_weights, "auto", why).into());
         }
         if dtype_trained == DType::F32 && optim.gradients != GradientsConfig::F32 {
             return Err(Error::config("--gradients", &args.gradients, "f32", why).into());
         }
-        Ok(Self { place: Placement { device, dtype }, optim })
+        Ok(Self { place, optim })
     }
 
     /// TFLOP/s that MFU is a share of.
