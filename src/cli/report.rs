@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> Result<()> {
         (None, _) => Path::new("report.html").into(),
     };
     let text = page.with_extension("md");
-    replace_file(&page, html(&runs).as_bytes())?;
+    replace_file(&page, html(&runs)?.as_bytes())?;
     replace_file(&text, markdown(&runs).as_bytes())?;
     for run in &runs {
         for note in &run.notes {

@@ -1,9 +1,12 @@
 //! Which curves a report draws.
 
+use serde::Serialize;
+
 use super::run::Run;
-use super::svg::{Bar, Chart, Drawn, Line, bars, escape};
+use super::svg::{Bar, Chart, Drawn, Line, bars};
 
 /// A drawing with its heading.
+#[derive(Serialize)]
 pub struct Figure {
     pub title: String,
     pub svg: String,
@@ -33,7 +36,8 @@ const CURVES: [Curve; 14] = [
     ("Seconds a step", "step_time", None),
 ];
 
-fn colour(run: usize) -> usize {
+/// Which colour of the page a run has.
+pub fn colour(run: usize) -> usize {
     run % 8
 }
 
@@ -190,16 +194,4 @@ pub fn thresholds(runs: &[Run]) -> Vec<Figure> {
     .into_iter()
     .filter_map(figure)
     .collect()
-}
-
-/// A colour and name for each run.
-pub fn legend(runs: &[Run]) -> String {
-    let item = |(i, run): (usize, &Run)| {
-        format!(
-            "<li><svg viewBox=\"0 0 28 10\" aria-hidden=\"true\"><line class=\"line s{}\" x1=\"0\" x2=\"28\" y1=\"5\" y2=\"5\"/></svg>{}</li>",
-            colour(i),
-            escape(&run.name)
-        )
-    };
-    format!("<ul class=\"legend\">{}</ul>", runs.iter().enumerate().map(item).collect::<String>())
 }

@@ -1,148 +1,95 @@
-//! The page.
+//! The page: what `page.html.jinja` shows.
 
-use std::fmt::Write;
+use minijinja::{AutoEscape, Environment, Value, context};
+use serde::Serialize;
 
-use super::charts::{self, Figure};
+use super::charts;
 use super::run::{Evaluation, Run};
 use super::svg::escape;
 use super::tables::{self, Table};
+use crate::error::{Error, Result};
 use crate::observe::SampleRecord;
 
+const TEMPLATE: &str = include_str!("page.html.jinja");
 const STYLE: &str = include_str!("style.css");
 /// Answers shown of each kind.
 const SAMPLES_OF_A_KIND: usize = 6;
 const MOST_CHARACTERS: usize = 900;
 
 /// One self-contained page about `runs`, at least one.
-pub fn html(runs: &[Run]) -> String {
+///
+/// # Errors
+/// The template is at fault.
+pub fn html(runs: &[Run]) -> Result<String> {
+    let mut env = Environment::new();
+    env.set_keep_trailing_newline(true);
+    env.set_auto_escape_callback(|_| AutoEscape::Html);
+    // The same escapes as within the drawings.
+    env.set_formatter(|out, state, value| match value.as_str() {
+        Some(text) if !value.is_safe() => out.write_str(&escape(text)).map_err(minijinja::Error::from),
+        _ => minijinja::escape_formatter(out, state, value),
+    });
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    let title = escape(&names.join(", "));
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>rlvr: {title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n"
-    );
-    for run in runs {
-        let task = run.config.get("task").map(|task| task.trim_matches('"')).unwrap_or("unknown task");
-        let steps: Vec<String> =
-            run.stages().into_iter().map(|s| format!("{} {s} steps", run.curve(s, "loss").len())).collect();
-        let steps = if steps.is_empty() { "no steps yet".into() } else { steps.join(", ") };
-        let text = format!("{}: task {task}, {steps}", run.name);
-        let _ = writeln!(page, "<p class=\"soft\">{}</p>", escape(&text));
-        for note in &run.notes {
-            let _ = writeln!(page, "<p class=\"wrong\">{}</p>", escape(&format!("{}: {note}", run.name)));
-        }
-    }
-    if runs.len() > 1 {
-        page.push_str(&charts::legend(runs));
-    }
-    section(&mut page, "Results", &table(&tables::results(runs), ""));
-    let warnings = tables::warnings(runs).map(|found| table(&found, "texts"));
-    section(&mut page, "Warnings", &warnings.unwrap_or_default());
-    section(&mut page, "Evaluations over the run", &figures(&charts::evaluations(runs)));
-    for (stage, curves) in charts::steps(runs) {
-        let body =
-            format!("<p class=\"soft\">Faint: as measured. Strong: smoothed.</p>\n{}", figures(&curves));
-        section(&mut page, &format!("Training, {stage}"), &body);
-    }
-    let mut thresholds = figures(&charts::thresholds(runs));
-    if let Some(found) = tables::thresholds(runs) {
-        thresholds = table(&found, "") + &thresholds;
-    }
-    section(&mut page, "Threshold", &thresholds);
-    section(&mut page, "Labels", &labels(runs));
-    section(&mut page, "Answers", &samples(runs));
-    section(&mut page, "Time and memory", &tables::cost(runs).map(|t| table(&t, "")).unwrap_or_default());
-    section(&mut page, "Config", &config(runs));
-    page.push_str("</main>\n</body>\n</html>\n");
-    page
+    let stages = charts::steps(runs).into_iter().map(|(name, figures)| context! { name, figures });
+    let page = context! {
+        title => names.join(", "),
+        style => STYLE,
+        runs => runs.iter().enumerate().map(head).collect::<Vec<_>>(),
+        results => tables::results(runs),
+        warnings => tables::warnings(runs),
+        evaluations => charts::evaluations(runs),
+        stages => stages.collect::<Vec<_>>(),
+        thresholds => tables::thresholds(runs),
+        threshold_curves => charts::thresholds(runs),
+        label_bars => charts::label_bars(runs),
+        labels => runs.iter().filter_map(labels).collect::<Vec<_>>(),
+        answers => runs.iter().filter(|run| !run.samples.is_empty()).map(answers).collect::<Vec<_>>(),
+        cost => tables::cost(runs),
+        differences => (runs.len() > 1).then(|| tables::config(runs)),
+        configs => runs.iter().map(config).collect::<Vec<_>>(),
+    };
+    let rendered = env.render_named_str("page.html", TEMPLATE, page);
+    rendered.map_err(|e| Error::Compute(format!("the report's template: {e:#}").into()))
 }
 
-/// Nothing where the body is empty.
-fn section(page: &mut String, heading: &str, body: &str) {
-    if !body.is_empty() {
-        let _ = writeln!(page, "<section>\n<h2>{}</h2>\n{body}</section>", escape(heading));
-    }
+fn head((i, run): (usize, &Run)) -> Value {
+    let task = run.config.get("task").map(|task| task.trim_matches('"')).unwrap_or("unknown task");
+    let steps: Vec<String> =
+        run.stages().into_iter().map(|s| format!("{} {s} steps", run.curve(s, "loss").len())).collect();
+    let steps = if steps.is_empty() { "no steps yet".into() } else { steps.join(", ") };
+    let summary = format!("{}: task {task}, {steps}", run.name);
+    context! { name => run.name, colour => charts::colour(i), summary, notes => run.notes }
 }
 
-fn table(table: &Table, class: &str) -> String {
-    let mut out = format!(
-        "<p class=\"soft\">{0}</p>\n<div class=\"wide\" tabindex=\"0\"><table class=\"{class}\" aria-label=\"{0}\"><thead><tr>",
-        escape(&table.caption)
-    );
-    for name in &table.head {
-        let _ = write!(out, "<th scope=\"col\">{}</th>", escape(name));
-    }
-    out.push_str("</tr></thead><tbody>");
-    for row in &table.rows {
-        out.push_str("<tr>");
-        for cell in row {
-            let _ = write!(out, "<td>{}</td>", escape(cell));
-        }
-        out.push_str("</tr>");
-    }
-    out.push_str("</tbody></table></div>\n");
-    out
+/// Scores of each label and the confusion of the last evaluation; none without one.
+fn labels(run: &Run) -> Option<Value> {
+    let evaluation = run.last_evaluation()?;
+    Some(context! { scores => tables::labels(run), confusion => confusion(run, evaluation) })
 }
 
-fn figures(figures: &[Figure]) -> String {
-    if figures.is_empty() {
-        return String::new();
-    }
-    let mut out = "<div class=\"grid-of-cards\">\n".to_string();
-    for figure in figures {
-        let _ = write!(out, "<figure class=\"card\"><h3>{}</h3>{}", escape(&figure.title), figure.svg);
-        if !figure.caption.is_empty() {
-            let _ = write!(out, "<figcaption>{}</figcaption>", escape(&figure.caption));
-        }
-        out.push_str("</figure>\n");
-    }
-    out.push_str("</div>\n");
-    out
+/// A gold label's answers by verdict.
+#[derive(Serialize)]
+struct Cell {
+    count: u64,
+    /// Opacity of the cell's colour, from the verdict's share of the label's answers.
+    shade: String,
+    right: bool,
 }
 
-fn labels(runs: &[Run]) -> String {
-    let mut out = figures(&charts::label_bars(runs));
-    for run in runs {
-        if let Some(found) = tables::labels(run) {
-            out.push_str(&table(&found, ""));
-        }
-        if let Some(evaluation) = run.last_evaluation() {
-            out.push_str(&confusion(run, evaluation));
-        }
-    }
-    out
-}
-
-/// Shares of a gold label's answers, as shades; right ones are framed.
-fn confusion(run: &Run, evaluation: &Evaluation) -> String {
+fn confusion(run: &Run, evaluation: &Evaluation) -> Option<Value> {
     let (labels, counts) = (evaluation.labels(), evaluation.confusion());
-    if counts.is_empty() {
-        return String::new();
-    }
-    let caption = format!("{}, {}: gold label (rows) by verdict (columns)", run.name, evaluation.name);
-    let mut out = format!(
-        "<p class=\"soft\">{0}</p>\n<div class=\"wide\" tabindex=\"0\"><table class=\"matrix\" aria-label=\"{0}\"><thead><tr><th scope=\"col\">gold</th>",
-        escape(&caption)
-    );
-    for (i, label) in labels.iter().enumerate() {
-        let _ = write!(out, "<th scope=\"col\"><abbr title=\"{}\">{i}</abbr></th>", escape(label));
-    }
-    out.push_str("<th scope=\"col\">malformed</th></tr></thead><tbody>");
-    for (i, row) in counts.iter().enumerate() {
-        let label = labels.get(i).copied().unwrap_or_default();
-        let _ = write!(out, "<tr><th scope=\"row\">{i} {}</th>", escape(label));
+    let row = |(i, row): (usize, &Vec<u64>)| {
         let total: u64 = row.iter().sum();
-        for (j, count) in row.iter().enumerate() {
+        let cell = |(j, count): (usize, &u64)| {
             let share = *count as f64 / total.max(1) as f64;
-            let class = if i == j { " class=\"right\"" } else { "" };
-            let shade = format!("background: rgba(var(--heat), {:.2})", share * 0.55);
-            let _ = write!(out, "<td{class} style=\"{shade}\">{count}</td>");
-        }
-        out.push_str("</tr>");
-    }
-    out.push_str("</tbody></table></div>\n");
-    out
+            Cell { count: *count, shade: format!("{:.2}", share * 0.55), right: i == j }
+        };
+        let cells: Vec<Cell> = row.iter().enumerate().map(cell).collect();
+        context! { label => labels.get(i).copied().unwrap_or_default(), cells }
+    };
+    let caption = format!("{}, {}: gold label (rows) by verdict (columns)", run.name, evaluation.name);
+    let rows: Vec<Value> = counts.iter().enumerate().map(row).collect();
+    (!rows.is_empty()).then(|| context! { caption, labels, rows })
 }
 
 /// What came of an answer, for its colour and its heading.
@@ -157,64 +104,37 @@ fn kind(sample: &SampleRecord, negative: &str) -> (&'static str, &'static str) {
     }
 }
 
-fn samples(runs: &[Run]) -> String {
-    let mut out = String::new();
-    for run in runs.iter().filter(|run| !run.samples.is_empty()) {
-        let labels = run.last_evaluation().map(|e| e.labels()).unwrap_or_default();
-        let negative = labels.first().copied().unwrap_or_default();
-        let mut shown: Vec<(&str, usize)> = Vec::new();
-        let mut cards = String::new();
-        for sample in &run.samples {
-            let (name, class) = kind(sample, negative);
-            match shown.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, count)) => *count += 1,
-                None => shown.push((name, 1)),
-            }
-            if shown.iter().any(|(known, count)| *known == name && *count > SAMPLES_OF_A_KIND) {
-                continue;
-            }
-            let text: String = sample.completion.chars().take(MOST_CHARACTERS).collect();
-            let more = if text.len() < sample.completion.len() { " ..." } else { "" };
-            let said = if sample.verdict == sample.gold {
-                String::new()
-            } else {
-                format!(", judged {}", sample.verdict)
-            };
-            let _ = writeln!(
-                cards,
-                "<div class=\"card\"><span class=\"chip {class}\">{name}</span> <span class=\"soft\">row {}, {}{}, reward {}</span><pre>{}{more}</pre></div>",
-                sample.line,
-                escape(&sample.gold),
-                escape(&said),
-                sample.reward,
-                escape(&text)
-            );
+/// A few of a run's answers of each kind.
+fn answers(run: &Run) -> Value {
+    let labels = run.last_evaluation().map(|e| e.labels()).unwrap_or_default();
+    let negative = labels.first().copied().unwrap_or_default();
+    let mut shown: Vec<(&str, usize)> = Vec::new();
+    let mut cards = Vec::new();
+    for sample in &run.samples {
+        let (kind, class) = kind(sample, negative);
+        let at = shown.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+            shown.push((kind, 0));
+            shown.len() - 1
+        });
+        shown[at].1 += 1;
+        if shown[at].1 > SAMPLES_OF_A_KIND {
+            continue;
         }
-        let counts: Vec<String> = shown.iter().map(|(name, count)| format!("{count} {name}")).collect();
-        let text = format!("{}: {}; at most {SAMPLES_OF_A_KIND} of each", run.name, counts.join(", "));
-        let open = if runs.len() == 1 { " open" } else { "" };
-        let _ = writeln!(
-            out,
-            "<details{open}><summary>{}</summary>\n<div class=\"grid-of-cards\">\n{cards}</div></details>",
-            escape(&text)
-        );
+        let mut text: String = sample.completion.chars().take(MOST_CHARACTERS).collect();
+        if text.len() < sample.completion.len() {
+            text.push_str(" ...");
+        }
+        let judged = sample.verdict != sample.gold;
+        let said = if judged { format!(", judged {}", sample.verdict) } else { String::new() };
+        let (line, gold, reward) = (sample.line, &sample.gold, sample.reward.to_string());
+        cards.push(context! { class, kind, line, gold, said, reward, text });
     }
-    out
+    let counts: Vec<String> = shown.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let summary = format!("{}: {}; at most {SAMPLES_OF_A_KIND} of each", run.name, counts.join(", "));
+    context! { summary, cards }
 }
 
-fn config(runs: &[Run]) -> String {
-    let mut out = String::new();
-    if runs.len() > 1 {
-        let differences = tables::config(runs);
-        out = if differences.rows.is_empty() {
-            "<p>The runs have equal configs.</p>\n".into()
-        } else {
-            table(&differences, "texts")
-        };
-    }
-    for run in runs {
-        let all = table(&tables::config(std::slice::from_ref(run)), "texts");
-        let _ = writeln!(out, "<details><summary>{}: all keys</summary>{all}</details>", escape(&run.name));
-    }
-    out
+fn config(run: &Run) -> Value {
+    let keys: Table = tables::config(std::slice::from_ref(run));
+    context! { name => run.name, keys }
 }

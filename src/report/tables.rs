@@ -1,8 +1,11 @@
 //! The report's tables, for both HTML and Markdown.
 
+use serde::Serialize;
+
 use super::run::{Evaluation, Run};
 use super::svg::short;
 
+#[derive(Serialize)]
 pub struct Table {
     pub caption: String,
     pub head: Vec<String>,
