@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use jiff::civil;
+use jiff::fmt::strtime;
 use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
@@ -125,60 +127,24 @@ impl Formatter for Layout {
 /// The day that `strftime_now` gives to a template, at 00:00. Fixed, because a prompt that changes with the
 /// clock is another prompt tomorrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Date {
-    year: u16,
-    month: u8,
-    day: u8,
-}
+pub struct Date(civil::Date);
 
 impl Default for Date {
     /// 26 July 2024, which the templates of Llama 3.1 and 3.2 write themselves where they are given no clock.
     fn default() -> Self {
-        Self { year: 2024, month: 7, day: 26 }
+        Self(civil::date(2024, 7, 26))
     }
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+/// Codes that jiff and Python's `strftime` in the C locale write alike.
+const CODES: &str = "aAbBCdDeFghHIjmMnpRStTuUVwWyY%";
 
 impl Date {
     /// `None` where there is no such day from the year 1000 to 9999.
     pub fn new(year: u16, month: u8, day: u8) -> Option<Self> {
-        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-        let days = match month {
-            2 => 28 + u8::from(leap),
-            4 | 6 | 9 | 11 => 30,
-            1..=12 => 31,
-            _ => return None,
-        };
-        let known = (1000..=9999).contains(&year) && (1..=days).contains(&day);
-        known.then_some(Self { year, month, day })
-    }
-
-    /// 0 is Sunday. Sakamoto's method.
-    fn weekday(self) -> usize {
-        let shift = [0, 3, 2, 5, 0, 3, 5, 1, 4, 6, 2, 4][usize::from(self.month) - 1];
-        let year = usize::from(self.year) - usize::from(self.month < 3);
-        (year + year / 4 - year / 100 + year / 400 + shift + usize::from(self.day)) % 7
-    }
-
-    fn day_of_year(self) -> usize {
-        let before =
-            (1..self.month).map(|month| (28..=31).rev().find(|&d| Self::new(self.year, month, d).is_some()));
-        before.flatten().map(usize::from).sum::<usize>() + usize::from(self.day)
+        let known = |n: u8| i8::try_from(n).ok();
+        let year = i16::try_from(year).ok().filter(|year| *year >= 1000)?;
+        civil::Date::new(year, known(month)?, known(day)?).ok().map(Self)
     }
 
     /// Python's `strftime` in the C locale.
@@ -186,55 +152,20 @@ impl Date {
     /// # Errors
     /// A code that is not known here.
     pub(super) fn format(self, format: &str) -> Result<String, Error> {
-        let mut out = String::new();
         let mut chars = format.chars();
-        while let Some(c) = chars.next() {
-            if c != '%' {
-                out.push(c);
-                continue;
-            }
+        while chars.find(|c| *c == '%').is_some() {
             // `%-d` is `%d` without its leading zero, in glibc.
-            let (code, bare) = match chars.next() {
-                Some('-') => (chars.next(), true),
-                code => (code, false),
+            let code = match chars.next() {
+                Some('-') => chars.next(),
+                code => code,
             };
-            let text = code.and_then(|code| self.field(code)).ok_or_else(|| {
-                invalid(format!("strftime_now: `%{}` is not known", code.map_or("".into(), String::from)))
-            })?;
-            let kept = if bare { text.trim_start_matches(['0', ' ']) } else { &text };
-            out.push_str(if kept.is_empty() { "0" } else { kept });
+            if !code.is_some_and(|code| CODES.contains(code)) {
+                let code = code.map_or(String::new(), String::from);
+                return Err(invalid(format!("strftime_now: `%{code}` is not known")));
+            }
         }
-        Ok(out)
-    }
-
-    fn field(self, code: char) -> Option<String> {
-        let month = MONTHS[usize::from(self.month) - 1];
-        let weekday = WEEKDAYS[self.weekday()];
-        Some(match code {
-            'Y' => self.year.to_string(),
-            'y' => format!("{:02}", self.year % 100),
-            'm' => format!("{:02}", self.month),
-            'd' => format!("{:02}", self.day),
-            'e' => format!("{:2}", self.day),
-            'j' => format!("{:03}", self.day_of_year()),
-            'B' => month.into(),
-            'b' | 'h' => month[..3].into(),
-            'A' => weekday.into(),
-            'a' => weekday[..3].into(),
-            'H' | 'M' | 'S' => "00".into(),
-            'I' => "12".into(),
-            'p' => "AM".into(),
-            'F' => self.to_string(),
-            'T' => "00:00:00".into(),
-            '%' => "%".into(),
-            _ => return None,
-        })
-    }
-}
-
-impl std::fmt::Display for Date {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}-{:02}-{:02}", self.year, self.month, self.day)
+        let midnight = self.0.to_datetime(civil::Time::midnight());
+        strtime::format(format, midnight).map_err(|e| invalid(format!("strftime_now: {e}")))
     }
 }
 
