@@ -2,7 +2,7 @@
 # Fetches Llama 3's tokenizer.model (2 MB of tiktoken ranks inside Meta's Python wheel) and prints the file's path.
 # Usage: scripts/fetch-llama3-tokenizer.sh [CACHE_DIR]     needs python3 with pip; a second call finds the file.
 # Exit code 3: pip could not get the wheel.
-#   rlvr import "$(scripts/fetch-llama3-tokenizer.sh)" models/llama3-tokenizer
+#   rlvr import "$(scripts/fetch-llama3-tokenizer.sh)" llama3-tokenizer
 set -eu
 cache=${1:-${RLVR_CACHE_DIR:-"$(dirname "$0")/../.cache"}}
 file=$cache/llama3-tokenizer.model

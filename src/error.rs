@@ -55,6 +55,16 @@ impl Error {
         Self::Config { key: key.into(), got: got.to_string(), want: want.to_string(), why: why.to_string() }
     }
 
+    /// The same of what the config's `key` names.
+    pub fn of_key(self, key: &str) -> Self {
+        match self {
+            Self::Input { place, problem, fix } => {
+                Self::Input { place: format!("{key} = {place}"), problem, fix }
+            }
+            other => other,
+        }
+    }
+
     /// Whether the user's input is at fault (exit code 2) rather than the machine or the program (1).
     pub fn is_input(&self) -> bool {
         match self {

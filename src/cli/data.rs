@@ -47,7 +47,7 @@ struct CheckArgs {
     /// A built-in task (riskcue, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Model folder; counts tokens with its tokenizer and chat template.
+    /// Model folder, short name or hub name; counts tokens with its tokenizer and chat template.
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     #[command(flatten)]

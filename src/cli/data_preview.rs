@@ -20,7 +20,7 @@ pub struct Args {
     /// A built-in task (riskcue, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Model folder, for its tokenizer and chat template.
+    /// Model folder, short name or hub name, for its tokenizer and chat template.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     #[command(flatten)]

@@ -33,7 +33,8 @@ use crate::train::place;
 /// Judge a model's completions of labelled rows, or answers that were recorded.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
+    /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
+    /// org/name, org/name@revision.
     #[arg(required_unless_present = "predictions")]
     model: Option<PathBuf>,
     /// JSONL rows with their labels.

@@ -18,16 +18,17 @@ use crate::formats::hf::folder::FolderTensors;
 use crate::formats::hf::weights::SaveOptions;
 use crate::formats::hf::{Companions, config_json, load_decoder};
 use crate::formats::peft;
-use crate::hub::Parts;
+use crate::hub::{Parts, target};
 use crate::model::decoder::Placement;
 use crate::observe::peak_memory_gib;
 
 /// Write a model for other programs, read it back, and compare it with the weights in memory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
+    /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
+    /// org/name, org/name@revision.
     model: PathBuf,
-    /// What to write: a folder, or for gguf a file. Must not exist.
+    /// What to write: a folder, or for gguf a file. Must not exist. For hf a name without a / is one in checkpoints/.
     out: PathBuf,
     #[arg(long, value_enum)]
     format: FormatArg,
@@ -93,7 +94,11 @@ pub fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     args.refuse_without_effect()?;
     super::use_threads(args.threads)?;
-    refuse_present(&args.out)?;
+    let out = match args.format {
+        FormatArg::Hf => target(&args.out),
+        FormatArg::Gguf | FormatArg::Peft => args.out.clone(),
+    };
+    refuse_present(&out)?;
     let model = folder(&args.model, Parts::Model)?.dir;
     let tokenizer = args.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
     let config = config_json::load(&model)?;
@@ -117,12 +122,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let name = match (&args.name, args.format) {
         (Some(name), _) => name.clone(),
+        // A short name means nothing to other programs.
+        (None, FormatArg::Peft) if args.model.components().count() == 1 => model.display().to_string(),
         (None, FormatArg::Peft) => args.model.display().to_string(),
         (None, _) => own_name(&args.model),
     };
     let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
-    let mut report = export(source, format, &args.out)?;
-    report.written.notes.extend(args.take_threshold_along(&model)?);
+    let mut report = export(source, format, &out)?;
+    report.written.notes.extend(args.take_threshold_along(&model, &out)?);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
     } else {
@@ -133,7 +140,7 @@ pub fn run(args: &Args) -> Result<()> {
             config.parameter_count() as f64 / 1e6,
             stored.as_str()
         );
-        print(args, &report, start);
+        print(&out, &report, start);
     }
     Ok(())
 }
@@ -161,7 +168,7 @@ impl Args {
     }
 
     /// A threshold was fitted for a model as it stands in a folder: with the adapter, or without.
-    fn take_threshold_along(&self, model: &Path) -> Result<Option<String>> {
+    fn take_threshold_along(&self, model: &Path, out: &Path) -> Result<Option<String>> {
         let from = Threshold::path(self.adapter.as_deref().unwrap_or(model));
         if !from.is_file() {
             return Ok(None);
@@ -169,7 +176,7 @@ impl Args {
         if self.format == FormatArg::Gguf {
             return Ok(Some(format!("a GGUF file has no room for {}", from.display())));
         }
-        let to = Threshold::path(&self.out);
+        let to = Threshold::path(out);
         std::fs::copy(&from, &to).map_err(Error::io(&to, "copy the threshold"))?;
         let again = match self.dtype {
             Some(_) => "; fit it again if --dtype rounded the weights",
@@ -222,12 +229,12 @@ fn parse_size(text: &str) -> std::result::Result<u64, String> {
     size.ok_or_else(|| "a whole number above 0 before the unit".into())
 }
 
-fn print(args: &Args, report: &ExportReport, start: Instant) {
+fn print(out: &Path, report: &ExportReport, start: Instant) {
     let (written, findings) = (&report.written, &report.findings);
     let kinds = findings.weights.iter().map(|(kind, check)| format!("{} {kind}", check.tensors));
     println!(
         "wrote     {} ({}; {:.1} MB)",
-        args.out.display(),
+        out.display(),
         kinds.collect::<Vec<_>>().join(", "),
         written.bytes as f64 / 1e6
     );

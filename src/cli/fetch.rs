@@ -1,9 +1,10 @@
 //! `rlvr fetch`: a model from the hub into the cache.
 
 use crate::cli::hub::Bars;
-use crate::hub::{Hub, Parts, RepoName};
+use crate::hub::{self, Hub, Parts, RepoName};
 
-/// Download a model from the Hugging Face hub, as every command does that is given its name.
+/// Download a model from the Hugging Face hub, as every command does that is given its name, and link to it from
+/// checkpoints/, so that the last part of its name is enough.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// org/name, or org/name@revision.
@@ -26,5 +27,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let snapshot = Hub::from_env().fetch(&name, parts, &mut Bars::default())?;
     eprintln!("{}", snapshot.pinned());
     println!("{}", snapshot.dir.display());
+    if parts == Parts::Model {
+        match hub::keep(&snapshot) {
+            Ok(link) => eprintln!("kept as {}", link.display()),
+            Err(error) => eprintln!("note: {error}"),
+        }
+    }
     Ok(())
 }

@@ -1,27 +1,18 @@
-//! Model folders by path or by hub name, and what a download shows meanwhile.
+//! Model folders by name, and what a download shows meanwhile.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::hub::{Hub, Parts, Progress, RepoName};
+use crate::error::Result;
+use crate::hub::{self, Folder, Parts, Progress};
 
-/// A model that a command was given.
-pub struct Folder {
-    pub dir: PathBuf,
-    /// `org/name@commit` when it came from the hub.
-    pub pinned: Option<String>,
-}
-
-/// The folder that `path` means: itself, or the cache's where it is a hub name (`org/name`, `org/name@revision`).
+/// The folder that a command was given by path, short name or hub name.
 ///
 /// # Errors
-/// As [`Hub::fetch`]. Whether a folder holds a model is left to whoever reads it.
-pub fn folder(path: &Path, parts: Parts) -> Result<Folder> {
-    let Some(name) = RepoName::of(path) else { return Ok(Folder { dir: path.into(), pinned: None }) };
-    let snapshot = Hub::from_env().fetch(&name, parts, &mut Bars::default())?;
-    Ok(Folder { pinned: Some(snapshot.pinned()), dir: snapshot.dir })
+/// As [`hub::find`].
+pub fn folder(named: &Path, parts: Parts) -> Result<Folder> {
+    hub::find(named, parts, &mut Bars::default())
 }
 
 /// A bar for each file on a terminal, a line for each elsewhere.

@@ -9,7 +9,7 @@ use super::hub::folder;
 use crate::config::{Config, DeviceKind, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
-use crate::hub::Parts;
+use crate::hub::{self, Parts};
 use crate::observe::machine::Host;
 use crate::ops::cuda;
 use crate::plan::{Plan, Target, advise, shapes};
@@ -20,7 +20,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// Add up the memory of a training run, phase by phase, without its weights.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
+    /// Folder, short name, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
     /// llama-3.2-3b, qwen3-4b, llama-3.1-8b. Default: the config's model.path.
     #[arg(long)]
     model: Option<PathBuf>,
@@ -48,7 +48,9 @@ pub fn run(args: &Args) -> Result<()> {
         let fix = "Add --model with a folder, a hub name or a shape";
         return Err(Error::input(&args.config, "has no model.path", fix).into());
     };
-    let model = match named.to_str().map(shapes::find) {
+    // A model that is here comes before a shape of its name.
+    let shape = named.to_str().filter(|_| hub::here(named).is_none()).map(shapes::find);
+    let model = match shape {
         Some(Ok(shape)) => shape,
         _ => config_json::load(&folder(named, Parts::Config)?.dir)?,
     };

@@ -27,7 +27,8 @@ const ROWS: usize = 16;
 /// Answer rows that need no label, and say of each what the answer means.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model, or a hub name: org/name, org/name@revision.
+    /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
+    /// org/name, org/name@revision.
     model: PathBuf,
     /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter. A threshold is
     /// then read from there.

@@ -72,17 +72,17 @@ pub(super) fn sinks() -> Sinks {
 pub(super) fn fetch(mut config: Config) -> Result<Fetched> {
     let mut recorded = config.clone();
     let model = &mut config.model;
-    for (path, record, parts) in [
-        (&mut model.path, &mut recorded.model.path, Parts::Model),
-        (&mut model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
+    for (key, path, record, parts) in [
+        ("model.path", &mut model.path, &mut recorded.model.path, Parts::Model),
+        ("model.tokenizer", &mut model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
     ] {
         let Some(named) = path else { continue };
-        let found = folder(named, parts)?;
-        if let Some(pinned) = found.pinned {
+        let found = folder(named, parts).map_err(|error| error.of_key(key))?;
+        if let Some(pinned) = &found.pinned {
             eprintln!("model: {pinned}");
-            *record = Some(pinned.into());
-            *path = Some(found.dir);
         }
+        *record = Some(found.pinned.map_or_else(|| found.dir.clone(), Into::into));
+        *path = Some(found.dir);
     }
     Ok(Fetched { config, recorded })
 }

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Folder in HF layout (config.json, safetensors, tokenizer.json), or a hub name: `org/name`,
-    /// `org/name@revision`. Absent: `random` makes a model.
+    /// Folder in HF layout (config.json, safetensors, tokenizer.json); a short name, of a folder in `checkpoints/`; or a
+    /// hub name: `org/name`, `org/name@revision`. Absent: `random` makes a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// A small model from the seed, with a byte-level tokenizer built from the synthetic logs.

@@ -1,4 +1,5 @@
-//! Models by their hub name: found in the cache folder that the Python client uses too, or downloaded into it.
+//! Models by name: folders in `checkpoints/`, and repositories of the hub, found in the cache folder that the Python
+//! client uses too, or downloaded into it.
 //!
 //! Layout of the cache: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>
 
@@ -6,6 +7,7 @@ mod cache;
 mod client;
 mod download;
 mod faults;
+mod local;
 mod name;
 mod settings;
 
@@ -15,6 +17,7 @@ use self::cache::RepoCache;
 use self::client::Client;
 use crate::error::{Error, Result};
 
+pub use self::local::{CHECKPOINTS, Folder, find, here, keep, short_name, target};
 pub use self::name::RepoName;
 pub use self::settings::{Hub, Token};
 

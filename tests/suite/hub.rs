@@ -395,3 +395,45 @@ fn commands_take_hub_names_and_a_run_records_the_commit() {
     let (code, _, says) = place.rlvr(&["fetch", "absent-model"], &[]);
     assert!(code == Some(2) && says.contains("org/name"), "{says}");
 }
+
+/// `rlvr fetch` leaves a link in checkpoints/; the short name is enough from then on, also for what is exported there.
+#[test]
+fn short_names_are_those_of_checkpoints() {
+    let place = Place::with(tiny_model());
+    let home = place.home.path();
+    let (code, _, says) = place.rlvr(&["fetch", ID], &[]);
+    assert!(code == Some(0) && says.contains("kept as checkpoints/tiny-llama"), "{says}");
+    let row =
+        json!({"prompt": [{"role": "user", "content": "a"}], "security_type": ["Safe"], "chosen": "ok"});
+    std::fs::write(home.join("rows.jsonl"), row.to_string()).unwrap();
+    std::fs::write(home.join("config.toml"), TRAIN).unwrap();
+    let offline = [("HF_HUB_OFFLINE", "1")];
+
+    let (code, _, says) = place.rlvr(&["export", "tiny-llama", "mine", "--format", "hf"], &offline);
+    assert!(code == Some(0) && home.join("checkpoints/mine/config.json").is_file(), "{says}");
+    let (code, out, says) = place.rlvr(&["data", "check", "rows.jsonl", "--model", "mine"], &offline);
+    assert!(code == Some(0) && out.contains("token"), "{out} {says}");
+    // A folder of the current directory comes first.
+    std::fs::create_dir(home.join("mine")).unwrap();
+    let (code, _, says) = place.rlvr(&["data", "check", "rows.jsonl", "--model", "mine"], &offline);
+    assert!(code == Some(2) && says.contains("mine/tokenizer.json"), "{says}");
+    std::fs::remove_dir(home.join("mine")).unwrap();
+
+    for (name, run, recorded) in
+        [("tiny-llama", "a", format!("{ID}@{COMMIT}")), ("mine", "b", "checkpoints/mine".into())]
+    {
+        let (path, run_name) = (format!("model.path={name}"), format!("run.name={run}"));
+        let (code, _, says) =
+            place.rlvr(&["train", "config.toml", "--set", &path, "--set", &run_name], &offline);
+        assert_eq!(code, Some(0), "{says}");
+        let text = std::fs::read_to_string(home.join("runs").join(run).join("config.resolved.toml")).unwrap();
+        assert!(text.contains(&format!("path = \"{recorded}\"")), "{text}");
+    }
+
+    let known = "or one of checkpoints/: mine, tiny-llama";
+    let (code, _, says) = place.rlvr(&["eval", "yours", "rows.jsonl"], &offline);
+    assert!(code == Some(2) && says.contains("yours: no such folder") && says.contains(known), "{says}");
+    let (code, _, says) = place.rlvr(&["train", "config.toml", "--set", "model.path=yours"], &offline);
+    assert!(code == Some(2) && says.contains("model.path = yours: no such folder"), "{says}");
+    assert!(says.contains(known), "{says}");
+}

@@ -22,7 +22,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// Load weights, and nothing else: seconds, GB/s and peak memory.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Load this model: a folder or hub name.
+    /// Load this model: a folder, short name or hub name.
     #[arg(long, conflicts_with_all = ["preset", "random_weights"], required_unless_present = "preset")]
     model: Option<PathBuf>,
     /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.2-1b, llama-3.2-3b, qwen3-4b or llama-3.1-8b.
