@@ -121,6 +121,29 @@ impl Finding {
     }
 }
 
+/// The trial of each result that should worry most: failures first, then by the share of the tolerance used.
+pub fn worst(findings: &[Finding]) -> Vec<&Finding> {
+    let same =
+        |a: &Finding, b: &Finding| (a.device, a.dtype, a.op, a.part) == (b.device, b.dtype, b.op, b.part);
+    let mut worst: Vec<&Finding> = Vec::new();
+    for finding in findings {
+        match worst.iter_mut().find(|known| same(known, finding)) {
+            Some(known) if badness(finding) > badness(known) => *known = finding,
+            Some(_) => {}
+            None => worst.push(finding),
+        }
+    }
+    worst
+}
+
+fn badness(finding: &Finding) -> f64 {
+    match &finding.difference {
+        Ok(d) if finding.passed() => d.norm.max(d.max) / finding.tolerance.max(f64::MIN_POSITIVE),
+        Ok(_) => f64::MAX,
+        Err(_) => f64::INFINITY,
+    }
+}
+
 /// All ops on the CPU in `dtype` (f32 or bf16), against f64 loops.
 pub fn on_cpu(seed: u64, dtype: DType) -> Vec<Finding> {
     let place = Place { device: Device::Cpu, dtype };

@@ -7,10 +7,9 @@ use anyhow::Result;
 use clap::ColorChoice;
 
 use super::text::TextArgs;
-use crate::data::jsonl::{at_line, row_at};
-use crate::task::{Outcome, Task};
+use crate::data::preview::Preview;
+use crate::task::Task;
 use crate::text::EndOfTurnSource;
-use crate::types::FinishReason;
 
 /// Show one row as the model sees it, with the part that SFT trains on marked.
 #[derive(Debug, clap::Args)]
@@ -58,50 +57,42 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let marks = marks(args.color);
     let task = Task::load(&args.task)?;
     let encoder = args.text.encoder(&args.model)?;
-    let row = row_at(&args.file, args.row)?;
-    let sample = task.sample(&row, &args.file, args.row)?;
-    let here = |error| at_line(&args.file, args.row, error);
-    let prompt = encoder.encode_prompt(&sample.messages).map_err(here)?;
+    let preview = Preview::read(&task, &encoder, &args.file, args.row)?;
     let tokenizer = encoder.tokenizer();
     let shown = |ids: &[u32], [open, close]: [&str; 2]| {
         tokenizer.decode_whole(ids).map(|text| format!("{open}{}{close}", visible(&text)))
     };
-    let end = encoder.end_of_turn();
 
-    write!(out, "{}", shown(&prompt.token_ids, marks.prompt)?)?;
-    let Some(answer) = &sample.target else {
-        let tokens = prompt.token_ids.len();
-        writeln!(out, "\n\nprompt   {tokens} tokens\ntrained  nothing: the row has no target")?;
-        return Ok(());
-    };
-    let target = match encoder.encode_target(&sample.messages, answer).map_err(here) {
-        Ok(target) => target,
+    write!(out, "{}", shown(&preview.prompt, marks.prompt)?)?;
+    let tokens = preview.prompt.len();
+    let trained = match preview.trained(&task, &encoder, &args.file) {
+        Ok(Some(trained)) => trained,
+        Ok(None) => {
+            writeln!(out, "\n\nprompt   {tokens} tokens\ntrained  nothing: the row has no target")?;
+            return Ok(());
+        }
         Err(error) => {
             writeln!(out)?;
             return Err(error.into());
         }
     };
-    let (answer_ids, end_ids) = target.split_at(target.len() - end.token_ids.len());
-    writeln!(out, "{}{}\n", shown(answer_ids, marks.answer)?, shown(end_ids, marks.end)?)?;
-    writeln!(out, "prompt   {} tokens", prompt.token_ids.len())?;
+    writeln!(out, "{}{}\n", shown(&trained.answer, marks.answer)?, shown(&trained.end, marks.end)?)?;
+    writeln!(out, "prompt   {tokens} tokens")?;
     let [answer_so, end_so] = [marks.answer, marks.end].map(|[open, close]| format!("{open}so{close}"));
+    let (answer, end) = (trained.answer.len(), trained.end.len());
     writeln!(
         out,
-        "trained  {} tokens: {} of the answer, marked {answer_so}, {} of the end of the turn, marked {end_so}",
-        target.len(),
-        answer_ids.len(),
-        end_ids.len()
+        "trained  {} tokens: {answer} of the answer, marked {answer_so}, {end} of the end of the turn, marked {end_so}",
+        answer + end
     )?;
-    if end.source == EndOfTurnSource::EosToken {
+    if encoder.end_of_turn().source == EndOfTurnSource::EosToken {
         writeln!(out, "         the chat template shows no end of an answer, so the eos token is used")?;
     }
     let stops = encoder.stop_tokens().ids().iter();
     let stops = stops.map(|id| format!("{} ({id})", tokenizer.token(*id).unwrap_or_else(|| "?".into())));
     writeln!(out, "stop     {}", stops.collect::<Vec<_>>().join(", "))?;
-    let verdict = task.judge(answer, FinishReason::Stop);
-    let exact = task.label_id(&sample.gold).is_some_and(|gold| Outcome::of(gold, verdict).is_exact());
-    let agreement = if exact { "the answer says so too" } else { "but the answer is not judged so" };
-    writeln!(out, "label    {}, {agreement}", sample.gold)?;
+    let agreement = if trained.agrees { "the answer says so too" } else { "but the answer is not judged so" };
+    writeln!(out, "label    {}, {agreement}", preview.sample.gold)?;
     Ok(())
 }
 

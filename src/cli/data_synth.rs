@@ -1,7 +1,7 @@
 //! `rlvr data synth`: write the synthetic logs as files.
 
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Result;
 
@@ -51,23 +51,16 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     };
     for (name, spec) in [("train.jsonl", train), ("valid.jsonl", valid)] {
         let path = args.out.join(name);
-        write_rows(&path, &spec).map_err(Error::io(&path, "write"))?;
+        synthetic::write(&path, &spec)?;
         writeln!(out, "{}: {} rows", path.display(), spec.rows)?;
     }
     Ok(())
 }
 
-fn write_rows(path: &Path, spec: &Spec) -> std::io::Result<()> {
-    let mut file = BufWriter::new(std::fs::File::create(path)?);
-    for row in synthetic::rows(spec) {
-        serde_json::to_writer(&mut file, &row)?;
-        file.write_all(b"\n")?;
-    }
-    file.flush()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn args(out: &Path) -> Args {

@@ -151,16 +151,7 @@ fn object(finding: &Finding) -> Value {
 
 /// The worst of an op's trials, a line for each result.
 fn table(findings: &[Finding]) -> String {
-    type Key<'a> = (&'a str, &'a str, &'a str, &'a str);
-    let key = |f: &Finding| -> Key<'static> { (f.device, f.dtype, f.op, f.part) };
-    let mut worst: Vec<&Finding> = Vec::new();
-    for finding in findings {
-        match worst.iter_mut().find(|w| key(w) == key(finding)) {
-            Some(w) if badness(finding) > badness(w) => *w = finding,
-            Some(_) => {}
-            None => worst.push(finding),
-        }
-    }
+    let worst = check::worst(findings);
     let width = |f: fn(&Finding) -> &str| worst.iter().map(|w| f(w).len()).max().unwrap_or(0);
     let (op, part) = (width(|f| f.op), width(|f| f.part));
     let mut lines = vec![format!(
@@ -179,15 +170,6 @@ fn table(findings: &[Finding]) -> String {
     let verdict = if failed == 0 { "all ok".into() } else { format!("{failed} FAILED") };
     lines.push(format!("\n{} checks, {verdict}", findings.len()));
     lines.join("\n")
-}
-
-/// Orders findings by how much they should worry: failures first, then by the share of the tolerance used.
-fn badness(finding: &Finding) -> f64 {
-    match &finding.difference {
-        Ok(d) if finding.passed() => d.norm.max(d.max) / finding.tolerance.max(f64::MIN_POSITIVE),
-        Ok(_) => f64::MAX,
-        Err(_) => f64::INFINITY,
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod difficulty;
 pub mod jsonl;
 pub mod order;
 pub mod predictions;
+pub mod preview;
 mod recorded;
 pub mod synthetic;
 pub mod unlabelled;

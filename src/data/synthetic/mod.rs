@@ -8,9 +8,15 @@ mod style;
 
 pub use style::StyleSet;
 
-use crate::rng::{Purpose, Stream};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
 use scenarios::{RISKS, Scenario, Side};
 use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Stream};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -56,6 +62,22 @@ pub const LABELS: [&str; 10] = [
     "Log Explosion Attacks",
     SAFE,
 ];
+
+/// Writes the rows as JSONL.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, spec: &Spec) -> Result<()> {
+    let fill = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        for row in rows(spec) {
+            serde_json::to_writer(&mut file, &row)?;
+            file.write_all(b"\n")?;
+        }
+        file.flush()
+    };
+    fill().map_err(Error::io(path, "write"))
+}
 
 /// The fixed text of tool calls, tool results and answers. With each piece, and each label, one token (see
 /// [`phrases`]), the demo's two cores spend their time on the log.
