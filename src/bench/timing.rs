@@ -30,15 +30,20 @@ pub struct Timing {
     pub sets: usize,
 }
 
-/// Times `case` for about `seconds`, after one run on each set of inputs.
+/// Times `case` for about `seconds`.
 pub fn time(case: &Case, maker: &Maker, seconds: f64) -> Result<Timing> {
+    repeat(&maker.device, &input_sets(case, maker)?, seconds)
+}
+
+/// Runs of `case` on different inputs, each made once; together the inputs are larger than the caches.
+pub fn input_sets(case: &Case, maker: &Maker) -> Result<Vec<Run>> {
     let wanted = (cache_bytes(&maker.device) as f64 / case.cost.bytes.max(1.0)).ceil();
     let sets = (wanted as usize).clamp(1, MOST_SETS);
     let runs: Vec<Run> = (0..sets).map(|set| (case.make)(&maker.set(set))).collect::<Result<_>>()?;
     for run in &runs {
         run()?;
     }
-    repeat(&maker.device, &runs, seconds)
+    Ok(runs)
 }
 
 /// Inputs that together are larger than this come from memory, not from a cache.

@@ -1,0 +1,79 @@
+//! `cargo bench`: the work of `rlvr bench` in small shapes, compared with the last run by criterion.
+//!
+//! For figures to report use `rlvr bench`, which knows the machine's ceilings; this says what a change did.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use candle_core::{DType, Device};
+use criterion::measurement::WallTime;
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
+};
+use rlvr::bench::ops::{self, Maker, Run};
+use rlvr::bench::timing::input_sets;
+use rlvr::data::synthetic::{self, Spec, Split};
+use rlvr::plan::cost::GroupShape;
+use rlvr::plan::shapes;
+use rlvr::task::Task;
+use rlvr::text::{EncoderFiles, PromptEncoder, byte_tokenizer};
+
+const MODEL: &str = "smollm2-135m";
+
+/// A group of criterion's that takes about a second for each function.
+fn short<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
+    group
+}
+
+/// Every op in f32 on the CPU, in the shapes of one model and a small GRPO group. Throughput counts FLOP, or bytes of an
+/// op that computes nothing.
+fn ops(c: &mut Criterion) {
+    let config = shapes::find(MODEL).expect("a shape that is known");
+    let mut shape = GroupShape { config, prompt: 256, completions: 8, new_tokens: 16, rows: 0, size: 4 };
+    shape.rows = shape.packed();
+    let maker = Maker::new(Device::Cpu, DType::F32);
+    let mut group = short(c, "ops");
+    for case in ops::all(&shape).expect("a group with tokens") {
+        group.throughput(match case.cost.flop {
+            0.0 => Throughput::Bytes(case.cost.bytes as u64),
+            flop => Throughput::Elements(flop as u64),
+        });
+        // Made when the function is chosen, and once for all its samples.
+        let mut made = None;
+        group.bench_function(BenchmarkId::new(&case.name, &case.shape), |b| {
+            let make = || input_sets(&case, &maker).expect("inputs that fit in memory");
+            let runs: &Vec<Run> = made.get_or_insert_with(make);
+            let mut turn = runs.iter().cycle();
+            b.iter(|| turn.next().map(|run| run().expect("an op that runs")));
+        });
+    }
+}
+
+/// Conversations to tokens: the demo's synthetic logs with a tokenizer made from them. Throughput counts tokens.
+fn encoder(c: &mut Criterion) {
+    let rows = synthetic::rows(&Spec::new(1, Split::Train, 64));
+    let task = Task::load("demo").expect("a built-in task");
+    let samples: Vec<_> = rows
+        .iter()
+        .map(|row| task.sample(row, "synthetic".as_ref(), 1).expect("a row of the task"))
+        .collect();
+    let texts = samples.iter().flat_map(|sample| &sample.messages).map(|message| message.content.as_str());
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let tokenizer = byte_tokenizer::build(texts, &synthetic::phrases(), 1024).expect("a tokenizer");
+    byte_tokenizer::save_pretrained(&tokenizer, dir.path()).expect("a folder that can be written");
+    let encoder = PromptEncoder::load(&EncoderFiles::of(dir.path())).expect("an encoder");
+    let encode = || -> usize {
+        let prompts = samples.iter().map(|sample| encoder.encode_prompt(&sample.messages));
+        prompts.map(|prompt| prompt.expect("a prompt").token_ids.len()).sum()
+    };
+    let mut group = short(c, "encoder");
+    group.throughput(Throughput::Elements(encode() as u64));
+    group.bench_function("64 prompts", |b| b.iter(|| black_box(encode())));
+}
+
+// A GRPO step belongs here too: through what `rlvr bench step` drives.
+criterion_group!(benches, ops, encoder);
+criterion_main!(benches);
