@@ -11,8 +11,12 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use rlvr::bench::ops::{self, Maker, Run};
+use rlvr::bench::step::StepShape;
 use rlvr::bench::timing::input_sets;
+use rlvr::config::ActivationMemory;
+use rlvr::config::optim::OptimConfig;
 use rlvr::data::synthetic::{self, Spec, Split};
+use rlvr::model::decoder::Placement;
 use rlvr::plan::cost::GroupShape;
 use rlvr::plan::shapes;
 use rlvr::task::Task;
@@ -74,6 +78,34 @@ fn encoder(c: &mut Criterion) {
     group.bench_function("64 prompts", |b| b.iter(|| black_box(encode())));
 }
 
-// A GRPO step belongs here too: through what `rlvr bench step` drives.
-criterion_group!(benches, ops, encoder);
+/// A GRPO step in f32 on the CPU: the model's shape cut to two blocks. Throughput counts packed tokens.
+fn step(c: &mut Criterion) {
+    let mut config = shapes::find(MODEL).expect("a shape that is known");
+    config.num_hidden_layers = 2;
+    let shape = StepShape {
+        groups: 1,
+        group_size: 8,
+        prompt_tokens: 256,
+        new_tokens: 16,
+        max_tokens_per_pack: 8192,
+        max_rollout_tokens: 32768,
+        max_reused_tokens: 8192,
+        activations: ActivationMemory::Recompute,
+    };
+    // Made when a function is chosen.
+    let mut made = None;
+    let mut number = 0;
+    let mut run = || {
+        let make = || shape.learner(&Placement::CPU, config.clone(), &OptimConfig::default(), 0);
+        let learner = made.get_or_insert_with(|| make().expect("a model that fits in memory"));
+        number += 1;
+        shape.run(learner, number).expect("a step")
+    };
+    let mut group = short(c, "step");
+    let packed = shape.prompt_tokens + shape.group_size * (shape.new_tokens - 1);
+    group.throughput(Throughput::Elements(packed as u64));
+    group.bench_function("grpo, 8 of 16 after 256 tokens", |b| b.iter(&mut run));
+}
+
+criterion_group!(benches, ops, step, encoder);
 criterion_main!(benches);

@@ -2,35 +2,20 @@
 
 mod report;
 
-use std::time::Instant;
-
 use anyhow::Result;
 use candle_core::DType;
 
-use crate::algo::advantage::centered;
+use crate::bench::step::StepShape;
 use crate::cli::machine;
-use crate::config::lora::LoraConfig;
-use crate::config::loss::LossConfig;
 use crate::config::model::DtypeKind;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, OptimConfig};
-use crate::config::sampling::SamplingConfig;
-use crate::config::stages::ScaleRewards;
 use crate::config::{ActivationMemory, DeviceKind};
 use crate::error::Error;
-use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Placement};
-use crate::ops::{cuda, memory::synchronize};
+use crate::model::decoder::Placement;
+use crate::ops::cuda;
 use crate::plan::shapes;
-use crate::plan::work::Work;
-use crate::rng::{Purpose, Stream};
-use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
-use crate::rollout::tapes::Tapes;
-use crate::text::StopTokens;
-use crate::train::learner::Learner;
 use crate::train::place;
-use crate::train::policy::Policy;
-use crate::types::{Group, Prompt, ScoredGroup};
 
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
 #[derive(clap::Args)]
@@ -146,21 +131,6 @@ impl Setup {
     }
 }
 
-/// Seconds of one step's phases.
-#[derive(Clone, Copy, Default)]
-struct Phases {
-    prefill: f64,
-    decode: f64,
-    update: f64,
-    optimizer: f64,
-}
-
-impl Phases {
-    fn total(&self) -> f64 {
-        self.prefill + self.decode + self.update + self.optimizer
-    }
-}
-
 pub fn run(args: &Args) -> Result<()> {
     if !args.random_weights {
         let fix = "Add --random-weights";
@@ -186,72 +156,25 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let setup = Setup::new(args)?;
     let Setup { place, optim } = &setup;
-    let mut decoder = Decoder::random_on(place, config.clone(), 1, args.prompt_tokens + args.new_tokens)?;
-    if args.lora_rank > 0 {
-        let config = LoraConfig { rank: args.lora_rank, ..LoraConfig::default() };
-        let adapter = Adapter::fresh((&config).into(), &decoder.config, &place.device, 1, 0)?;
-        decoder.attach(adapter)?;
-    }
     let activations =
         if args.keep_activations { ActivationMemory::Keep } else { ActivationMemory::Recompute };
-    let mut learner = Learner::new(decoder, optim, activations, 1)?;
+    let shape = StepShape {
+        groups: args.groups,
+        group_size: args.group_size,
+        prompt_tokens: args.prompt_tokens,
+        new_tokens: args.new_tokens,
+        max_tokens_per_pack: args.max_tokens_per_pack,
+        max_rollout_tokens: args.max_rollout_tokens,
+        max_reused_tokens: args.max_reused_tokens,
+        activations,
+    };
+    let mut learner = shape.learner(place, config, optim, args.lora_rank)?;
+    let (_, mut work) = shape.run(&mut learner, 0)?;
     let mut phases = Vec::new();
-    let mut work = Work::default();
-    for step in 0..=args.steps {
-        let prompts: Vec<Prompt> = (0..args.groups).map(|g| random_prompt(args, &config, step, g)).collect();
-        let requests: Vec<Request> =
-            prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
-        let completions = Completions {
-            per_prompt: args.group_size,
-            max_tokens: args.new_tokens,
-            sampling: SamplingConfig::default(),
-        };
-        let none = StopTokens::new(Vec::new());
-        let Rollouts { groups, tapes, timing } =
-            Engine::new(learner.decoder(), &none, completions, args.max_rollout_tokens)
-                .taping(activations.into(), args.max_reused_tokens)
-                .generate(&requests, Draws { seed: 1, purpose: Purpose::Bench, step: step as u64 })?;
-        let mut now =
-            Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
-        let start = Instant::now();
-        work = update(&mut learner, groups, tapes, args)?;
-        synchronize(&place.device)?;
-        now.update = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        learner.step(1e-6)?;
-        now.optimizer = start.elapsed().as_secs_f64();
-        if step > 0 {
-            phases.push(now);
-        }
+    for step in 1..=args.steps {
+        let (now, of_step) = shape.run(&mut learner, step as u64)?;
+        phases.push(now);
+        work = of_step;
     }
     report::print(args, &setup, &phases, work)
-}
-
-fn random_prompt(args: &Args, config: &ModelConfig, step: usize, group: usize) -> Prompt {
-    let stream = Stream::new(1, Purpose::Bench, [step as u32, group as u32, 0]);
-    let token = |i: u32| stream.block(i)[0] % config.vocab_size as u32;
-    Prompt { token_ids: (0..args.prompt_tokens as u32).map(token).collect() }
-}
-
-/// A GRPO update on made-up rewards: half of each group right.
-fn update(learner: &mut Learner, groups: Vec<Group>, tapes: Tapes, args: &Args) -> Result<Work> {
-    let rewards: Vec<f32> = (0..args.group_size).map(|i| (i % 2) as f32).collect();
-    let of_groups = vec![rewards.as_slice(); groups.len()];
-    let advantages = centered(&of_groups, ScaleRewards::Group, 1e-6);
-    let mut work = Work::of(&learner.decoder().config, &groups)?;
-    let groups: Vec<ScoredGroup> = groups
-        .into_iter()
-        .zip(advantages)
-        .map(|(group, advantages)| ScoredGroup { group, rewards: rewards.clone(), advantages })
-        .collect();
-    let loss = LossConfig::default();
-    let policy = Policy {
-        max_completion_tokens: args.new_tokens,
-        max_tokens_per_pack: args.max_tokens_per_pack,
-        ..Policy::plain(&loss)
-    };
-    let metrics = learner.learn(&policy, &groups, tapes, &mut Vec::new())?.metrics;
-    let reused = metrics.get("num_tokens_reused").unwrap_or(0.0);
-    work.add_forward(1.0 - reused / work.packed_tokens as f64);
-    Ok(work)
 }

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Args, Phases, Setup};
+use super::{Args, Setup};
+use crate::bench::step::Phases;
 use crate::observe::peak_memory_gib;
 use crate::ops::cuda;
 use crate::plan::work::Work;

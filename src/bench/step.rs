@@ -1,0 +1,136 @@
+//! One GRPO step on random tokens: rollout, update, optimiser, timed by phase.
+
+use std::time::Instant;
+
+use crate::algo::advantage::centered;
+use crate::config::ActivationMemory;
+use crate::config::lora::LoraConfig;
+use crate::config::loss::LossConfig;
+use crate::config::optim::OptimConfig;
+use crate::config::sampling::SamplingConfig;
+use crate::config::stages::ScaleRewards;
+use crate::error::Result;
+use crate::model::adapter::Adapter;
+use crate::model::config::ModelConfig;
+use crate::model::decoder::{Decoder, Placement};
+use crate::ops::memory::synchronize;
+use crate::plan::work::Work;
+use crate::rng::{Purpose, Stream};
+use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
+use crate::rollout::tapes::Tapes;
+use crate::text::StopTokens;
+use crate::train::learner::Learner;
+use crate::train::policy::Policy;
+use crate::types::{Group, Prompt, ScoredGroup};
+
+/// What a step is made of. All counts but `max_reused_tokens` are at least 1.
+#[derive(Clone, Copy, Debug)]
+pub struct StepShape {
+    pub groups: usize,
+    pub group_size: usize,
+    pub prompt_tokens: usize,
+    /// Of each completion, exactly.
+    pub new_tokens: usize,
+    /// As in `[pack]` of a config.
+    pub max_tokens_per_pack: usize,
+    pub max_rollout_tokens: usize,
+    pub max_reused_tokens: usize,
+    pub activations: ActivationMemory,
+}
+
+/// Seconds of one step's phases.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Phases {
+    pub prefill: f64,
+    pub decode: f64,
+    pub update: f64,
+    pub optimizer: f64,
+}
+
+impl Phases {
+    pub fn total(&self) -> f64 {
+        self.prefill + self.decode + self.update + self.optimizer
+    }
+}
+
+impl StepShape {
+    /// Random weights of `config` at `place`, all of them trained, or an adapter of rank `lora_rank` above 0.
+    ///
+    /// # Errors
+    /// There is not enough memory, or the adapter does not fit the model.
+    pub fn learner(
+        &self,
+        place: &Placement,
+        config: ModelConfig,
+        optim: &OptimConfig,
+        lora_rank: usize,
+    ) -> Result<Learner> {
+        let mut decoder = Decoder::random_on(place, config, 1, self.prompt_tokens + self.new_tokens)?;
+        if lora_rank > 0 {
+            let config = LoraConfig { rank: lora_rank, ..LoraConfig::default() };
+            let adapter = Adapter::fresh((&config).into(), &decoder.config, &place.device, 1, 0)?;
+            decoder.attach(adapter)?;
+        }
+        Learner::new(decoder, optim, self.activations, 1)
+    }
+
+    /// Step number `step`, whose prompts no other step has: what its phases took, and what they had to compute.
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub fn run(&self, learner: &mut Learner, step: u64) -> Result<(Phases, Work)> {
+        let vocab = learner.decoder().config.vocab_size as u32;
+        let prompts: Vec<Prompt> = (0..self.groups).map(|group| self.prompt(vocab, step, group)).collect();
+        let requests: Vec<Request> =
+            prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
+        let completions = Completions {
+            per_prompt: self.group_size,
+            max_tokens: self.new_tokens,
+            sampling: SamplingConfig::default(),
+        };
+        let none = StopTokens::new(Vec::new());
+        let Rollouts { groups, tapes, timing } =
+            Engine::new(learner.decoder(), &none, completions, self.max_rollout_tokens)
+                .taping(self.activations.into(), self.max_reused_tokens)
+                .generate(&requests, Draws { seed: 1, purpose: Purpose::Bench, step })?;
+        let mut phases =
+            Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
+        let start = Instant::now();
+        let work = self.update(learner, groups, tapes)?;
+        synchronize(learner.decoder().device())?;
+        phases.update = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        learner.step(1e-6)?;
+        phases.optimizer = start.elapsed().as_secs_f64();
+        Ok((phases, work))
+    }
+
+    fn prompt(&self, vocab: u32, step: u64, group: usize) -> Prompt {
+        let stream = Stream::new(1, Purpose::Bench, [step as u32, group as u32, 0]);
+        let token = |i: u32| stream.block(i)[0] % vocab;
+        Prompt { token_ids: (0..self.prompt_tokens as u32).map(token).collect() }
+    }
+
+    /// A GRPO update on made-up rewards: half of each group right.
+    fn update(&self, learner: &mut Learner, groups: Vec<Group>, tapes: Tapes) -> Result<Work> {
+        let rewards: Vec<f32> = (0..self.group_size).map(|i| (i % 2) as f32).collect();
+        let of_groups = vec![rewards.as_slice(); groups.len()];
+        let advantages = centered(&of_groups, ScaleRewards::Group, 1e-6);
+        let mut work = Work::of(&learner.decoder().config, &groups)?;
+        let groups: Vec<ScoredGroup> = groups
+            .into_iter()
+            .zip(advantages)
+            .map(|(group, advantages)| ScoredGroup { group, rewards: rewards.clone(), advantages })
+            .collect();
+        let loss = LossConfig::default();
+        let policy = Policy {
+            max_completion_tokens: self.new_tokens,
+            max_tokens_per_pack: self.max_tokens_per_pack,
+            ..Policy::plain(&loss)
+        };
+        let metrics = learner.learn(&policy, &groups, tapes, &mut Vec::new())?.metrics;
+        let reused = metrics.get("num_tokens_reused").unwrap_or(0.0);
+        work.add_forward(1.0 - reused / work.packed_tokens as f64);
+        Ok(work)
+    }
+}
