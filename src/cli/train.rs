@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::hub::folder;
+use super::hub::Bars;
 use crate::config::Config;
 use crate::error::Error;
-use crate::hub::Parts;
 use crate::observe::{Progress, Sinks};
 use crate::run::{Checkpoint, RunDirectory};
 use crate::train::launch::{self, Fetched};
@@ -68,21 +67,9 @@ pub(super) fn sinks() -> Sinks {
     sinks
 }
 
-/// A config whose hub names have become folders.
-pub(super) fn fetch(mut config: Config) -> Result<Fetched> {
-    let mut recorded = config.clone();
-    let model = &mut config.model;
-    for (key, path, record, parts) in [
-        ("model.path", &mut model.path, &mut recorded.model.path, Parts::Model),
-        ("model.tokenizer", &mut model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
-    ] {
-        let Some(named) = path else { continue };
-        let found = folder(named, parts).map_err(|error| error.of_key(key))?;
-        if let Some(pinned) = &found.pinned {
-            eprintln!("model: {pinned}");
-        }
-        *record = Some(found.pinned.map_or_else(|| found.dir.clone(), Into::into));
-        *path = Some(found.dir);
-    }
-    Ok(Fetched { config, recorded })
+/// Finds the models that a config names, and says which came from the hub.
+pub(super) fn fetch(config: Config) -> Result<Fetched> {
+    let fetched = launch::fetch(config, &mut Bars::default())?;
+    fetched.pinned.iter().for_each(|pinned| eprintln!("model: {pinned}"));
+    Ok(fetched)
 }

@@ -10,21 +10,41 @@ use super::state::{self, Cursor};
 use crate::config::{Config, keys_of};
 use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
+use crate::hub::{self, Parts, Progress};
 use crate::observe::{Event, JsonlSink, Sinks, TensorBoard};
 use crate::run::{CHECKPOINT_CONFIG, Checkpoint, Latest, RunDirectory, SampleFiles};
 
-/// A config whose hub names have become folders.
+/// A config whose models have become folders.
 pub struct Fetched {
     pub config: Config,
-    /// Names the same models by hub name and commit, for ever and everywhere.
+    /// Names the same models by folder or by hub name and commit, for ever and everywhere.
     pub recorded: Config,
+    /// Those that came from the hub, `org/name@commit`.
+    pub pinned: Vec<String>,
 }
 
 impl From<Config> for Fetched {
-    /// A config without hub names.
+    /// A config that names folders already, or no model.
     fn from(config: Config) -> Self {
-        Self { recorded: config.clone(), config }
+        Self { recorded: config.clone(), config, pinned: Vec::new() }
     }
+}
+
+/// Finds the models that a config names by path, short name or hub name; `progress` hears of downloads.
+pub fn fetch(config: Config, progress: &mut dyn Progress) -> Result<Fetched> {
+    let mut fetched = Fetched::from(config);
+    let Fetched { config, recorded, pinned } = &mut fetched;
+    for (key, path, record, parts) in [
+        ("model.path", &mut config.model.path, &mut recorded.model.path, Parts::Model),
+        ("model.tokenizer", &mut config.model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
+    ] {
+        let Some(named) = path else { continue };
+        let found = hub::find(named, parts, progress).map_err(|error| error.of_key(key))?;
+        *record = Some(found.pinned.as_ref().map_or_else(|| found.dir.clone(), Into::into));
+        pinned.extend(found.pinned);
+        *path = Some(found.dir);
+    }
+    Ok(fetched)
 }
 
 /// Trains a new run to its end. `sinks`: who is told, beside the run's own files. Returns the folder of the final
@@ -33,7 +53,7 @@ impl From<Config> for Fetched {
 /// # Errors
 /// Before the first step the run's directory is gone again; after it, a run can be resumed from its last checkpoint.
 pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
-    let Fetched { config, recorded } = fetched;
+    let Fetched { config, recorded, .. } = fetched;
     run.write_config(&recorded.to_toml()?)?;
     sinks.add(SampleFiles::new(run));
     sinks.add(JsonlSink::create(run.metrics())?);
