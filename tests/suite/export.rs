@@ -184,7 +184,7 @@ fn a_folder_is_sharded_complete_and_equal() {
 
 #[test]
 fn a_probe_leaves_a_short_model_room_to_go_on() {
-    let Some(golden) = golden_dir() else { return };
+    let golden = golden_dir();
     let folder = golden.join("llama-tiny");
     let config = ModelConfig { max_position_embeddings: 40, ..config_json::load(&folder).unwrap() };
     let probe = Probe::new(&Companions::of(&folder), &config, None).unwrap();
@@ -193,7 +193,7 @@ fn a_probe_leaves_a_short_model_room_to_go_on() {
 
 #[test]
 fn golden_folders_export_exactly() {
-    let Some(golden) = golden_dir() else { return };
+    let golden = golden_dir();
     for name in ["llama-tiny", "qwen3-tiny"] {
         let (from, to) = (golden.join(name), TempDir::new().unwrap());
         let (config, companions) = (config_json::load(&from).unwrap(), Companions::of(&from));
@@ -210,7 +210,7 @@ fn golden_folders_export_exactly() {
 
 #[test]
 fn golden_adapters_export_alone_and_merged() {
-    let Some(golden) = golden_dir() else { return };
+    let golden = golden_dir();
     let (base, lora, to) =
         (golden.join("llama-tiny"), golden.join("llama-tiny-lora"), TempDir::new().unwrap());
     let (config, companions) = (config_json::load(&base).unwrap(), Companions::of(&base));

@@ -193,7 +193,7 @@ fn random_weights_give_the_logits_of_candle_transformers_qwen2_and_qwen3() {
 
 #[test]
 fn rotary_scaling_is_transformers() {
-    // transformers 5.23, scripts/golden/rope_numbers.py: theta 1e6, heads of 16, 131072 positions.
+    // transformers 5.23, tests/golden/make/rope_numbers.py: theta 1e6, heads of 16, 131072 positions.
     let stretched = [1.0, 0.177827939, 0.0316227786, 0.00421755994, 0.000500000024, 4.44569851e-05];
     let cards = [stretched.to_vec(), vec![7.90569356e-06, 1.40585337e-06]].concat();
     let cases = [

@@ -1,44 +1,34 @@
-//! Where the golden files are: values made once by reference implementations, kept outside the project.
+//! Where the golden files are: what reference implementations compute, made once (tests/golden/README.md).
 
 use std::path::{Path, PathBuf};
 
-/// The folder of golden files, or `None` (said on stderr) when there is none: the caller then returns.
+/// `tests/golden`, or the folder that `RLVR_GOLDEN_DIR` names.
 ///
-/// `RLVR_GOLDEN_DIR` names it; CI sets that, and a named folder that is missing fails the test.
-/// Unset, `../shared/golden` beside the project is used where it exists.
-pub fn golden_dir() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
-    let found = choose(std::env::var_os("RLVR_GOLDEN_DIR").map(PathBuf::from), &beside);
-    if found.is_none() {
-        eprintln!("golden files not found: skipped (set RLVR_GOLDEN_DIR to run this test)");
-    }
-    found
+/// # Panics
+/// Where `RLVR_GOLDEN_DIR` names no folder.
+pub fn golden_dir() -> PathBuf {
+    choose(std::env::var_os("RLVR_GOLDEN_DIR").map(PathBuf::from))
 }
 
-fn choose(named: Option<PathBuf>, beside: &Path) -> Option<PathBuf> {
-    match named {
-        Some(folder) => {
-            assert!(
-                folder.is_dir(),
-                "RLVR_GOLDEN_DIR = {}: no such folder. Unset it to skip",
-                folder.display()
-            );
-            Some(folder)
-        }
-        None => beside.is_dir().then(|| beside.to_path_buf()),
-    }
+fn choose(named: Option<PathBuf>) -> PathBuf {
+    let Some(folder) = named else { return Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden") };
+    assert!(
+        folder.is_dir(),
+        "RLVR_GOLDEN_DIR = {}: no such folder. Unset it to use tests/golden",
+        folder.display()
+    );
+    folder
 }
 
 #[test]
-fn a_folder_beside_the_project_is_used_and_a_missing_one_skips() {
+fn the_projects_own_files_are_used_and_another_folder_where_it_is_named() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    assert_eq!(choose(None, here), Some(here.to_path_buf()));
-    assert_eq!(choose(None, &here.join("no-such-folder")), None);
+    assert!(choose(None).join("losses.json").is_file());
+    assert_eq!(choose(Some(here.into())), here);
 }
 
 #[test]
 #[should_panic(expected = "no such folder")]
 fn a_named_folder_that_is_missing_fails() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    choose(Some(here.join("no-such-folder")), here);
+    choose(Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("no-such-folder")));
 }

@@ -1,4 +1,4 @@
-//! Chat templates against jinja2 as transformers runs it: `scripts/golden/templates.py` made the golden values.
+//! Chat templates against jinja2 as transformers runs it: `tests/golden/make/templates.py` made the golden values.
 
 use std::path::Path;
 
@@ -64,7 +64,7 @@ fn our_templates_render_as_jinja2_renders_them() {
 /// Those that TRL ships: Llama 3, Qwen, Gemma, Phi, DeepSeek and more.
 #[test]
 fn templates_of_real_models_render_as_jinja2_renders_them() {
-    let Some(folder) = fetched("scripts/golden/fetch-templates.sh") else { return };
+    let Some(folder) = fetched("tests/golden/make/fetch-templates.sh") else { return };
     let (found, cases) = differences(&folder);
     assert!(found.is_empty(), "{} of {cases}:\n{}", found.len(), found.join("\n"));
     assert!(cases > 500);
@@ -90,7 +90,7 @@ fn llama3_tokenizer_has_tiktokens_ids_and_metas_form() {
     // user, assistant and their ends are single tokens, `\n\n` is 271.
     assert_eq!(prompt[prompt.len() - 11..], [start, 882, end, 271, 9906, 1917, eot, start, 78191, end, 271]);
     assert_eq!(encoder.encode_target(&user("Hello world"), "Hello world\n").unwrap(), [9906, 1917, eot]);
-    let Some(real) = fetched("scripts/golden/fetch-templates.sh") else { return };
+    let Some(real) = fetched("tests/golden/make/fetch-templates.sh") else { return };
     let meta = ChatTemplate::load(&out, Some(&real.join("llama3_1.jinja"))).unwrap();
     let talk = |roles: &[&str]| -> Vec<Message> {
         roles.iter().map(|role| Message { role: role.to_string(), content: " a\n\"b\" ".into() }).collect()

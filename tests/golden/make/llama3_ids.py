@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Ids of texts by tiktoken with Llama 3's tokenizer.model, as golden values for `rlvr import tokenizer.model`.
 
-    python3 scripts/golden/llama3_ids.py TOKENIZER.MODEL > tests/golden/llama3-ids.json
-    python3 scripts/golden/llama3_ids.py TOKENIZER.MODEL TOKENIZER.JSON     # 20,000 random texts instead
+    python3 tests/golden/make/llama3_ids.py TOKENIZER.MODEL > tests/golden/llama3-ids.json
+    python3 tests/golden/make/llama3_ids.py TOKENIZER.MODEL TOKENIZER.JSON     # 20,000 random texts instead
 
 Needs the pip package tiktoken; the second form tokenizers too. TOKENIZER.MODEL: see scripts/fetch-llama3-tokenizer.sh.
 """

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes golden values of more families than the set has: random tiny models by transformers, in double precision.
 
-    pip install torch transformers safetensors && python scripts/golden/families.py DIR
-    RLVR_GOLDEN_DIR=DIR cargo test --release --test suite golden_
+    pip install torch transformers safetensors && python tests/golden/make/families.py DIR
+    RLVR_GOLDEN_DIR=DIR cargo test --release --test suite model_parity::golden_
 
 DIR gets a folder a model, as transformers saves it, with expected.safetensors: logits of a long input; a GRPO group
 computed the naive way, every completion with its own copy of the prompt; log-probs and the gradient of every weight.

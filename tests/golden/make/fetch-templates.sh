@@ -1,10 +1,10 @@
 #!/bin/sh
 # Fetches the chat templates of real models, which TRL's wheel carries, renders them with jinja2 and prints the folder.
-# Usage: scripts/golden/fetch-templates.sh [CACHE_DIR]     needs python3 with pip; a second call finds the folder.
+# Usage: tests/golden/make/fetch-templates.sh [CACHE_DIR]     needs python3 with pip; a second call finds the folder.
 # Exit code 3: pip could not get trl or jinja2.
 set -eu
 here=$(dirname "$0")
-cache=${1:-${RLVR_CACHE_DIR:-"$here/../../.cache"}}
+cache=${1:-${RLVR_CACHE_DIR:-"$here/../../../.cache"}}
 folder=$cache/chat-templates-trl-1.16.0
 if [ ! -f "$folder/renderings.json" ]; then
     mkdir -p "$cache"

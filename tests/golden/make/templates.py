@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Renders chat templates with jinja2 as transformers' apply_chat_template does, as golden values for src/text.
 
-    python3 scripts/golden/templates.py DIR > DIR/renderings.json
+    python3 tests/golden/make/templates.py DIR > DIR/renderings.json
 
 DIR holds *.jinja files, each rendered for all conversations below, and perhaps idioms.txt, a template a line. Needs the pip package jinja2 (3.1) and nothing else; where transformers can be imported too,
 its own compiler renders everything a second time and has to agree. Conversations and arguments are below.

@@ -1,6 +1,6 @@
 """Prints the rotary frequencies and attention factors that tests/suite/families.rs holds rlvr's against.
 
-    pip install torch transformers && python scripts/golden/rope_numbers.py
+    pip install torch transformers && python tests/golden/make/rope_numbers.py
 """
 
 import json
