@@ -46,3 +46,8 @@ pub mod task;
 pub mod text;
 pub mod train;
 pub mod types;
+
+/// Seeds of tests, as in the integration tests.
+#[cfg(test)]
+#[path = "../tests/suite/support/seed.rs"]
+mod seed;

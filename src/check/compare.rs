@@ -1,5 +1,7 @@
 //! How far one array is from another, so that nothing wrong can look right.
 
+use candle_core::DType;
+
 /// Relative errors of an array; a number that is not finite never gets this far.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Difference {
@@ -14,6 +16,18 @@ impl Difference {
     pub fn within(&self, tolerance: f64) -> bool {
         self.norm <= tolerance && self.max <= tolerance
     }
+}
+
+/// Error of a result near `value` that comes from storing it in `dtype`, after arithmetic in f32 or better: a unit in
+/// bf16's last place. Half of one would do for a result that is rounded once, were it not for ties: an f32 rounding
+/// before it, however small, may put the result on the other side. Nothing for f32, whose arithmetic rounds alike.
+pub fn rounding(dtype: DType, value: f64) -> f64 {
+    if dtype != DType::BF16 {
+        return 0.0;
+    }
+    // 8 significant bits; below the smallest normal number the steps stay as they are.
+    let exponent = (value.to_bits() >> 52 & 0x7ff) as i32 - 1023;
+    2f64.powi(exponent.max(-126) - 7)
 }
 
 /// How far `got` is from `want`, relative to `want`; where that is all zeros, absolute.
@@ -49,6 +63,7 @@ pub fn compare(got: &[f64], want: &[f64]) -> Result<Difference, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::bf16;
 
     fn wave(n: usize) -> Vec<f64> {
         (0..n).map(|i| (i as f64).sin()).collect()
@@ -85,6 +100,18 @@ mod tests {
     fn missing_and_extra_elements_never_pass() {
         assert!(compare(&wave(9), &wave(10)).is_err() && compare(&wave(11), &wave(10)).is_err());
         assert!(compare(&[], &[]).is_err(), "nothing was compared");
+    }
+
+    #[test]
+    fn a_rounding_is_the_step_to_the_next_number() {
+        for value in [1.0f32, -1.5, 1.9921875, 3e-3, -7e20, f32::MIN_POSITIVE, 1e-40] {
+            let value = bf16::from_f32(value);
+            let next = bf16::from_bits(value.to_bits() + 1);
+            let step = (next.to_f64() - value.to_f64()).abs();
+            assert_eq!(rounding(DType::BF16, value.to_f64()), step, "{value}");
+        }
+        assert_eq!(rounding(DType::BF16, 0.0), bf16::from_bits(1).to_f64());
+        assert_eq!(rounding(DType::F32, 1.0), 0.0);
     }
 
     #[test]

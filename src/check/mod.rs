@@ -18,7 +18,7 @@ use self::compare::compare;
 use self::place::{Draw, Place};
 use crate::error::Result;
 
-pub use self::compare::Difference;
+pub use self::compare::{Difference, rounding};
 
 /// What an op wrote, or what it should have written.
 struct Output {
@@ -78,24 +78,23 @@ impl Trial {
     }
 }
 
-/// Largest [`Difference`] that rounding explains, by dtype.
+/// Largest [`Difference`] that rounding explains: of f32 sums, and of results kept in bf16.
 #[derive(Clone, Copy)]
 struct Tolerance {
     f32: f64,
-    bf16: f64,
+    roundings: f64,
 }
 
 impl Tolerance {
-    /// One rounding of the result to bf16 (2^-9 of each element), or f32 sums.
-    const ROUNDED: Self = Self { f32: 1e-5, bf16: 1.0 / 128.0 };
+    const ROUNDED: Self = Self { f32: 1e-5, roundings: 1.0 };
     /// Results of results that were rounded themselves.
-    const CHAINED: Self = Self { f32: 2e-5, bf16: 1.0 / 50.0 };
+    const CHAINED: Self = Self { f32: 2e-5, roundings: 2.5 };
     /// A value kept in 8 bits: half a cell of the code, over a block.
-    const EIGHT_BITS: Self = Self { f32: 0.02, bf16: 0.02 };
-    const EXACT: Self = Self { f32: 0.0, bf16: 0.0 };
+    const EIGHT_BITS: Self = Self { f32: 0.02, roundings: 0.0 };
+    const EXACT: Self = Self { f32: 0.0, roundings: 0.0 };
 
     fn of(self, dtype: DType) -> f64 {
-        if dtype == DType::BF16 { self.bf16 } else { self.f32 }
+        self.f32 + self.roundings * rounding(dtype, 1.0)
     }
 }
 

@@ -134,6 +134,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn every_epoch_has_every_row_once(len in 1usize..40, batch in 1usize..50) {
             let rows = run((3 * len).div_ceil(batch) as u64, batch, len);

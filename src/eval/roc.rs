@@ -189,6 +189,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         /// Mann and Whitney's count of pairs.
         #[test]
         fn the_area_is_the_share_of_pairs_in_order(logs in prop::collection::vec((0u8..6, any::<bool>()), 2..40)) {

@@ -290,6 +290,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn any_text_comes_back(text in "\\PC*|[ \\n\\t]*|.*") {
             let corpus = ["the log of the server", "été \u{1F512} 日本"];

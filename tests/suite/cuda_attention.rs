@@ -22,13 +22,6 @@ fn device() -> Option<Device> {
     cuda::device(0).inspect_err(|error| eprintln!("CUDA is not checked here: {error}")).ok()
 }
 
-fn dtype(e: Element) -> DType {
-    match e {
-        Element::F32 => DType::F32,
-        Element::Bf16 => DType::BF16,
-    }
-}
-
 fn values(tensor: &Tensor) -> Vec<f64> {
     let host = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     host.flatten_all().unwrap().to_vec1().unwrap()
@@ -40,7 +33,7 @@ fn pair(r: &Random, e: Element, device: &Device, shape: &[usize]) -> [Tensor; 2]
     let larger: Vec<usize> = [rows + 1].iter().chain(&shape[1..]).copied().collect();
     let all: Vec<f32> = r.values(e, larger.iter().product(), 2.).into_iter().map(|v| v as f32).collect();
     let host = Tensor::from_vec(all, larger, &Device::Cpu).unwrap();
-    let there = host.to_dtype(dtype(e)).unwrap().to_device(device).unwrap();
+    let there = host.to_dtype(e.dtype()).unwrap().to_device(device).unwrap();
     [host.narrow(0, 1, rows).unwrap(), there.narrow(0, 1, rows).unwrap()]
 }
 
@@ -50,7 +43,7 @@ fn attention_is_that_of_the_cpu() {
     for (e, heads) in CASES {
         let r = Random::new();
         let layout = AttentionLayout::new(&segments(&[(35, &[5, 12]), (9, &[])])).unwrap();
-        let on_device = DeviceLayout::new(&layout, heads, dtype(e), &device).unwrap();
+        let on_device = DeviceLayout::new(&layout, heads, e.dtype(), &device).unwrap();
         let rows = |width| pair(&r, e, &device, &[layout.tokens(), width]);
         let q = rows(heads.query_width());
         let [k, v] = [(); 2].map(|()| rows(heads.key_value_width()));
@@ -72,7 +65,7 @@ fn attention_is_that_of_the_cpu() {
             assert_eq!(got.dims(), want.dims(), "{what}");
             // The CPU's own rounding, on top.
             let allowed = tolerance(e).map(|t| t + 4e-6);
-            near(&r, &format!("{e:?} {heads:?} {what}"), &values(got), &values(want), allowed);
+            near(&format!("{e:?} {heads:?} {what}"), &values(got), &values(want), allowed);
         }
     }
 }
@@ -85,7 +78,7 @@ fn decode_attention_is_that_of_the_cpu() {
         let prefixes =
             [SharedPrefix { start: 9, len: 150, rows: 5 }, SharedPrefix { start: 0, len: 7, rows: 2 }];
         let (sequences, len) = ([6, 5, 0, 2, 3, 7, 1], 3);
-        let on_device = DecodeLayout::new(heads, dtype(e), &prefixes, &sequences, &device).unwrap();
+        let on_device = DecodeLayout::new(heads, e.dtype(), &prefixes, &sequences, &device).unwrap();
         let width = heads.key_value_width();
         let q = pair(&r, e, &device, &[7, heads.query_width()]);
         let [prefix_k, prefix_v] = [(); 2].map(|()| pair(&r, e, &device, &[160, width]));
@@ -100,8 +93,8 @@ fn decode_attention_is_that_of_the_cpu() {
         let (want, want_lse) = decode_attention::forward(heads, &q[0], cache(0), &readers, len).unwrap();
         let (got, lse) = decode_attention::cuda::forward(&on_device, &q[1], cache(1), len).unwrap();
         let allowed = tolerance(e).map(|t| t + 4e-6);
-        near(&r, &format!("{e:?} {heads:?}"), &values(&got), &values(&want), allowed);
-        near(&r, &format!("lse, {e:?} {heads:?}"), &values(&lse), &values(&want_lse), allowed);
+        near(&format!("{e:?} {heads:?}"), &values(&got), &values(&want), allowed);
+        near(&format!("lse, {e:?} {heads:?}"), &values(&lse), &values(&want_lse), allowed);
     }
 }
 

@@ -88,11 +88,11 @@ fn distance(got: &Tensor, want: &Tensor) -> f64 {
 }
 
 #[track_caller]
-fn all_close(decoder: &Decoder, got: &Gradients, want: &Gradients, bound: f64, seed: u64) -> f64 {
+fn all_close(decoder: &Decoder, got: &Gradients, want: &Gradients, bound: f64) -> f64 {
     let mut worst = 0f64;
     for (((name, _), got), want) in decoder.trainable().zip(got.tensors()).zip(want.tensors()) {
         let error = distance(&got.unwrap(), &want.unwrap());
-        assert!(error <= bound, "{name}: {error:e}; seed {seed}");
+        assert!(error <= bound, "{name}: {error:e}");
         worst = worst.max(error);
     }
     worst
@@ -117,8 +117,8 @@ fn logprobs_and_every_gradient_are_the_cpus() {
             let got = learn(&there, &batch, keep, &mut gradients);
             let worst = got.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
             let allowed = if dtype == DType::F32 { 1e-4 } else { 0.05 };
-            assert!(worst <= allowed, "{dtype:?} {keep:?}: log-probs off by {worst:e}; seed {}", bench.seed);
-            let worst_gradient = all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
+            assert!(worst <= allowed, "{dtype:?} {keep:?}: log-probs off by {worst:e}");
+            let worst_gradient = all_close(&there, &gradients, &want_gradients, bound(dtype));
             println!("{dtype:?} {keep:?}: log-probs to {worst:.1e}, gradients to {worst_gradient:.1e}");
             let (got, want) = (gradients.norm().unwrap(), want_gradients.norm().unwrap());
             assert!((got / want - 1.0).abs() < bound(dtype), "norm {got}, want {want}");
@@ -130,7 +130,7 @@ fn logprobs_and_every_gradient_are_the_cpus() {
             let mut gradients = there.zero_gradients_in(DType::BF16);
             learn(&there, &batch, Keep::Inputs, &mut gradients);
             assert_eq!(gradients.tensors().next().unwrap().unwrap().dtype(), DType::BF16);
-            all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
+            all_close(&there, &gradients, &want_gradients, bound(dtype));
         }
     }
 }
@@ -150,15 +150,15 @@ fn an_adapters_logprobs_and_gradients_are_the_cpus() {
         let worst = got.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
         // In bf16 an adapter's output is one more rounding in each layer.
         let allowed = if dtype == DType::F32 { 1e-4 } else { 0.1 };
-        assert!(worst <= allowed, "{dtype:?}: log-probs off by {worst:e}; seed {}", bench.seed);
+        assert!(worst <= allowed, "{dtype:?}: log-probs off by {worst:e}");
         assert_eq!(gradients.tensors().next().unwrap().unwrap().dtype(), DType::F32);
-        let worst = all_close(&there, &gradients, &want_gradients, bound(dtype), bench.seed);
+        let worst = all_close(&there, &gradients, &want_gradients, bound(dtype));
         println!("{dtype:?}: adapter's gradients to {worst:.1e}");
         there.merge().unwrap();
         let merged = there.forward(&batch, Keep::Nothing).unwrap();
         let merged = there.logprobs(&merged, 0.8).unwrap().logprobs;
         let worst = merged.iter().zip(&want).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
-        assert!(worst <= allowed, "{dtype:?}: merged, log-probs off by {worst:e}; seed {}", bench.seed);
+        assert!(worst <= allowed, "{dtype:?}: merged, log-probs off by {worst:e}");
     }
 }
 
@@ -186,7 +186,7 @@ fn a_rollout_draws_the_cpus_tokens_and_its_tape_gives_the_gradients_of_a_new_pas
                 let ids = |groups: &[rlvr::types::Group]| -> Vec<Vec<u32>> {
                     groups.iter().flat_map(|g| &g.rollouts).map(|r| r.token_ids.clone()).collect()
                 };
-                assert_eq!(ids(&groups), ids(&want), "seed {}", bench.seed);
+                assert_eq!(ids(&groups), ids(&want));
             }
             // Of every group alone: the sampler's log-probs are the trainer's, and so are the tape's activations.
             for range in tapes.ranges().collect::<Vec<_>>() {
@@ -203,7 +203,7 @@ fn a_rollout_draws_the_cpus_tokens_and_its_tape_gives_the_gradients_of_a_new_pas
                 let forward = tapes.forward(&batch, &members).unwrap().unwrap();
                 tapes.retain_for(&(range.end..groups.len()).collect::<Vec<_>>());
                 there.backward(forward, 0.8, &dlogps(&batch), &mut reused).unwrap();
-                all_close(&there, &reused, &fresh, bound(dtype), bench.seed);
+                all_close(&there, &reused, &fresh, bound(dtype));
             }
         }
     }
@@ -226,7 +226,7 @@ fn optimiser_steps_are_the_cpus() {
     for ((name, w), (_, v)) in here.parameters().zip(there.parameters()) {
         // Where a gradient is about nothing, its sign decides: a few elements may differ by a whole step.
         let error = distance(v, w);
-        assert!(error < 5e-3, "{name}: {error:e}; seed {}", bench.seed);
+        assert!(error < 5e-3, "{name}: {error:e}");
     }
     for weights in [Bf16Weights::Masters, Bf16Weights::StochasticRounding { seed: 1 }] {
         for moments in [MomentsConfig::F32, MomentsConfig::Int8] {

@@ -3,6 +3,7 @@
 //! The CPU ops are f32 and held against f64 references elsewhere; bf16 inputs are given to them exactly.
 
 use candle_core::{DType, Device, Tensor};
+use rlvr::check::rounding;
 use rlvr::ops::adamw::{Moment, Parameter, Precision, Update};
 use rlvr::ops::attention::{self, AttentionLayout, Heads};
 use rlvr::ops::cuda::upload;
@@ -36,23 +37,22 @@ impl Bench {
         let (here, there) = self.pair(1, cols, dtype);
         (here.squeeze(0).unwrap(), there.squeeze(0).unwrap())
     }
+}
 
-    /// Of the largest value: f32 sums in another order, or bf16 results of a few roundings.
-    #[track_caller]
-    fn agree(&self, what: &str, got: &Tensor, want: &Tensor) {
-        let tolerance = if got.dtype() == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
-        self.agree_to(what, got, want, tolerance);
-    }
+/// Of the largest value: f32 sums in another order, or a bf16 result rounded once.
+#[track_caller]
+fn agree(what: &str, got: &Tensor, want: &Tensor) {
+    agree_to(what, got, want, 1e-5 + rounding(got.dtype(), 1.));
+}
 
-    #[track_caller]
-    fn agree_to(&self, what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
-        assert_eq!(got.dims(), want.dims(), "{what}");
-        let (got, want) = (values(got), values(want));
-        let largest = want.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
-        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-            let error = (got - want).abs() / largest;
-            assert!(error <= tolerance, "{what}[{i}]: {got}, want {want}; seed {}", self.seed);
-        }
+#[track_caller]
+fn agree_to(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let (got, want) = (values(got), values(want));
+    let largest = want.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let error = (got - want).abs() / largest;
+        assert!(error <= tolerance, "{what}[{i}]: {got}, want {want}");
     }
 }
 
@@ -64,27 +64,27 @@ fn sums_fills_and_casts() {
         let ((sum, there), (term, term_there)) = (bench.pair(n, h, dtype), bench.pair(n, h, dtype));
         let squares: f64 = values(&there).iter().chain(&values(&term_there)).map(|v| v * v).sum();
         let got = elementwise::sum_squares(&[&there, &term_there]).unwrap();
-        assert!((got / squares - 1.).abs() < 1e-5, "{got}, want {squares}; seed {}", bench.seed);
+        assert!((got / squares - 1.).abs() < 1e-5, "{got}, want {squares}");
         elementwise::add_assign(&sum, &term).unwrap();
         elementwise::add_assign(&there, &term_there).unwrap();
-        bench.agree("add_assign", &there, &sum);
+        agree("add_assign", &there, &sum);
         if dtype == DType::F32 {
             elementwise::scale(&sum, 1.7).unwrap();
             elementwise::scale(&there, 1.7).unwrap();
-            bench.agree("scale", &there, &sum);
+            agree("scale", &there, &sum);
         }
         memory::cuda::fill(&there, -1.5).unwrap();
         assert!(values(&there).iter().all(|v| *v == -1.5));
         for to in TYPES {
             let cast = memory::cast(&term_there, to).unwrap();
-            assert_eq!(values(&cast), values(&term.to_dtype(to).unwrap()), "seed {}", bench.seed);
+            assert_eq!(values(&cast), values(&term.to_dtype(to).unwrap()));
         }
         let shape = (n, h).into();
         let stream = Stream::new(bench.seed, Purpose::Bench, [1, 2, 3]);
         let normal = memory::Normal { shape, dtype, deviation: 0.5, stream };
         let drawn = memory::normal(&bench.device, &normal).unwrap();
         let want: Vec<f32> = (0..(n * h) as u32).map(|i| 0.5 * stream.normal(i)).collect();
-        bench.agree("normal", &drawn, &Tensor::from_vec(want, (n, h), &Device::Cpu).unwrap());
+        agree("normal", &drawn, &Tensor::from_vec(want, (n, h), &Device::Cpu).unwrap());
     }
 }
 
@@ -96,21 +96,21 @@ fn rms_norms() {
             let n = 1 + bench.below(70);
             let ((x, x_there), (w, w_there)) = (bench.pair(n, h, dtype), bench.row(h, dtype));
             let want = rms_norm::forward(&x, &w, 1e-5).unwrap();
-            bench.agree("forward", &rms_norm::forward(&x_there, &w_there, 1e-5).unwrap(), &want);
+            agree("forward", &rms_norm::forward(&x_there, &w_there, 1e-5).unwrap(), &want);
 
             let (residual, residual_there) = bench.pair(n, h, dtype);
             let sum = (&x + &residual).unwrap();
             let got = rms_norm::cuda::forward_add(&x_there, Some(&residual_there), &w_there, 1e-5).unwrap();
-            bench.agree("sum", &got.sum_nh, &sum);
-            bench.agree("forward_add", &got.y_nh, &rms_norm::forward(&sum, &w, 1e-5).unwrap());
+            agree("sum", &got.sum_nh, &sum);
+            agree("forward_add", &got.y_nh, &rms_norm::forward(&sum, &w, 1e-5).unwrap());
 
             let ((dy, dy_there), (dx, dx_there)) = (bench.pair(n, h, dtype), bench.pair(n, h, dtype));
             let (dw, dw_there) = bench.row(h, DType::F32);
             let norm = |x, w| rms_norm::Input { x_nh: x, w_h: w, eps: 1e-5 };
             rms_norm::backward(norm(&x, &w), &dy, &dx, &dw).unwrap();
             rms_norm::backward(norm(&x_there, &w_there), &dy_there, &dx_there, &dw_there).unwrap();
-            bench.agree("backward, dx", &dx_there, &dx);
-            bench.agree("backward, dw", &dw_there, &dw);
+            agree("backward, dx", &dx_there, &dx);
+            agree("backward, dw", &dw_there, &dw);
         }
     }
 }
@@ -134,7 +134,7 @@ fn rotations() {
                 let (x, x_there) = bench.pair(n, heads * 2 * half, dtype);
                 table.rotate(&x, &Indices::new(at.as_slice()), direction).unwrap();
                 there.rotate(&x_there, &at_there, direction).unwrap();
-                bench.agree("rotate", &x_there, &x);
+                agree("rotate", &x_there, &x);
             }
         }
     }
@@ -148,12 +148,12 @@ fn gated_activations() {
         let (gate, gate_there) = bench.pair(n, f, dtype);
         let ((up, up_there), (d, d_there)) = (bench.pair(n, f, dtype), bench.pair(n, f, dtype));
         let want = swiglu::forward(&gate, &up).unwrap();
-        bench.agree("forward", &swiglu::forward(&gate_there, &up_there).unwrap(), &want);
+        agree("forward", &swiglu::forward(&gate_there, &up_there).unwrap(), &want);
         let want = swiglu::backward(&gate, &up, &d).unwrap();
         let got = swiglu::backward(&gate_there, &up_there, &d_there).unwrap();
-        bench.agree("act", &got.act_nf, &want.act_nf);
-        bench.agree("dgate", &got.dgate_nf, &want.dgate_nf);
-        bench.agree("dup", &got.dup_nf, &want.dup_nf);
+        agree("act", &got.act_nf, &want.act_nf);
+        agree("dgate", &got.dgate_nf, &want.dgate_nf);
+        agree("dup", &got.dup_nf, &want.dup_nf);
     }
 }
 
@@ -165,18 +165,18 @@ fn embeddings() {
         let rows: Indices = (0..n).map(|_| bench.below(v)).collect();
         let (table, there) = bench.pair(v, h, dtype);
         let got = embedding::gather(&there, &rows).unwrap();
-        assert_eq!(values(&got), values(&embedding::gather(&table, &rows).unwrap()), "seed {}", bench.seed);
+        assert_eq!(values(&got), values(&embedding::gather(&table, &rows).unwrap()));
         let (d, d_there) = bench.pair(n, h, dtype);
         embedding::scatter_add(&table, &rows, &d).unwrap();
         embedding::scatter_add(&there, &rows, &d_there).unwrap();
-        bench.agree("scatter_add", &there, &table);
+        agree("scatter_add", &there, &table);
         embedding::scatter(&table, &rows, &d).unwrap();
         embedding::scatter(&there, &rows, &d_there).unwrap();
-        bench.agree("scatter", &there, &table);
+        agree("scatter", &there, &table);
         let (table, there) = bench.pair(v, h, DType::F32);
         embedding::scatter_add(&table, &rows, &d).unwrap();
         embedding::scatter_add(&there, &rows, &d_there).unwrap();
-        bench.agree("scatter_add into f32", &there, &table);
+        agree("scatter_add into f32", &there, &table);
         let runs = embedding::Runs::new(vec![
             embedding::RowRun { part: 1, start: n - 1, len: 1 },
             embedding::RowRun { part: 0, start: 1, len: v - 1 },
@@ -209,8 +209,8 @@ fn token_logprobs() {
         let targets_r = upload(&targets, &bench.device).unwrap();
         let logits = linear::logits(&hidden_there, &head_there).unwrap();
         let got = token_logprob::cuda::forward_rows(&logits, &targets_r, 0.7).unwrap();
-        bench.agree("log-probs", &got.logprobs, &list(want.logprobs));
-        bench.agree("entropies", &got.entropies, &list(want.entropies));
+        agree("log-probs", &got.logprobs, &list(want.logprobs));
+        agree("entropies", &got.entropies, &list(want.entropies));
 
         let (d, d_there) = bench.row(r, DType::F32);
         let (dhead, dhead_there) = bench.pair(v, h, DType::F32);
@@ -220,22 +220,22 @@ fn token_logprobs() {
         token_logprob::cuda::backward_rows(&logits, gradients, 0.7).unwrap();
         let dlogits = memory::cast(&logits, dtype).unwrap();
         let got = linear::backward_input(&[(&dlogits, &head_there)]).unwrap();
-        bench.agree("dhidden", &got, &dhidden);
+        agree("dhidden", &got, &dhidden);
         linear::backward_weight(&dhead_there, &dlogits, &hidden_there).unwrap();
-        let tolerance = if dtype == DType::BF16 { 2f64.powi(-7) } else { 1e-5 };
-        bench.agree_to("dhead", &dhead_there, &dhead, tolerance);
+        let tolerance = 1e-5 + rounding(dtype, 1.);
+        agree_to("dhead", &dhead_there, &dhead, tolerance);
 
         // The same as one call, into the gradient that is there: dhead grows by as much again.
         let there = token_logprob::Inputs { hidden_rh: &hidden_there, head_vh: &head_there, ..inputs };
         let want = token_logprob::forward(inputs).unwrap();
         let got = token_logprob::forward(there).unwrap();
-        bench.agree("log-probs at once", &list(got.logprobs), &list(want.logprobs));
-        bench.agree("entropies at once", &list(got.entropies), &list(want.entropies));
+        agree("log-probs at once", &list(got.logprobs), &list(want.logprobs));
+        agree("entropies at once", &list(got.entropies), &list(want.entropies));
         let d = d.to_vec1().unwrap();
         token_logprob::backward(inputs, &d, &dhead).unwrap();
         let got = token_logprob::backward(there, &d, &dhead_there).unwrap();
-        bench.agree("dhidden at once", &got, &dhidden);
-        bench.agree_to("dhead at once", &dhead_there, &dhead, tolerance);
+        agree("dhidden at once", &got, &dhidden);
+        agree_to("dhead at once", &dhead_there, &dhead, tolerance);
     }
 }
 
@@ -259,9 +259,9 @@ fn samples() {
             let got = sampling::sample(&there, &config, &uniforms).unwrap();
             let same = got.iter().zip(&want).filter(|(a, b)| a.token == b.token).count();
             // A uniform may fall on the border of two tokens.
-            assert!(same + 1 >= want.len(), "{config:?}: {got:?}, want {want:?}; seed {}", bench.seed);
+            assert!(same + 1 >= want.len(), "{config:?}: {got:?}, want {want:?}");
             for (got, want) in got.iter().zip(&want).filter(|(a, b)| a.token == b.token) {
-                assert!((got.logprob - want.logprob).abs() < 1e-4, "{got:?}, {want:?}; seed {}", bench.seed);
+                assert!((got.logprob - want.logprob).abs() < 1e-4, "{got:?}, {want:?}");
             }
         }
     }
@@ -311,8 +311,8 @@ fn optimiser_steps() {
                 };
                 run(&weight, &master, &gradient, &here_moments);
                 run(&there, &master_there, &gradient_there, &there_moments);
-                bench.agree("weight", &there, &weight);
-                bench.agree("master", &master_there, &master);
+                agree("weight", &there, &weight);
+                agree("master", &master_there, &master);
             }
         }
     }
@@ -343,8 +343,8 @@ fn packed_attention() {
             let inputs_there = attention::Inputs { q: &q_there, k: &k_there, v: &v_there, ..inputs };
             let (out, lse) = attention::forward(inputs).unwrap();
             let (out_there, lse_there) = attention::cuda::forward(&there_layout, inputs_there).unwrap();
-            bench.agree("out", &out_there, &out);
-            bench.agree("lse", &lse_there, &lse);
+            agree("out", &out_there, &out);
+            agree("lse", &lse_there, &lse);
 
             let (dout, dout_there) = bench.pair(tokens, heads.query_width(), dtype);
             let upstream = attention::Upstream { out: &out, lse: &lse, dout: &dout };
@@ -352,9 +352,9 @@ fn packed_attention() {
             let upstream = attention::Upstream { out: &out_there, lse: &lse_there, dout: &dout_there };
             let got = attention::cuda::backward(&there_layout, inputs_there, upstream).unwrap();
             let tolerance = if dtype == DType::BF16 { 0.02 } else { 1e-5 };
-            bench.agree_to(&format!("dq, {dtype:?} {dim}"), &got.dq, &want.dq, tolerance);
-            bench.agree_to("dk", &got.dk, &want.dk, tolerance);
-            bench.agree_to("dv", &got.dv, &want.dv, tolerance);
+            agree_to(&format!("dq, {dtype:?} {dim}"), &got.dq, &want.dq, tolerance);
+            agree_to("dk", &got.dk, &want.dk, tolerance);
+            agree_to("dv", &got.dv, &want.dv, tolerance);
         }
     }
 }
@@ -386,8 +386,8 @@ fn decode_attention_of_groups() {
             let readers = Readers::new(prefixes.to_vec(), sequences.to_vec());
             let (want, want_lse) = decode_attention::forward(heads, &q, here, &readers, own_len).unwrap();
             let (got, lse) = decode_attention::cuda::forward(&layout, &q_there, there, own_len).unwrap();
-            bench.agree(&format!("decode attention, {dtype:?} {dim}"), &got, &want);
-            bench.agree("lse", &lse, &want_lse);
+            agree(&format!("decode attention, {dtype:?} {dim}"), &got, &want);
+            agree("lse", &lse, &want_lse);
         }
     }
 }

@@ -1,16 +1,19 @@
 //! The CUDA path: launch code, device memory and every op with a CUDA side, against f64 references and CPU ops.
 //!
 //! Runs on a GPU where there is one, else on the twin of the driver (`scripts/cuda/twin.sh --run cargo test ...`);
-//! with neither, each test says so and passes. Inputs are new on every run; a failure names the seed.
+//! with neither, each test says so and passes. Inputs are those of the test's seed.
 
 use std::cell::RefCell;
 use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
+use rlvr::check::rounding;
 use rlvr::ops::cuda::gemm::{Mat, Write, gemm};
 use rlvr::ops::cuda::{self, Grid, Launch, Timer};
 use rlvr::ops::linear::cuda as linear;
 use rlvr::rng::{Purpose, Sequential, Stream};
+
+use crate::support::seed;
 
 /// The first device, opened once a thread: tests run on threads of their own.
 fn device() -> Option<Device> {
@@ -29,7 +32,7 @@ pub fn on_twin(device: &Device) -> bool {
     cuda::describe(device).unwrap().name.contains("twin")
 }
 
-/// What one test needs: a device, random values, and what the seed was when it fails.
+/// What one test needs: a device and random values.
 pub struct Bench {
     pub device: Device,
     pub seed: u64,
@@ -38,7 +41,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Option<Self> {
-        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let seed = seed::of_test();
         let random = RefCell::new(Stream::new(seed, Purpose::Bench, [0; 3]).sequential());
         Some(Self { device: device()?, seed, random })
     }
@@ -66,18 +69,18 @@ impl Bench {
         let nan = Tensor::full(f32::NAN, (rows, cols), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
         nan.to_device(&self.device).unwrap()
     }
+}
 
-    /// Sums of `terms` products of values below one, in f32, and rounded to `got`'s type once.
-    #[track_caller]
-    fn close(&self, what: &str, got: &Tensor, want: &[f64], terms: usize) {
-        let rounding = if got.dtype() == DType::F32 { 0. } else { 2f64.powi(-8) };
-        let got = values(got);
-        assert_eq!(got.len(), want.len(), "{what}");
-        for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            let allowed = 3e-7 * (terms as f64 + 4.) + rounding * want.abs();
-            let error = (got - want).abs();
-            assert!(error <= allowed, "{what}[{i}]: {got}, want {want}; seed {}", self.seed);
-        }
+/// Sums of `terms` products of values below one, in f32, and rounded to `got`'s type once.
+#[track_caller]
+fn close(what: &str, got: &Tensor, want: &[f64], terms: usize) {
+    let dtype = got.dtype();
+    let got = values(got);
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (got, want)) in got.iter().zip(want).enumerate() {
+        let allowed = 3e-7 * (terms as f64 + 4.) + rounding(dtype, *want);
+        let error = (got - want).abs();
+        assert!(error <= allowed, "{what}[{i}]: {got}, want {want}");
     }
 }
 
@@ -167,8 +170,8 @@ fn zero_and_duplicate_keep_to_their_view() {
         cuda::zero(&rows).unwrap();
         let mut after = before.clone();
         after[7..21].fill(0.);
-        assert_eq!(values(&all), after, "seed {}", bench.seed);
-        assert_eq!(values(&copy), before[7..21], "seed {}", bench.seed);
+        assert_eq!(values(&all), after);
+        assert_eq!(values(&copy), before[7..21]);
         let none = all.narrow(0, 0, 0).unwrap();
         cuda::zero(&none).unwrap();
         assert_eq!(cuda::duplicate(&none).unwrap().dims(), [0, 7]);
@@ -205,7 +208,7 @@ fn a_kernel_gets_its_arguments_and_grid() {
         let launch = add_partials(&bench, &partial, &sums).u32(chunks as u32).u32(width as u32);
         launch.run(Grid::cover(width, 32).unwrap()).unwrap();
         let want: Vec<f64> = (0..width).map(|i| parts.iter().skip(i).step_by(width).sum()).collect();
-        bench.close("sums", &sums, &sum(&want, &before), chunks);
+        close("sums", &sums, &sum(&want, &before), chunks);
     }
 }
 
@@ -252,28 +255,28 @@ fn linear_layers_are_their_products() {
         for (n, h, o) in [(1, 1, 1), (5, 8, 3), (17, 33, 40)] {
             let ((x, x64), (w, w64)) = (bench.matrix(n, h, dtype), bench.matrix(o, h, dtype));
             let y64 = product(&x64, &transposed(&w64, h), h);
-            bench.close("forward", &linear::forward(&x, &w).unwrap(), &y64, h);
-            bench.close("forward_as f32", &linear::forward_as(&x, &w, DType::F32).unwrap(), &y64, h);
+            close("forward", &linear::forward(&x, &w).unwrap(), &y64, h);
+            close("forward_as f32", &linear::forward_as(&x, &w, DType::F32).unwrap(), &y64, h);
 
             let (residual, residual64) = bench.matrix(n, o, dtype);
             let added = linear::forward_add(&residual, &x, &w).unwrap();
-            bench.close("forward_add", &added, &sum(&y64, &residual64), h);
+            close("forward_add", &added, &sum(&y64, &residual64), h);
             assert_eq!(values(&residual), residual64, "the residual stays");
 
             let ((dy, dy64), (dz, dz64)) = (bench.matrix(n, o, dtype), bench.matrix(n, o + 2, dtype));
             let (v, v64) = bench.matrix(o + 2, h, dtype);
             let dx = linear::backward_input(&[(&dy, &w)]).unwrap();
             let first = product(&dy64, &w64, o);
-            bench.close("backward_input", &dx, &first, o);
+            close("backward_input", &dx, &first, o);
             let dx = linear::backward_input(&[(&dy, &w), (&dz, &v)]).unwrap();
             let second = product(&dz64, &v64, o + 2);
             if dtype == DType::F32 {
-                bench.close("backward_input of two", &dx, &sum(&first, &second), 2 * o + 2);
+                close("backward_input of two", &dx, &sum(&first, &second), 2 * o + 2);
             } else {
                 // The first product is rounded to bf16 before the second is added.
                 for ((got, a), b) in values(&dx).iter().zip(&first).zip(&second) {
-                    let allowed = 2f64.powi(-8) * (a.abs() + (a + b).abs()) + 1e-5;
-                    assert!((got - a - b).abs() <= allowed, "{got}, want {}; seed {}", a + b, bench.seed);
+                    let allowed = rounding(dtype, *a) + rounding(dtype, a + b) + 1e-5;
+                    assert!((got - a - b).abs() <= allowed, "{got}, want {}", a + b);
                 }
             }
 
@@ -281,10 +284,10 @@ fn linear_layers_are_their_products() {
             for to in [DType::F32, dtype] {
                 let (dw, dw64) = bench.matrix(o, h, to);
                 linear::backward_weight(&dw, &dy, &x).unwrap();
-                bench.close("backward_weight", &dw, &sum(&outer, &dw64), n);
+                close("backward_weight", &dw, &sum(&outer, &dw64), n);
                 let fresh = bench.poison(o, h, to);
                 linear::backward_weight_into(&fresh, &dy, &x, Write::Overwrite).unwrap();
-                bench.close("backward_weight_into", &fresh, &outer, n);
+                close("backward_weight_into", &fresh, &outer, n);
             }
         }
     }

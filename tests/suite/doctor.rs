@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::support::seed;
+
 fn rlvr(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
 }
@@ -27,7 +29,8 @@ fn stems(folder: &str, ending: &str) -> Vec<String> {
 
 #[test]
 fn doctor_passes_on_the_cpu_and_forgets_no_op() {
-    let report = json(&["doctor", "--device", "cpu", "--json"]);
+    let seed = (seed::of_test() >> 11).to_string();
+    let report = json(&["doctor", "--device", "cpu", "--seed", &seed, "--json"]);
     assert_eq!(report["failed"], 0);
     let checks = report["checks"].as_array().unwrap();
     for check in checks {
@@ -74,7 +77,7 @@ fn doctor_says_why_a_device_cannot_be_checked() {
     let out = rlvr(&["doctor", "--device", "cuda"]);
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.code() == Some(2) && said.contains("built without CUDA"), "{said}");
-    let report = json(&["doctor", "--json"]);
+    let report = json(&["doctor", "--seed", "1", "--json"]);
     assert!(report["machine"]["cuda"]["absent"].as_str().unwrap().contains("without CUDA"));
 }
 

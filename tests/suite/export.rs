@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::golden::golden_dir;
+use crate::support::seed;
 
 const TEXT: &str = "Déjà vu at 04:12:09, 1234567 bytes; it's <|im_start|>fine<|im_end|>\n\n  日本語";
 
@@ -42,8 +43,7 @@ impl Model {
             "tie_word_embeddings": family == Family::Qwen3,
         });
         let config = config_json::from_json(&json, "config.json").unwrap();
-        let seed = rand_seed();
-        let decoder = Decoder::random_on(&Placement::CPU, config.clone(), seed, 512).unwrap();
+        let decoder = Decoder::random_on(&Placement::CPU, config.clone(), seed::of_test(), 512).unwrap();
         // Large enough for attention to look at some places more than at others.
         let louder = |(name, tensor): (&str, &Tensor)| {
             let factor = if name.contains("q_proj.w") || name.contains("k_proj.w") { 3.0 } else { 1.0 };
@@ -76,10 +76,6 @@ impl Model {
     fn weights(&self) -> Vec<(String, Vec<f32>)> {
         weights(self.dir.path(), &self.config)
     }
-}
-
-fn rand_seed() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos().into()
 }
 
 fn weights(dir: &Path, config: &ModelConfig) -> Vec<(String, Vec<f32>)> {

@@ -7,7 +7,7 @@ use rlvr::ops::adamw::blockwise::{BLOCK, Code};
 use rlvr::ops::adamw::{Moment, Parameter, Precision, Update, update};
 use rlvr::rng::{Purpose, Stream};
 
-use crate::shim::{Argument, Element, Program, Random, array, f32s, real, scalar};
+use crate::shim::{Argument, Element, Program, Random, array, close, f32s, real, scalar};
 
 const NUMBERS: Update = Update {
     learning_rate: 0.01,
@@ -68,7 +68,7 @@ fn adamw_with_full_moments_on_the_cpu() {
             let want: Vec<[f64; 3]> = (0..n).map(|i| reference(w[i], g[i], m[i], v[i])).collect();
             for (c, got) in got.into_iter().enumerate() {
                 let want: Vec<f64> = want.iter().map(|row| row[c]).collect();
-                r.close(&format!("{} [{c}]", e.kernel(what)), &full.values(got), &want, 4e-6);
+                close(&format!("{} [{c}]", e.kernel(what)), full, &full.values(got), &want, 4e-6);
             }
         };
         let host = |weight: &Tensor, precision: Precision| {
@@ -80,7 +80,7 @@ fn adamw_with_full_moments_on_the_cpu() {
         };
         let plain = launch("adamw_w32_m32", f32s(&w), Argument::Null, None);
         check("adamw_w32_m32", &w, [&plain[0], &plain[2], &plain[3]]);
-        assert!(plain[0] == host(&tensor(full, &w), Precision::Full), "host, full (seed {})", r.seed);
+        assert!(plain[0] == host(&tensor(full, &w), Precision::Full), "host, full");
 
         let half = Element::Bf16;
         let old = half.values(&half.bytes(&w));
@@ -89,10 +89,10 @@ fn adamw_with_full_moments_on_the_cpu() {
         assert!(got[1] == plain[0], "the master is an f32 weight");
         let rounded: Vec<u8> =
             full.values(&got[1]).iter().flat_map(|x| bf16::from_f32(*x as f32).to_le_bytes()).collect();
-        assert!(got[0] == rounded, "the weight is the master's rounding (seed {})", r.seed);
+        assert!(got[0] == rounded, "the weight is the master's rounding");
         let master = tensor(full, &w);
         let weight = host(&tensor(half, &old), Precision::Master(&master));
-        assert!(got[0] == weight && got[1] == bytes(&master), "host, master (seed {})", r.seed);
+        assert!(got[0] == weight && got[1] == bytes(&master), "host, master");
 
         let stream = Stream::new(r.seed, Purpose::Rounding, [3, 5, 0]);
         let got = launch("adamw_w16_m32", array(half, &old), Argument::Null, Some(stream));
@@ -107,21 +107,20 @@ fn adamw_with_full_moments_on_the_cpu() {
                 (((bits + random) >> 16) as u16).to_le_bytes()
             })
             .collect();
-        assert!(got[0] == want, "stochastic rounding (seed {})", r.seed);
+        assert!(got[0] == want, "stochastic rounding");
         let weight = host(&tensor(half, &old), Precision::Stochastic(stream));
-        assert!(weight == want, "host, stochastic (seed {})", r.seed);
+        assert!(weight == want, "host, stochastic");
         // On average the rounding error is nothing: here below 4 of its standard deviations.
         let errors: Vec<f64> =
             half.values(&want).iter().zip(full.values(&exact[0])).map(|(a, b)| a - b).collect();
         let spread = errors.iter().map(|e| e * e).sum::<f64>().sqrt();
-        assert!(errors.iter().sum::<f64>().abs() < 5. * spread, "biased (seed {})", r.seed);
+        assert!(errors.iter().sum::<f64>().abs() < 5. * spread, "biased");
     }
 }
 
 fn tensor(e: Element, values: &[f64]) -> Tensor {
-    let dtype = if matches!(e, Element::F32) { DType::F32 } else { DType::BF16 };
     let values: Vec<f32> = values.iter().map(|x| *x as f32).collect();
-    Tensor::new(values, &Device::Cpu).unwrap().to_dtype(dtype).unwrap().copy().unwrap()
+    Tensor::new(values, &Device::Cpu).unwrap().to_dtype(e.dtype()).unwrap().copy().unwrap()
 }
 
 fn bytes(tensor: &Tensor) -> Vec<u8> {
@@ -195,7 +194,7 @@ fn adamw_with_coded_moments_on_the_cpu() {
         (g[0], second.codes[0], second.scales[0]) = (0., 1, 2f64.powi(-20));
         let (m, v) = (first.values(), second.values());
         for kernel in ["adamw_w32_m8", "adamw_w16_m8"] {
-            let what = format!("{} (seed {})", e.kernel(kernel), r.seed);
+            let what = e.kernel(kernel);
             let narrow = kernel.contains("w16");
             let w = r.values(if narrow { half } else { full }, n, 1.);
             // bf16 weights have masters here; stochastic rounding is the other test's.
@@ -208,7 +207,7 @@ fn adamw_with_coded_moments_on_the_cpu() {
             let at = usize::from(narrow);
             let want: Vec<[f64; 3]> = (0..n).map(|i| reference(w[i], g[i], m[i], v[i])).collect();
             let column = |c: usize| -> Vec<f64> { want.iter().map(|row| row[c]).collect() };
-            r.close(&what, &full.values(&got[at]), &column(0), 4e-6);
+            close(&what, full, &full.values(&got[at]), &column(0), 4e-6);
             let coded =
                 |i: usize, code| Coded { codes: got[i].clone(), scales: full.values(&got[i + 1]), code };
             coded(at + 2, Code::Signed).close(&format!("{what} first"), &column(1));
@@ -222,7 +221,7 @@ fn adamw_with_coded_moments_on_the_cpu() {
                 Parameter { weight: &weight, precision, gradient: &gradient, first: &m, second: &v };
             update(&parameter, &NUMBERS).unwrap();
             let updated = if narrow { &master } else { &weight };
-            r.close(&format!("{what} host"), &full.values(&bytes(updated)), &column(0), 4e-6);
+            close(&format!("{what} host"), full, &full.values(&bytes(updated)), &column(0), 4e-6);
             for (moment, i, code) in [(&m, 1, Code::Signed), (&v, 2, Code::Unsigned)] {
                 let Moment::Int8 { codes, scales } = moment else { panic!("coded") };
                 let host = Coded { codes: bytes(codes), scales: full.values(&bytes(scales)), code };

@@ -1,22 +1,14 @@
 //! The attention kernels, run on the CPU (scripts/cuda/cpu-shim) against softmax written out in f64.
 
-use candle_core::DType;
 use rlvr::ops::attention::cuda::{Pass, Path, key_tiles, row_tiles};
 use rlvr::ops::attention::{AttentionLayout, Heads};
 use rlvr::types::Segment;
 
 use crate::shim::{Argument, Element, Program, Random, array, f32s, poison, real, scalar, u32s};
 
-pub fn dtype(e: Element) -> DType {
-    match e {
-        Element::F32 => DType::F32,
-        Element::Bf16 => DType::BF16,
-    }
-}
-
 /// `got` is near `want` as a whole, and nowhere far from it: errors relative to the norm and the largest value.
 #[track_caller]
-pub fn near(r: &Random, what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64; 2]) {
+pub fn near(what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64; 2]) {
     assert_eq!(got.len(), want.len(), "{what}");
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>().sqrt();
     let of_whole = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
@@ -29,8 +21,7 @@ pub fn near(r: &Random, what: &str, got: &[f64], want: &[f64], [whole, worst]: [
         .fold(0f64, |m, e| if e <= m { m } else { e });
     assert!(
         of_whole <= whole && of_worst <= worst,
-        "{what}: error {of_whole:.1e} of the norm, {of_worst:.1e} of the largest value (seed {})",
-        r.seed
+        "{what}: error {of_whole:.1e} of the norm, {of_worst:.1e} of the largest value"
     );
 }
 
@@ -125,7 +116,7 @@ pub fn segments(lengths: &[(usize, &[usize])]) -> Vec<Segment> {
 
 fn check(e: Element, heads: Heads, segments: &[Segment]) {
     let layout = AttentionLayout::new(segments).unwrap();
-    let path = Path::of(dtype(e), heads.dim).unwrap();
+    let path = Path::of(e.dtype(), heads.dim).unwrap();
     let programs = [Pass::Forward, Pass::QueryGradient, Pass::KeyGradients].map(|pass| {
         let (file, kernel) = path.kernel(pass);
         Some((Program::of_file(file)?, e.kernel(&kernel)))
@@ -170,8 +161,8 @@ fn check(e: Element, heads: Heads, segments: &[Segment]) {
     arrays.extend([poison(e, q_size), poison(Element::F32, rows)]);
     let got = run(&forward, Pass::Forward, arrays);
     let (out, lse) = (e.values(&got[3]), Element::F32.values(&got[4]));
-    near(&r, &format!("{case}: out"), &out, &want.out, tolerance(e));
-    near(&r, &format!("{case}: lse"), &lse, &want.lse, [1e-6, 4e-6]);
+    near(&format!("{case}: out"), &out, &want.out, tolerance(e));
+    near(&format!("{case}: lse"), &lse, &want.lse, [1e-6, 4e-6]);
 
     let arguments = vec![
         array(e, &out),
@@ -185,12 +176,12 @@ fn check(e: Element, heads: Heads, segments: &[Segment]) {
     let delta = Element::F32.values(&delta[2]);
     let product: Vec<f64> = out.iter().zip(&problem.dout).map(|(a, b)| a * b).collect();
     let sums: Vec<f64> = product.chunks(heads.dim).map(|c| c.iter().sum()).collect();
-    near(&r, &format!("{case}: delta"), &delta, &sums, [1e-6, 4e-6]);
+    near(&format!("{case}: delta"), &delta, &sums, [1e-6, 4e-6]);
 
     let mut arrays = inputs();
     arrays.extend([array(e, &problem.dout), f32s(&lse), f32s(&delta), poison(e, q_size)]);
     let got = run(&query_gradient, Pass::QueryGradient, arrays);
-    near(&r, &format!("{case}: dq"), &e.values(&got[6]), &want.dq, tolerance(e));
+    near(&format!("{case}: dq"), &e.values(&got[6]), &want.dq, tolerance(e));
 
     let mut arrays = inputs();
     arrays.extend([
@@ -201,8 +192,8 @@ fn check(e: Element, heads: Heads, segments: &[Segment]) {
         poison(e, kv_size),
     ]);
     let got = run(&key_gradients, Pass::KeyGradients, arrays);
-    near(&r, &format!("{case}: dk"), &e.values(&got[6]), &want.dk, tolerance(e));
-    near(&r, &format!("{case}: dv"), &e.values(&got[7]), &want.dv, tolerance(e));
+    near(&format!("{case}: dk"), &e.values(&got[6]), &want.dk, tolerance(e));
+    near(&format!("{case}: dv"), &e.values(&got[7]), &want.dv, tolerance(e));
 }
 
 pub fn heads(query: usize, key_value: usize, dim: usize) -> Heads {

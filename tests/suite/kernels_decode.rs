@@ -5,7 +5,7 @@ use rlvr::ops::attention::cuda::Path;
 use rlvr::ops::decode_attention::SharedPrefix;
 use rlvr::ops::decode_attention::cuda::{Splits, merge_grid, merge_kernel};
 
-use crate::kernels_attention::{dtype, heads, near, tolerance};
+use crate::kernels_attention::{heads, near, tolerance};
 use crate::shim::{Element, Program, Random, array, poison, real, scalar, u32s};
 
 const CAPACITY: usize = 7;
@@ -58,7 +58,7 @@ fn check(e: Element, heads: Heads, groups: &[(usize, usize)], blocks: usize) {
         }
     }
 
-    let path = Path::of(dtype(e), dim).unwrap();
+    let path = Path::of(e.dtype(), dim).unwrap();
     let cut = Splits::new(heads, path, &prefixes, blocks);
     let slots = cut.slots.iter().copied().max().unwrap() as usize;
     let (vectors, f32s) = (slots * rows * heads.query, Element::F32);
@@ -84,8 +84,8 @@ fn check(e: Element, heads: Heads, groups: &[(usize, usize)], blocks: usize) {
     let grid = merge_grid(rows * heads.query);
     let got = program.launch(&e.kernel(merge_kernel(dim)), grid.blocks, grid.threads, arguments);
     let case = format!("{} {}/{} heads of {dim}", e.kernel("decode"), heads.query, heads.key_value);
-    near(&r, &case, &e.values(&got[7]), &want, tolerance(e));
-    near(&r, &format!("{case}, lse"), &f32s.values(&got[8]), &want_lse, tolerance(e));
+    near(&case, &e.values(&got[7]), &want, tolerance(e));
+    near(&format!("{case}, lse"), &f32s.values(&got[8]), &want_lse, tolerance(e));
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn sampling_on_the_cpu() {
             for c in &cuts {
                 let drawn = draw(&program, e, &logits, c, &uniforms);
                 for (i, (d, u)) in drawn.iter().zip(&uniforms).enumerate() {
-                    let what = format!("{e:?} {c:?} vocabulary {vocab}, draw {i} (seed {})", r.seed);
+                    let what = format!("{e:?} {c:?} vocabulary {vocab}, draw {i}");
                     let row = &logits[i / DRAWS * vocab..][..vocab];
                     let left = left(row, c);
                     let Some(at) = left.iter().position(|t| t.0 == d.token) else {

@@ -9,6 +9,7 @@ use rlvr::rng::{Purpose, Sequential, Stream};
 use serde_json::Value;
 
 use super::golden::golden_dir;
+use super::support::seed;
 
 fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
@@ -163,7 +164,7 @@ fn step(completions: &[Completion]) -> StepTotals {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(seed::cases(40))]
 
     #[test]
     fn a_step_is_the_same_however_it_is_cut_and_ordered(seed in any::<u64>()) {

@@ -39,6 +39,7 @@ mod shared_prefix;
 mod shim;
 mod sister_tasks;
 mod smollm2;
+mod support;
 mod templates;
 mod training;
 mod weights;

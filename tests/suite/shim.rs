@@ -2,13 +2,19 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use candle_core::DType;
 use half::bf16;
 use regex::Regex;
+use rlvr::check::rounding;
+use sha2::{Digest, Sha256};
+
+use crate::support::seed;
 
 /// The type of a kernel's elements; everything else is f32.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +33,8 @@ impl Element {
     pub fn bytes(self, values: &[f64]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
-            Self::Bf16 => values.iter().flat_map(|v| bf16::from_f64(*v).to_le_bytes()).collect(),
+            // By way of f32: `bf16::from_f64` drops low bits before it rounds, and so takes more for ties than are.
+            Self::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v as f32).to_le_bytes()).collect(),
         }
     }
 
@@ -40,11 +47,10 @@ impl Element {
         }
     }
 
-    /// Largest error for a result of size about 1: rounding of the inputs' products, and of the output.
-    pub fn tolerance(self) -> f64 {
+    pub fn dtype(self) -> DType {
         match self {
-            Self::F32 => 2e-6,
-            Self::Bf16 => 2f64.powi(-8),
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
         }
     }
 }
@@ -81,12 +87,14 @@ pub fn real(value: f64) -> Argument {
     Argument::Scalar((value as f32).to_le_bytes().to_vec())
 }
 
+const FLAGS: [&str; 2] = ["-std=c++20", "-O1"];
+
 /// A kernel file compiled for the CPU, with every kernel it declares.
 #[derive(Clone)]
 pub struct Program(PathBuf);
 
 impl Program {
-    /// Compiled once a test run. `None`, said on stderr, where no C++20 compiler is installed.
+    /// `None`, said on stderr, where no C++20 compiler is installed.
     pub fn of_file(kernel: &str) -> Option<Self> {
         static COMPILED: Mutex<BTreeMap<String, Option<Program>>> = Mutex::new(BTreeMap::new());
         let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,36 +105,55 @@ impl Program {
         compiled.entry(kernel.into()).or_insert_with(compile).clone()
     }
 
+    /// Compiles where this source, these headers and this compiler were not together the last time.
     pub fn compile(name: &str, source: &str) -> Option<Self> {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let version = Command::new(&compiler).arg("--version").output().map(|out| out.stdout);
+        let declared =
+            Regex::new(r#"extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("#).unwrap();
+        let entries: Vec<String> =
+            declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
+        let serve = format!(
+            "\n#include \"serve.h\"\nint main() {{ return on_cpu::serve({{{}}}); }}\n",
+            entries.join(", ")
+        );
+        let code = [source, &serve].concat();
+        let includes = ["kernels", "scripts/cuda/cpu-shim"].map(|folder| project().join(folder));
+        let mut hash = Sha256::new();
+        hash.update(version.unwrap_or_default());
+        hash.update(FLAGS.concat());
+        hash.update(&code);
+        includes.iter().flat_map(|folder| headers(folder)).for_each(|header| hash.update(header));
+        let key: String = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel-shim").join(name);
+        let program = folder.join(key);
+        if program.is_file() {
+            return Some(Self(program));
+        }
         let probe =
             Command::new(&compiler).args(["-std=c++20", "-x", "c++", "-fsyntax-only", "/dev/null"]).output();
         if !probe.is_ok_and(|p| p.status.success()) {
             eprintln!("{name}: no C++20 compiler ({compiler}): kernel not checked on the CPU");
             return None;
         }
-        let declared =
-            Regex::new(r#"extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("#).unwrap();
-        let entries: Vec<String> =
-            declared.captures_iter(source).map(|c| format!("on_cpu::entry(\"{0}\", {0})", &c[1])).collect();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
         std::fs::create_dir_all(&folder).unwrap();
-        let (code, program) = (folder.join(format!("{name}.cpp")), folder.join(name));
-        let serve = format!(
-            "\n#include \"serve.h\"\nint main() {{ return on_cpu::serve({{{}}}); }}\n",
-            entries.join(", ")
-        );
-        std::fs::write(&code, [source, &serve].concat()).unwrap();
+        // Aside, for another process may be at it too.
+        let aside = tempfile::tempdir_in(&folder).unwrap();
+        let (file, made) = (aside.path().join(format!("{name}.cpp")), aside.path().join(name));
+        std::fs::write(&file, code).unwrap();
         let done = Command::new(compiler)
-            .args(["-std=c++20", "-O1", "-I"])
-            .arg(project().join("kernels"))
-            .arg("-I")
-            .arg(project().join("scripts/cuda/cpu-shim"))
+            .args(FLAGS)
+            .args(includes.iter().flat_map(|folder| [OsStr::new("-I"), folder.as_os_str()]))
             .arg("-o")
-            .args([&program, &code])
+            .args([&made, &file])
             .output()
             .unwrap();
         assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        for old in std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let _ = std::fs::remove_file(old);
+        }
+        std::fs::rename(made, &program).unwrap();
         Some(Self(program))
     }
 
@@ -198,7 +225,16 @@ pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// SplitMix64, seeded by the clock.
+/// Contents of a folder's headers, by name.
+fn headers(folder: &Path) -> Vec<Vec<u8>> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        files.filter(|file| file.extension().is_some_and(|e| e == "h" || e == "cuh")).collect();
+    files.sort();
+    files.iter().map(|file| std::fs::read(file).unwrap()).collect()
+}
+
+/// SplitMix64 of the test's seed.
 pub struct Random {
     pub seed: u64,
     state: Cell<u64>,
@@ -206,7 +242,7 @@ pub struct Random {
 
 impl Random {
     pub fn new() -> Self {
-        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        let seed = seed::of_test();
         Self { seed, state: Cell::new(seed) }
     }
 
@@ -227,18 +263,22 @@ impl Random {
         let raw: Vec<f64> = (0..count).map(|_| (self.next() as f64 / 2f64.powi(63) - 1.) * size).collect();
         element.values(&element.bytes(&raw))
     }
+}
 
-    /// `got` equals `want` within `tolerance`, relative to the larger of `want` and 1.
-    #[track_caller]
-    pub fn close(&self, what: &str, got: &[f64], want: &[f64], tolerance: f64) {
-        assert_eq!(got.len(), want.len(), "{what}");
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
-            let error = (g - w).abs() / w.abs().max(1.);
-            assert!(
-                error <= tolerance,
-                "{what}[{i}] = {g}, want {w} (error {error:.2e}, seed {})",
-                self.seed
-            );
-        }
+/// Relative error of a few f32 operations.
+pub const F32_ERROR: f64 = 2e-6;
+
+/// `got`, kept as `e`, is `want` but for an error of the f32 arithmetic of at most `error`, relative to the larger of
+/// `want` and 1, and for the rounding to bf16.
+#[track_caller]
+pub fn close(what: &str, e: Element, got: &[f64], want: &[f64], error: f64) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let allowed = error * w.abs().max(1.) + rounding(e.dtype(), *w);
+        let difference = (g - w).abs();
+        assert!(
+            difference <= allowed,
+            "{what}[{i}] = {g}, want {w} (off by {difference:.2e}, {allowed:.2e} allowed)"
+        );
     }
 }

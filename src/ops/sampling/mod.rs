@@ -2,7 +2,8 @@
 //!
 //! Each cut keeps the most probable tokens, so all of them together keep the shortest of their runs: top-k first,
 //! then the smallest run of what is left that reaches `top_p` of its probability, then what has at least `min_p`
-//! times the largest probability (Nguyen et al., arXiv:2407.01082). Equal logits are kept in vocabulary order.
+//! times the largest probability (Nguyen et al., arXiv:2407.01082). Equal logits are kept in vocabulary order, -0
+//! after 0.
 //! The vocabulary is never sorted, and without a cut no list of it is made.
 
 mod cpu;

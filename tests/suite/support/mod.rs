@@ -1,0 +1,3 @@
+//! What several modules of tests share.
+
+pub mod seed;
