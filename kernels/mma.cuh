@@ -3,7 +3,7 @@
 //
 // Fragments as in the PTX ISA, "Matrix fragments for mma.m16n8k16": with g = lane / 4 and t = lane % 4 a
 // thread holds of A [16, 16] rows g and g + 8, of B [16, 8] column g, of C [16, 8] rows g and g + 8 at columns
-// 2 t and 2 t + 1. The CPU twins are in scripts/cuda/cpu-shim/cuda_on_cpu.h.
+// 2 t and 2 t + 1. The CPU twins are in tests/doubles/kernel-shim/cuda_on_cpu.h.
 #pragma once
 #include "row.cuh"
 

@@ -1,7 +1,7 @@
 // What every kernel here shares: element types and sums over a block.
 //
 // Elements are f32 or bf16; arithmetic is f32. A block has a multiple of 32 threads, at most 1024.
-// The same files run on the CPU for the tests: see scripts/cuda/cpu-shim/cuda_on_cpu.h.
+// The same files run on the CPU for the tests: see tests/doubles/kernel-shim/cuda_on_cpu.h.
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_bf16.h>

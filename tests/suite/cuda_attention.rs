@@ -1,5 +1,5 @@
 //! Launch code of both attentions against the CPU ops: on a GPU, or on the twin of the driver
-//! (`scripts/cuda/twin.sh --run cargo test --features cuda ...`). With neither, each test says so and passes.
+//! (`tests/doubles/cuda-driver/twin.sh --run cargo test --features cuda ...`). With neither, each test says so and passes.
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::ops::attention::cuda::DeviceLayout;

@@ -1,7 +1,7 @@
 //! The CUDA path: launch code, device memory and every op with a CUDA side, against f64 references and CPU ops.
 //!
-//! Runs on a GPU where there is one, else on the twin of the driver (`scripts/cuda/twin.sh --run cargo test ...`);
-//! with neither, each test says so and passes. Inputs are those of the test's seed.
+//! Runs on a GPU where there is one, else on the twin of the driver
+//! (`tests/doubles/cuda-driver/twin.sh --run cargo test ...`); with neither, each test says so and passes. Inputs are those of the test's seed.
 
 use std::cell::RefCell;
 use std::process::Command;

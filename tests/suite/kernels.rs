@@ -1,4 +1,4 @@
-//! The CUDA kernels, run on the CPU one fiber a thread (scripts/cuda/cpu-shim) against f64 references.
+//! The CUDA kernels, run on the CPU one fiber a thread (tests/doubles/kernel-shim) against f64 references.
 //!
 //! Inputs are those of the test's seed. Outputs start as NaN.
 

@@ -1,4 +1,4 @@
-//! The attention kernels, run on the CPU (scripts/cuda/cpu-shim) against softmax written out in f64.
+//! The attention kernels, run on the CPU (tests/doubles/kernel-shim) against softmax written out in f64.
 
 use rlvr::ops::attention::cuda::{Pass, Path, key_tiles, row_tiles};
 use rlvr::ops::attention::{AttentionLayout, Heads};

@@ -1,4 +1,4 @@
-//! The decode attention kernels, run on the CPU (scripts/cuda/cpu-shim) against softmax written out in f64.
+//! The decode attention kernels, run on the CPU (tests/doubles/kernel-shim) against softmax written out in f64.
 
 use rlvr::ops::attention::Heads;
 use rlvr::ops::attention::cuda::Path;

@@ -1,4 +1,4 @@
-//! Runs kernel files on the CPU, one fiber a CUDA thread (scripts/cuda/cpu-shim), for the tests beside this file.
+//! Runs kernel files on the CPU, one fiber a CUDA thread (tests/doubles/kernel-shim), for the tests beside this file.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ impl Program {
             entries.join(", ")
         );
         let code = [source, &serve].concat();
-        let includes = ["kernels", "scripts/cuda/cpu-shim"].map(|folder| project().join(folder));
+        let includes = ["kernels", "tests/doubles/kernel-shim"].map(|folder| project().join(folder));
         let mut hash = Sha256::new();
         hash.update(version.unwrap_or_default());
         hash.update(FLAGS.concat());

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # A twin of the CUDA driver for machines without a GPU: rlvr's launch code and kernels run on the CPU, for tests.
 #
-#   scripts/cuda/twin.sh [--into FOLDER]                 builds it (by default target/cuda-twin)
-#   scripts/cuda/twin.sh [--into FOLDER] --run CMD...    builds it and runs CMD with it, for instance
-#       scripts/cuda/twin.sh --run cargo test --release --features cuda --test suite cuda_twin::
+#   tests/doubles/cuda-driver/twin.sh [--into FOLDER]                 builds it (by default target/cuda-twin)
+#   tests/doubles/cuda-driver/twin.sh [--into FOLDER] --run CMD...    builds it and runs CMD with it, for instance
+#       tests/doubles/cuda-driver/twin.sh --run cargo test --release --features cuda --test suite cuda_twin::
 #
 # A binary built with --features cuda finds it through RLVR_CUDA_LIBRARY_PATH=FOLDER, and a real driver
 # first where one is installed; --run puts the twin before that. RLVR_TWIN_MEMORY_MB sets its memory.
 # Needs a C++20 compiler ($CXX, else c++). Files are compiled again only when they or a header changed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-project=$(cd "$here/../.." && pwd)
+project=$(cd "$here/../../.." && pwd)
+shim=$project/tests/doubles/kernel-shim
 into=${CARGO_TARGET_DIR:-$project/target}/cuda-twin
 stop() { printf 'twin: %s\n' "$*" >&2; exit 1; }
 run=()
@@ -27,20 +28,20 @@ mkdir -p "$into/kernels" "$into/made"
 into=$(cd "$into" && pwd)
 # Kernels read vectors of one type as another, as nvcc allows.
 flags=(-std=c++20 -O2 -fno-strict-aliasing -g1 -fPIC -shared -fvisibility=hidden -fno-gnu-unique -Wl,-Bsymbolic -Wl,-z,start-stop-visibility=hidden
-    -I"$here/twin" -I"$here/cpu-shim" -I"$project/kernels")
+    -I"$here" -I"$shim" -I"$project/kernels")
 
 # Compiles where the sources, the headers or the flags are not those of the last time.
 build() { # build OUTPUT SOURCE...
     local output=$1 sum
     shift
-    sum=$({ printf '%s\n' "$compiler" "${flags[@]}" "$@"; cat "$@" "$here"/twin/*.h "$here"/cpu-shim/*.h "$project"/kernels/*.cuh; } | sha256sum)
+    sum=$({ printf '%s\n' "$compiler" "${flags[@]}" "$@"; cat "$@" "$here"/*.h "$shim"/*.h "$project"/kernels/*.cuh; } | sha256sum)
     if [[ -e $output && $(cat "$output.made" 2>/dev/null) == "$sum" ]]; then return; fi
     "$compiler" "${flags[@]}" -o "$output.new" "$@" -ldl
     mv "$output.new" "$output"
     printf '%s' "$sum" >"$output.made"
 }
 
-build "$into/libcuda.so.1" "$here"/twin/{driver,memory,libraries}.cpp
+build "$into/libcuda.so.1" "$here"/{driver,memory,libraries}.cpp
 for library in libcublas.so.13 libcublasLt.so.13 libcurand.so.10; do
     ln -sfn libcuda.so.1 "$into/$library"
 done
@@ -51,7 +52,7 @@ for kernel in "$project"/kernels/*.cu; do
     kept+=("$name")
     source=$into/made/$name.cpp
     # Entry points as the preprocessor leaves them, whatever macros wrote them.
-    names=$("$compiler" -E -P -x c++ -std=c++20 -I"$here/cpu-shim" -I"$project/kernels" "$kernel" | tr '\n' ' ' |
+    names=$("$compiler" -E -P -x c++ -std=c++20 -I"$shim" -I"$project/kernels" "$kernel" | tr '\n' ' ' |
         grep -oP 'extern "C" +void +\K\w+(?= *\()' || true)
     [[ -n $names ]] || stop "kernels/$name.cu has no entry point (extern \"C\" __global__ void ...)"
     {

@@ -60,7 +60,7 @@ std::map<std::string, Function> load_functions() {
     std::map<std::string, Function> functions;
     const std::string folder = own_folder() + "kernels/";
     DIR *listing = opendir(folder.c_str());
-    if (!listing) stop("no folder %s: build it with scripts/cuda/twin.sh", folder.c_str());
+    if (!listing) stop("no folder %s: build it with tests/doubles/cuda-driver/twin.sh", folder.c_str());
     while (const dirent *entry = readdir(listing)) {
         const std::string name = entry->d_name;
         if (name.size() < 3 || name.substr(name.size() - 3) != ".so") continue;
@@ -118,7 +118,7 @@ TWIN_EXPORT int cuDeviceGetAttribute(int *value, int attribute, int) {
         case 97: return *value = shared_at_most, success;       // shared memory a block, when asked for
         case 115: return *value = 1, success;                   // memory pools
     }
-    stop("cuDeviceGetAttribute: attribute %d is not known to the twin; add it to scripts/cuda/twin/driver.cpp", attribute);
+    stop("cuDeviceGetAttribute: attribute %d is not known to the twin; add it to tests/doubles/cuda-driver/driver.cpp", attribute);
 }
 TWIN_EXPORT int cuDevicePrimaryCtxRetain(Handle *context, int) { return *context = &context_mark, success; }
 TWIN_EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return success; }
