@@ -5,6 +5,7 @@
 // before each block, the order of the turns changes all the time, and a barrier that some threads never
 // reach, or a shuffle that names a thread that has left, ends the program with a message.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -77,6 +78,8 @@ struct Copy {
 
 struct Thread {
     ucontext_t context;
+    jmp_buf left_off;
+    bool started = false;
     std::unique_ptr<char[]> stack;
     Waits waits = Waits::nothing;
     unsigned lanes = 0;     // of its warp, that a warp barrier waits for
@@ -91,7 +94,7 @@ struct Thread {
 // The running block. One at a time, so plain globals are enough.
 inline std::vector<Thread> threads;
 inline size_t running;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline Index block_index, block_size, grid_size;
 inline std::function<void()> kernel;
 inline std::vector<char> dynamic_shared;  // and a margin that nothing may touch
@@ -105,9 +108,18 @@ extern "C" char __attribute__((weak)) __stop_cuda_shared[];
     std::exit(3);
 }
 
+// A fiber is entered by its context. From then on turns change hands by jumps, which make no system calls.
+inline void take_turn() {
+    Thread &thread = threads[running];
+    if (_setjmp(scheduler)) return;
+    if (thread.started) _longjmp(thread.left_off, 1);
+    thread.started = true;
+    setcontext(&thread.context);
+}
+
 inline void give_up_turn(Waits waits) {
     threads[running].waits = waits;
-    swapcontext(&threads[running].context, &scheduler);
+    if (!_setjmp(threads[running].left_off)) _longjmp(scheduler, 1);
 }
 
 inline void sync_warp(unsigned lanes) {
@@ -232,6 +244,7 @@ inline void run_block(uint32_t &order_seed) {
         Thread &thread = threads[t];
         if (!thread.stack) thread.stack.reset(new char[stack_bytes]);
         thread.waits = Waits::nothing;
+        thread.started = false;
         thread.copies.clear();
         thread.turn = 0;
         thread.index = {unsigned(t % block_size.x), unsigned(t / block_size.x % block_size.y), unsigned(t / block_size.x / block_size.y)};
@@ -248,7 +261,7 @@ inline void run_block(uint32_t &order_seed) {
         if (order_seed >> 31) std::reverse(order.begin(), order.end());
         for (size_t t : order) {
             running = t;
-            if (threads[t].waits == Waits::nothing) swapcontext(&scheduler, &threads[t].context);
+            if (threads[t].waits == Waits::nothing) take_turn();
         }
         const bool warps = release_warps();
         if (!release_block() && !warps && !std::all_of(threads.begin(), threads.end(), left)) fail("threads wait at barriers that the others never reach");
