@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use crate::training::rlvr;
+use crate::support::runs::rlvr;
 
 const ABLATION: &str = r#"
 config = "demo"

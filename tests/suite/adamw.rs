@@ -10,10 +10,10 @@ use rlvr::ops::adamw::{Moment, Parameter, Precision, Update, update};
 use rlvr::optim::adamw::{AdamW, Bf16Weights};
 use rlvr::rng::{Purpose, Stream};
 
-use crate::golden::golden_dir;
-use crate::model_parity::{floats, relative_error};
-use crate::shared_prefix::small_decoder;
-use crate::training::rlvr;
+use crate::support::golden::golden_dir;
+use crate::support::models::small_decoder;
+use crate::support::runs::rlvr;
+use crate::support::tensors::{floats, relative_error};
 
 fn matrix(value: &serde_json::Value) -> Tensor {
     let rows: Vec<Vec<f32>> = serde_json::from_value(value.clone()).unwrap();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use regex::Regex;
 
-use crate::layering::{rust_files, without_comments_and_strings, without_test_modules};
+use crate::support::source::{rust_files, without_comments_and_strings, without_test_modules};
 
 /// A module's path from the crate's root: `ops`, `attention`, `cpu`.
 type Module = Vec<String>;

@@ -1,5 +1,4 @@
-//! Launch code of both attentions against the CPU ops: on a GPU, or on the twin of the driver
-//! (`tests/doubles/cuda-driver/twin.sh --run cargo test --features cuda ...`). With neither, each test says so and passes.
+//! Launch code of both attentions against the CPU ops; `support/cuda.rs` says where it runs.
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::ops::attention::cuda::DeviceLayout;
@@ -8,8 +7,9 @@ use rlvr::ops::cuda;
 use rlvr::ops::decode_attention::cuda::DecodeLayout;
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 
-use crate::kernels_attention::{heads, near, segments, tolerance};
-use crate::shim::{Element, Random};
+use crate::support::attention::{heads, near, segments, tolerance};
+use crate::support::cuda::{device, values};
+use crate::support::shim::{Element, Random};
 
 const CASES: [(Element, Heads); 4] = [
     (Element::F32, Heads { query: 6, key_value: 2, dim: 24 }),
@@ -17,15 +17,6 @@ const CASES: [(Element, Heads); 4] = [
     (Element::Bf16, Heads { query: 6, key_value: 2, dim: 64 }),
     (Element::Bf16, Heads { query: 4, key_value: 1, dim: 128 }),
 ];
-
-fn device() -> Option<Device> {
-    cuda::device(0).inspect_err(|error| eprintln!("CUDA is not checked here: {error}")).ok()
-}
-
-fn values(tensor: &Tensor) -> Vec<f64> {
-    let host = tensor.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
-    host.flatten_all().unwrap().to_vec1().unwrap()
-}
 
 /// The same values on the CPU in f32 and on the device: there a view that starts one row into its storage.
 fn pair(r: &Random, e: Element, device: &Device, shape: &[usize]) -> [Tensor; 2] {

@@ -1,6 +1,6 @@
 //! The whole model on a CUDA device against the CPU's: log-probs, every gradient, rollouts, optimiser steps, files.
 //!
-//! `cuda_twin.rs` says where it runs.
+//! `support/cuda.rs` says where it runs.
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::config::optim::{MomentsConfig, OptimConfig};
@@ -18,9 +18,9 @@ use rlvr::text::StopTokens;
 use rlvr::train::state;
 use rlvr::types::{PackedBatch, Prompt};
 
-use super::cuda_twin::{Bench, values};
-use super::lora::with_adapter;
-use super::shared_prefix::tokens;
+use crate::support::adapters::with_adapter;
+use crate::support::cuda::{Bench, values};
+use crate::support::models::tokens;
 
 const POSITIONS: usize = 128;
 

@@ -1,4 +1,4 @@
-//! Every op's CUDA side against its CPU side on the same random inputs; `cuda_twin.rs` says where it runs.
+//! Every op's CUDA side against its CPU side on the same random inputs; `support/cuda.rs` says where it runs.
 //!
 //! The CPU ops are f32 and held against f64 references elsewhere; bf16 inputs are given to them exactly.
 
@@ -18,7 +18,7 @@ use rlvr::ops::{
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::Segment;
 
-use super::cuda_twin::{Bench, TYPES, values};
+use crate::support::cuda::{Bench, TYPES, values};
 
 /// The same values in memory of their own: f32 on the CPU.
 fn host(tensor: &Tensor) -> Tensor {

@@ -2,15 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use crate::support::runs::rlvr;
 use crate::support::seed;
-
-fn rlvr(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
-}
 
 /// The JSON object that a command printed; it must have ended well.
 #[track_caller]

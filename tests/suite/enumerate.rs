@@ -21,9 +21,8 @@ use rlvr::train::learner::Learner;
 use rlvr::train::policy::Policy;
 use rlvr::types::{Group, PackedBatch, Prompt, ScoredGroup};
 
-use crate::model_parity::floats;
-use crate::policy::learner;
-use crate::shared_prefix::{small_decoder, tokens};
+use crate::support::models::{learner, small_decoder, tokens};
+use crate::support::tensors::floats;
 
 const TEMPERATURE: f32 = 0.5;
 

@@ -16,7 +16,7 @@ use rlvr::text::{Tokenizer, byte_tokenizer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::golden::golden_dir;
+use crate::support::golden::golden_dir;
 use crate::support::seed;
 
 const TEXT: &str = "Déjà vu at 04:12:09, 1234567 bytes; it's <|im_start|>fine<|im_end|>\n\n  日本語";

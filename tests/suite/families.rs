@@ -8,56 +8,11 @@ use rlvr::formats::hf::config_json;
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::Decoder;
 use rlvr::model::forward::Keep;
-use rlvr::rng::{Purpose, Stream};
 use rlvr::types::PackedBatch;
 use serde_json::{Value, json};
 
-use crate::model_parity::{floats, relative_error};
-use crate::shared_prefix::tokens;
-
-/// A small model with one field or more changed; heads of 16, which `hidden_size / heads` is not.
-fn config(model_type: &str, changes: Value) -> ModelConfig {
-    let mut json = json!({
-        "model_type": model_type, "hidden_act": "silu", "hidden_size": 48, "intermediate_size": 80,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "vocab_size": 61, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
-        "max_position_embeddings": 512,
-    });
-    for (name, value) in changes.as_object().unwrap() {
-        json[name] = value.clone();
-    }
-    config_json::from_json(&json, "test").unwrap()
-}
-
-/// Every family, and between them every difference: bias on three or four projections, QK-norm, tied and untied
-/// head, plain, linear and yarn angles.
-fn configs() -> Vec<ModelConfig> {
-    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
-    vec![
-        config("llama", json!({"attention_bias": true, "rope_scaling": {"type": "linear", "factor": 2.0}})),
-        config("qwen2", json!({"tie_word_embeddings": false})),
-        config("qwen3", json!({"rope_scaling": yarn})),
-        config("qwen3", json!({"tie_word_embeddings": false, "attention_bias": true})),
-    ]
-}
-
-/// Random weights, those of norms and biases too: at 1 and 0 they would hide a mistake.
-fn decoder(config: ModelConfig, seed: u64) -> Decoder {
-    let fresh = Decoder::random(config.clone(), seed, 512).unwrap();
-    let tensors = fresh.parameters().enumerate().map(|(i, (name, tensor))| {
-        if tensor.rank() > 1 {
-            return (name.to_string(), tensor.clone());
-        }
-        let stream = Stream::new(seed, Purpose::Bench, [i as u32, 0, 0]);
-        let moved = floats(tensor).into_iter().enumerate().map(|(j, x)| x + 0.4 * stream.normal(j as u32));
-        (name.to_string(), Tensor::from_iter(moved.collect::<Vec<_>>(), &Device::Cpu).unwrap())
-    });
-    Decoder::new(config, tensors.collect::<Vec<_>>(), 512).unwrap()
-}
-
-pub fn family_decoders(seed: u64) -> Vec<Decoder> {
-    configs().into_iter().map(|config| decoder(config, seed)).collect()
-}
+use crate::support::models::{family_config, family_configs, family_decoder, family_decoders, tokens};
+use crate::support::tensors::{floats, relative_error};
 
 /// Log-probs of `ids[1..]`, each from the tokens before it, as one reads the formulas.
 fn plain_logprobs(config: &ModelConfig, w: &HashMap<String, Tensor>, ids: &[u32]) -> Result<Tensor> {
@@ -171,7 +126,7 @@ fn random_weights_give_the_logits_of_candle_transformers_qwen2_and_qwen3() {
         // candle's Qwen2 knows no head_dim of its own.
         let head_dim = if model_type == "qwen2" { 12 } else { 16 };
         let changes = json!({"tie_word_embeddings": tied, "head_dim": head_dim, "num_hidden_layers": 3});
-        let ours = decoder(config(model_type, changes), 12);
+        let ours = family_decoder(family_config(model_type, changes), 12);
         let mut json = config_json::to_json(&ours.config, DType::F32);
         json["sliding_window"] = 4096.into();
         json["max_window_layers"] = 28.into();
@@ -255,7 +210,7 @@ fn rotary_scaling_is_transformers() {
     ];
     for (scaling, factor, frequencies) in cases {
         let changes = json!({"rope_scaling": scaling, "rope_theta": 1e6, "max_position_embeddings": 131072});
-        let config = config("qwen3", changes);
+        let config = family_config("qwen3", changes);
         assert!((config.rope_attention_factor() - factor).abs() < 1e-12, "{scaling}");
         for (got, want) in config.rope_inverse_frequencies().into_iter().zip(frequencies) {
             // They are computed in f32 there.
@@ -266,7 +221,7 @@ fn rotary_scaling_is_transformers() {
 
 #[test]
 fn what_is_written_for_a_family_reads_back_equal() {
-    let all = configs().into_iter().chain([config(
+    let all = family_configs().into_iter().chain([family_config(
         "qwen3",
         json!({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "attn_factor": 0.88,
             "original_max_position_embeddings": 128, "truncate": false, "beta_fast": 30.0}}),
@@ -282,7 +237,7 @@ fn what_is_written_for_a_family_reads_back_equal() {
 #[test]
 fn a_sliding_window_is_refused_only_where_a_layer_would_use_it() {
     let read = |changes: Value| {
-        let mut json = config_json::to_json(&config("qwen2", json!({})), DType::F32);
+        let mut json = config_json::to_json(&family_config("qwen2", json!({})), DType::F32);
         for (name, value) in changes.as_object().unwrap() {
             json[name] = value.clone();
         }

@@ -15,7 +15,7 @@ use rlvr::train::state::save_weights;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::hub_server::{COMMIT, Manners, Server, sha256};
+use crate::support::hub_server::{COMMIT, Manners, Server, sha256};
 
 const ID: &str = "some-org/tiny-llama";
 const WEIGHTS: &str = "model.safetensors";

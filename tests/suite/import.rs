@@ -15,8 +15,8 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokenizers::Tokenizer;
 
-use crate::golden::golden_dir;
-use crate::parity_fixture::smollm2_dir;
+use crate::support::golden::golden_dir;
+use crate::support::parity_fixture::smollm2_dir;
 
 /// One layer, hidden 64, two query heads and one key head of 32, inner 96.
 struct Source {

@@ -4,7 +4,7 @@
 
 use rlvr::check::rounding;
 
-use crate::shim::{
+use crate::support::shim::{
     Argument, Element, F32_ERROR, Program, Random, array, close, f32s, poison, real, scalar, u32s,
 };
 

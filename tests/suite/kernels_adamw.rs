@@ -1,5 +1,5 @@
 //! adamw.cu on the CPU: against f64, and bit for bit against the CPU op where the arithmetic is the same; see
-//! shim.rs.
+//! support/shim.rs.
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -7,7 +7,7 @@ use rlvr::ops::adamw::blockwise::{BLOCK, Code};
 use rlvr::ops::adamw::{Moment, Parameter, Precision, Update, update};
 use rlvr::rng::{Purpose, Stream};
 
-use crate::shim::{Argument, Element, Program, Random, array, close, f32s, real, scalar};
+use crate::support::shim::{Argument, Element, Program, Random, array, close, f32s, real, scalar};
 
 const NUMBERS: Update = Update {
     learning_rate: 0.01,

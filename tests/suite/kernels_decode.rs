@@ -5,8 +5,8 @@ use rlvr::ops::attention::cuda::Path;
 use rlvr::ops::decode_attention::SharedPrefix;
 use rlvr::ops::decode_attention::cuda::{Splits, merge_grid, merge_kernel};
 
-use crate::kernels_attention::{heads, near, tolerance};
-use crate::shim::{Element, Program, Random, array, poison, real, scalar, u32s};
+use crate::support::attention::{heads, near, tolerance};
+use crate::support::shim::{Element, Program, Random, array, poison, real, scalar, u32s};
 
 const CAPACITY: usize = 7;
 const OWN_LEN: usize = 6;

@@ -1,8 +1,8 @@
-//! sampling.cu on the CPU: against sorting in f64, and against the CPU op; see shim.rs.
+//! sampling.cu on the CPU: against sorting in f64, and against the CPU op; see support/shim.rs.
 
 use rlvr::ops::sampling::{Sampling, sample_row};
 
-use crate::shim::{Argument, Element, Program, Random, array, f32s, real, scalar};
+use crate::support::shim::{Argument, Element, Program, Random, array, f32s, real, scalar};
 
 struct Drawn {
     token: usize,
@@ -44,7 +44,8 @@ fn left(logits: &[f64], c: &Sampling) -> Vec<(usize, f64)> {
     let scale = f64::from(1. / c.temperature);
     let mut sorted: Vec<(usize, f64)> =
         logits.iter().map(|x| ((x - largest) * scale).exp()).enumerate().collect();
-    sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    // By logit: -0 lies below 0.
+    sorted.sort_by(|a, b| logits[b.0].total_cmp(&logits[a.0]).then(a.0.cmp(&b.0)));
     if c.top_k > 0 {
         sorted.truncate(c.top_k);
     }

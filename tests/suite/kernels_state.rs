@@ -1,9 +1,9 @@
-//! elementwise.cu, sum_squares.cu and embedding.cu on the CPU against f64 references; see shim.rs.
+//! elementwise.cu, sum_squares.cu and embedding.cu on the CPU against f64 references; see support/shim.rs.
 
 use half::bf16;
 use rlvr::rng::{Purpose, Stream};
 
-use crate::shim::{
+use crate::support::shim::{
     Argument, Element, F32_ERROR, Program, Random, array, close, f32s, poison, real, scalar, u32s,
 };
 

@@ -1,8 +1,10 @@
 //! The house rules that a compiler does not know: who may import whom, and what may stand where.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use regex::Regex;
+
+use crate::support::source::{rust_files, without_comments_and_strings, without_test_modules};
 
 /// Rooms by floor, lowest first. A room uses floors below its own.
 const FLOORS: [&[&str]; 7] = [
@@ -37,18 +39,6 @@ fn the_source_keeps_to_its_floors() {
         found.extend(violations(&name, &text));
     }
     assert!(found.is_empty(), "{} house rules broken:\n{}", found.len(), found.join("\n"));
-}
-
-pub fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, files);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
 }
 
 /// What is wrong with one file; `name` is its path under `src`.
@@ -145,66 +135,6 @@ fn heads(rest: &str) -> Vec<String> {
         }
     }
     found
-}
-
-/// The same text with `#[cfg(test)] mod ... { }` blanked.
-pub fn without_test_modules(code: &str) -> String {
-    let mut out = code.to_string();
-    let test_module = Regex::new(r"#\[cfg\(test\)\]\s*(?:pub\s+)?mod\s+\w+\s*\{").unwrap();
-    for start in test_module.find_iter(code) {
-        let mut depth = 1;
-        let end = code[start.end()..].char_indices().find(|(_, c)| {
-            depth += i32::from(*c == '{') - i32::from(*c == '}');
-            depth == 0
-        });
-        let end = end.map_or(code.len(), |(at, _)| start.end() + at);
-        out.replace_range(start.start()..end, &blank(&code[start.start()..end]));
-    }
-    out
-}
-
-/// As many bytes as `text`, all spaces but for the line ends.
-fn blank(text: &str) -> String {
-    text.bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect()
-}
-
-/// The same text, byte for byte in place, with comments, strings and character literals blanked.
-pub fn without_comments_and_strings(text: &str) -> String {
-    let opening = Regex::new(concat!(
-        r#"//[^\n]*|/\*|\bb?r(?P<raw>#*)"|"(?:[^"\\]|\\.|\\\n)*""#,
-        r"|'(?:[^'\\\n]|\\(?:u\{[0-9a-fA-F_]+\}|x..|.))'"
-    ))
-    .unwrap();
-    let (mut out, mut at) = (String::with_capacity(text.len()), 0);
-    while let Some(hit) = opening.captures_at(text, at) {
-        let all = hit.get(0).unwrap();
-        let rest = &text[all.end()..];
-        let end = if let Some(hashes) = hit.name("raw") {
-            let close = format!("\"{}", hashes.as_str());
-            rest.find(&close).map_or(text.len(), |i| all.end() + i + close.len())
-        } else if all.as_str() == "/*" {
-            all.end() + comment_end(rest)
-        } else {
-            all.end()
-        };
-        out.push_str(&text[at..all.start()]);
-        out.push_str(&blank(&text[all.start()..end]));
-        at = end;
-    }
-    out.push_str(&text[at..]);
-    out
-}
-
-/// Bytes to the end of a block comment that has just opened; they nest.
-fn comment_end(rest: &str) -> usize {
-    let mut depth = 1;
-    for mark in Regex::new(r"/\*|\*/").unwrap().find_iter(rest) {
-        depth = if mark.as_str() == "/*" { depth + 1 } else { depth - 1 };
-        if depth == 0 {
-            return mark.end();
-        }
-    }
-    rest.len()
 }
 
 /// One violation is found, and its text has `part`.
@@ -312,4 +242,21 @@ fn only_the_macro_chooses_the_instruction_set_for_a_closure() {
         assert!(!around || file.ends_with("ops/cpu/simd.rs"), "{}: use vectorize!", file.display());
     }
     assert!(uses > 10, "only {uses} uses were found");
+}
+
+/// What modules of tests share stands in `support`: they import from there and from nowhere else in the suite.
+#[test]
+fn modules_of_tests_import_from_support_alone() {
+    let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/suite");
+    let mut files = Vec::new();
+    rust_files(&suite, &mut files);
+    assert!(files.len() > 20, "no tests under {}", suite.display());
+    let import = Regex::new(r"\b(?:crate|super)\s*::\s*(\w+)").unwrap();
+    for file in files {
+        let name = file.strip_prefix(&suite).unwrap();
+        let code = without_comments_and_strings(&std::fs::read_to_string(&file).unwrap());
+        for hit in import.captures_iter(&code).filter(|_| !name.starts_with("support")) {
+            assert_eq!(&hit[1], "support", "{}: `{}`", name.display(), &hit[0]);
+        }
+    }
 }

@@ -11,37 +11,13 @@ use rlvr::model::adapter::{Adapter, Shape};
 use rlvr::model::decoder::Decoder;
 use rlvr::model::forward::Keep;
 use rlvr::optim::adamw::AdamW;
-use rlvr::rng::{Purpose, Stream};
 use rlvr::types::PackedBatch;
 use serde_json::{Value, json};
 
-use crate::golden::golden_dir;
-use crate::model_parity::{self, Golden, floats, integers, relative_error};
-use crate::shared_prefix::{small_decoder, tokens};
-
-fn shape(rank: usize, targets: &[&'static str]) -> Shape {
-    Shape { rank, alpha: 6.0, rslora: false, targets: targets.to_vec() }
-}
-
-/// An adapter whose B is not zero any more.
-fn trained(decoder: &Decoder, shape: Shape, seed: u64) -> Adapter {
-    let mut adapter = Adapter::fresh(shape, &decoder.config, decoder.device(), seed, 0).unwrap();
-    for (i, (name, tensor)) in adapter.tensors.iter_mut().enumerate() {
-        if name.ends_with("lora_B.weight") {
-            let stream = Stream::new(seed, Purpose::Check, [i as u32, 0, 0]);
-            let values: Vec<f32> = (0..tensor.elem_count() as u32).map(|e| 0.2 * stream.normal(e)).collect();
-            *tensor = Tensor::from_vec(values, tensor.dims(), decoder.device()).unwrap();
-        }
-    }
-    adapter
-}
-
-/// Beside every linear layer.
-pub fn with_adapter(mut decoder: Decoder, seed: u64) -> Decoder {
-    let shape = shape(4, &rlvr::config::lora::PROJECTIONS);
-    decoder.attach(trained(&decoder, shape, seed)).unwrap();
-    decoder
-}
+use crate::support::adapters::{shape, trained, with_adapter};
+use crate::support::golden::{self, Golden, golden_dir, group};
+use crate::support::models::{small_decoder, tokens};
+use crate::support::tensors::{floats, integers, relative_error};
 
 fn batch() -> PackedBatch {
     let completions: Vec<Vec<u32>> = [5, 1, 12].iter().map(|n| tokens(*n as u32, *n)).collect();
@@ -69,9 +45,9 @@ fn bits(decoder: &Decoder) -> Vec<Vec<u32>> {
 fn golden_logits_logprobs_and_adapter_gradients_are_pefts() {
     let dir = golden_dir();
     let adapter = dir.join("llama-tiny-lora");
-    let mut decoder = model_parity::load(&dir.join("llama-tiny"));
+    let mut decoder = golden::decoder(&dir.join("llama-tiny"));
     peft::attach(&adapter, &mut decoder).unwrap();
-    let tensors = candle_core::safetensors::load(adapter.join("expected.safetensors"), &Device::Cpu).unwrap();
+    let tensors = golden::expected(&adapter);
     let golden = Golden { tensors, decoder };
     let Golden { tensors, decoder } = &golden;
 
@@ -86,7 +62,7 @@ fn golden_logits_logprobs_and_adapter_gradients_are_pefts() {
     let off = relative_error(&floats(&decoder.logits(&hidden).unwrap()), &floats(&tensors["long_logits"]));
     assert!(off > 1e-3, "the adapter makes a difference: {off:e}");
 
-    let (batch, advantages) = model_parity::group(&golden);
+    let (batch, advantages) = group(&golden);
     let forward = decoder.forward(&batch, Keep::Inputs).unwrap();
     let logps = decoder.logprobs(&forward, 1.0).unwrap().logprobs;
     let error = relative_error(&logps, &floats(&tensors["completion_logps"]));

@@ -8,8 +8,9 @@ use rlvr::config::loss::{
 use rlvr::rng::{Purpose, Sequential, Stream};
 use serde_json::Value;
 
-use super::golden::golden_dir;
-use super::support::seed;
+use crate::support::golden::golden_dir;
+use crate::support::losses::configs;
+use crate::support::seed;
 
 fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
@@ -128,31 +129,6 @@ impl Completion {
             advantage: self.advantage,
         }
     }
-}
-
-/// Every loss at every level, with the estimators of the penalty in turn.
-pub fn configs() -> Vec<(LossConfig, KlPenalty)> {
-    let levels = [RatioLevel::Token, RatioLevel::Sequence];
-    let of_level = |ratio| {
-        let ratio = Some(ratio);
-        let c = ClipConfig { ratio, epsilon_high: Some(0.28), delta: Some(2.0), ..ClipConfig::default() };
-        [
-            LossConfig::Grpo(c),
-            LossConfig::Bnpo(c),
-            LossConfig::Dapo(c),
-            LossConfig::DrGrpo(c),
-            LossConfig::Luspo(c),
-            LossConfig::Cispo(CispoConfig { ratio, max_ratio: Some(1.5) }),
-            LossConfig::Sapo(SapoConfig { ratio, ..SapoConfig::default() }),
-            LossConfig::Vespo(VespoConfig::default()),
-        ]
-    };
-    let estimators = [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3, KlEstimator::Abs];
-    let losses = levels.into_iter().flat_map(of_level);
-    losses
-        .enumerate()
-        .map(|(i, loss)| (loss, KlPenalty { coef: 0.04, estimator: estimators[(i + i / 8) % 4] }))
-        .collect()
 }
 
 fn step(completions: &[Completion]) -> StepTotals {

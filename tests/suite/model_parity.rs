@@ -2,41 +2,15 @@
 //! candle-transformers computes on random weights.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use rlvr::formats::hf::{config_json, weights};
+use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::Decoder;
 use rlvr::model::forward::Keep;
 use rlvr::types::PackedBatch;
 
-use crate::golden::golden_dir;
-
-pub fn load(dir: &Path) -> Decoder {
-    let config = config_json::load(dir).unwrap();
-    let tensors = weights::load(dir, &config, &Device::Cpu, DType::F32).unwrap();
-    Decoder::new(config, tensors, 256).unwrap()
-}
-
-pub fn floats(tensor: &Tensor) -> Vec<f32> {
-    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-pub fn integers(tensor: &Tensor) -> Vec<u32> {
-    tensor.to_dtype(DType::U32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// Largest difference over the largest wanted magnitude.
-pub fn relative_error(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    let largest = want.iter().fold(1e-12f32, |m, x| m.max(x.abs()));
-    got.iter().zip(want).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
-}
-
-pub struct Golden {
-    pub tensors: HashMap<String, Tensor>,
-    pub decoder: Decoder,
-}
+use crate::support::golden::{Golden, golden_dir, group};
+use crate::support::tensors::{floats, integers, relative_error};
 
 /// The models of the golden set: folders with a config.json and what it should compute.
 fn golden_models() -> Vec<(String, Golden)> {
@@ -45,31 +19,10 @@ fn golden_models() -> Vec<(String, Golden)> {
     let folders = folders.filter(|dir| dir.join("config.json").is_file());
     let models: Vec<_> = folders
         .filter(|dir| dir.join("expected.safetensors").is_file())
-        .map(|dir| (dir.file_name().unwrap().to_string_lossy().into_owned(), golden(&dir)))
+        .map(|dir| (dir.file_name().unwrap().to_string_lossy().into_owned(), Golden::load(&dir)))
         .collect();
     assert!(!models.is_empty(), "{} has no model", root.display());
     models
-}
-
-fn golden(dir: &Path) -> Golden {
-    let tensors = candle_core::safetensors::load(dir.join("expected.safetensors"), &Device::Cpu).unwrap();
-    Golden { tensors, decoder: load(dir) }
-}
-
-/// The group as one packed batch.
-pub fn group(golden: &Golden) -> (PackedBatch, Vec<f32>) {
-    let prompt = integers(&golden.tensors["prompt"]);
-    let flat = integers(&golden.tensors["completions"]);
-    let mut rest = &flat[..];
-    let mut completions = Vec::new();
-    for len in integers(&golden.tensors["completion_lengths"]) {
-        let (head, tail) = rest.split_at(len as usize);
-        completions.push(head);
-        rest = tail;
-    }
-    let mut batch = PackedBatch::default();
-    batch.push_group(&prompt, completions.into_iter());
-    (batch, floats(&golden.tensors["advantages"]))
 }
 
 #[test]

@@ -11,10 +11,10 @@ use rlvr::ops::{linear, rms_norm, swiglu, token_logprob};
 use rlvr::rng::{Purpose, Stream};
 use rlvr::types::Segment;
 
-use crate::model_parity::{floats, relative_error};
+use crate::support::tensors::{floats, relative_error};
 
 /// Normal values, f64, the same for a given `id`.
-pub fn random(id: u32, shape: &[usize]) -> Tensor {
+fn random(id: u32, shape: &[usize]) -> Tensor {
     let stream = Stream::new(5, Purpose::Bench, [id, 0, 0]);
     let values: Vec<f64> =
         (0..shape.iter().product::<usize>() as u32).map(|i| f64::from(stream.normal(i))).collect();

@@ -1,9 +1,7 @@
 //! The gradient of a GRPO step does not depend on how the step is computed.
 
 use rlvr::algo::loss::KlPenalty;
-use rlvr::config::ActivationMemory;
 use rlvr::config::loss::LossConfig;
-use rlvr::config::optim::OptimConfig;
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::model::decoder::Decoder;
 use rlvr::model::forward::Keep;
@@ -16,9 +14,9 @@ use rlvr::train::learner::Learner;
 use rlvr::train::policy::Policy;
 use rlvr::types::{FinishReason, Prompt, ScoredGroup};
 
-use crate::losses::configs;
-use crate::model_parity::{floats, relative_error};
-use crate::shared_prefix::{small_decoder, tokens};
+use crate::support::losses::configs;
+use crate::support::models::{learner, small_decoder, tokens};
+use crate::support::tensors::{floats, relative_error};
 
 /// Six groups of three, the second and the last two without advantages, in rollout packs of two groups.
 fn roll_out(decoder: &Decoder, keep: Keep) -> (Vec<ScoredGroup>, Rollouts) {
@@ -44,10 +42,6 @@ fn roll_out(decoder: &Decoder, keep: Keep) -> (Vec<ScoredGroup>, Rollouts) {
 
 fn plain(loss: &LossConfig) -> Policy<'_> {
     Policy { max_completion_tokens: 9, max_tokens_per_pack: 10_000, ..Policy::plain(loss) }
-}
-
-pub fn learner(decoder: Decoder) -> Learner {
-    Learner::new(decoder, &OptimConfig::default(), ActivationMemory::Recompute, 0).unwrap()
 }
 
 /// Of the weights that [`roll_out`] was given: the metrics, and a learner that holds the gradients.

@@ -2,33 +2,17 @@
 //! are the trainer's.
 
 use rlvr::config::sampling::SamplingConfig;
-use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::Decoder;
 use rlvr::model::forward::Keep;
 use rlvr::model::gradients::Gradients;
-use rlvr::rng::{Purpose, Stream};
+use rlvr::rng::Purpose;
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
 use rlvr::text::StopTokens;
 use rlvr::types::{FinishReason, PackedBatch, Prompt};
 
-use crate::families::family_decoders;
-use crate::lora::with_adapter;
-use crate::model_parity::{floats, relative_error};
-
-pub fn small_decoder(seed: u64) -> Decoder {
-    let json = serde_json::json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-        "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 61, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "tie_word_embeddings": true, "max_position_embeddings": 512,
-    });
-    Decoder::random(config_json::from_json(&json, "test").unwrap(), seed, 512).unwrap()
-}
-
-pub fn tokens(id: u32, n: usize) -> Vec<u32> {
-    let stream = Stream::new(9, Purpose::Bench, [id, 0, 0]);
-    (0..n as u32).map(|i| stream.block(i)[0] % 61).collect()
-}
+use crate::support::adapters::with_adapter;
+use crate::support::models::{family_decoders, small_decoder, tokens};
+use crate::support::tensors::{floats, relative_error};
 
 /// Adds the gradients of `-sum weight * logprob` and returns that sum.
 fn accumulate(decoder: &Decoder, batch: &PackedBatch, weights: &[f32], gradients: &mut Gradients) -> f64 {

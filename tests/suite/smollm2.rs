@@ -11,8 +11,8 @@ use rlvr::types::{Message, PackedBatch};
 
 use serde_json::Value;
 
-use crate::golden::golden_dir;
-use crate::parity_fixture::smollm2_dir;
+use crate::support::golden::golden_dir;
+use crate::support::parity_fixture::smollm2_dir;
 
 fn ids(case: &Value, key: &str) -> Vec<u32> {
     serde_json::from_value(case[key].clone()).unwrap()

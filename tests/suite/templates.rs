@@ -7,11 +7,8 @@ use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder};
 use rlvr::types::Message;
 use serde_json::Value;
 
-use crate::parity_fixture::fetched;
-
-fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use crate::support::parity_fixture::fetched;
+use crate::support::project;
 
 /// What differs between the renderings in `folder` and ours, one line a case; and the number of cases.
 fn differences(folder: &Path) -> (Vec<String>, usize) {

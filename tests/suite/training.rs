@@ -2,37 +2,8 @@
 //! improves on its warm-up.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-/// A demo small enough for a test; two threads, so that sums are cut the same way everywhere.
-const SMALL: [&str; 11] = [
-    "device=cpu",
-    "threads=2",
-    "data.synthetic.sft_rows=200",
-    "data.synthetic.grpo_rows=100",
-    "data.synthetic.valid_rows=20",
-    "sft.rows_per_step=8",
-    "sft.epochs=0.2",
-    "grpo.steps=6",
-    "grpo.prompts_per_step=4",
-    "eval.every_steps=3",
-    "checkpoint.every_steps=2",
-];
-
-pub fn rlvr(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
-}
-
-pub fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
-    let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
-    let mut args = vec!["train", "demo"];
-    for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
-        args.extend(["--set", set]);
-    }
-    let output = rlvr(&args);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    root.join(name)
-}
+use crate::support::runs::{records, rlvr, train};
 
 /// Lines of metrics.jsonl without what depends on the clock and the memory.
 fn metrics(run: &Path) -> Vec<serde_json::Value> {
@@ -163,7 +134,7 @@ fn resumes_bit_for_bit(root: &Path, whole: &Path, stops: &[u64], files: &[&str])
         }
         assert_eq!(metrics(&stopped), want, "from {stop}");
         // The version, and a record a line: no step is there twice.
-        let records = crate::evidence::records(&stopped.join("events.out.tfevents.rlvr"));
+        let records = records(&stopped.join("events.out.tfevents.rlvr"));
         assert_eq!(records, want.len() + 1, "from {stop}");
     }
 }
@@ -277,7 +248,7 @@ fn a_step_that_is_dumped_shows_every_token_as_the_loss_saw_it() {
     }
 }
 
-/// On a GPU, or on the twin of the driver; `cuda_twin.rs` says how.
+/// On a GPU, or on the twin of the driver; `support/cuda.rs` says how.
 #[cfg(feature = "cuda")]
 #[test]
 fn a_run_on_a_device_trains_saves_and_resumes_bit_for_bit() {

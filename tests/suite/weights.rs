@@ -11,7 +11,7 @@ use rlvr::model::config::{Family, ModelConfig};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::golden::golden_dir;
+use crate::support::golden::golden_dir;
 
 fn tiny(tied: bool) -> ModelConfig {
     let json = json!({

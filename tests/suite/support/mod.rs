@@ -1,3 +1,24 @@
-//! What several modules of tests share.
+//! What several modules of tests share; they import nothing from each other.
 
+pub mod adapters;
+pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod golden;
+pub mod hub_server;
+pub mod losses;
+pub mod models;
+pub mod parity_fixture;
+pub mod room;
+pub mod runs;
 pub mod seed;
+pub mod shim;
+pub mod source;
+pub mod tensors;
+
+use std::path::Path;
+
+/// The project's root.
+pub fn project() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

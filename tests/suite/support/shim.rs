@@ -1,4 +1,4 @@
-//! Runs kernel files on the CPU, one fiber a CUDA thread (tests/doubles/kernel-shim), for the tests beside this file.
+//! Runs kernel files on the CPU, one fiber a CUDA thread (tests/doubles/kernel-shim).
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use regex::Regex;
 use rlvr::check::rounding;
 use sha2::{Digest, Sha256};
 
-use crate::support::seed;
+use super::{project, seed};
 
 /// The type of a kernel's elements; everything else is f32.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +87,8 @@ pub fn real(value: f64) -> Argument {
     Argument::Scalar((value as f32).to_le_bytes().to_vec())
 }
 
-const FLAGS: [&str; 2] = ["-std=c++20", "-O1"];
+/// Fibers jump from one stack to another, which some compilers' FORTIFY takes for a fault.
+const FLAGS: [&str; 3] = ["-std=c++20", "-O1", "-U_FORTIFY_SOURCE"];
 
 /// A kernel file compiled for the CPU, with every kernel it declares.
 #[derive(Clone)]
@@ -219,10 +220,6 @@ impl Program {
         child.stdin.take().unwrap().write_all(&input).unwrap();
         child.wait_with_output().unwrap()
     }
-}
-
-pub fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Contents of a folder's headers, by name.

@@ -7,9 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::DType;
 use rlvr::formats::gguf::import;
 
-fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use super::project;
 
 fn cache_dir() -> PathBuf {
     std::env::var_os("RLVR_CACHE_DIR").map_or_else(|| project().join(".cache"), PathBuf::from)

@@ -1,0 +1,112 @@
+//! A folder with good input, for tests that spoil it and read what the real binary says.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use rlvr::formats::hf::config_json;
+use rlvr::model::decoder::Decoder;
+use rlvr::text::byte_tokenizer;
+use rlvr::train::state::save_weights;
+use serde_json::json;
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"
+task = "riskcue"
+stages = ["sft"]
+device = "cpu"
+threads = 1
+[model]
+path = "model"
+max_positions = 128
+[data]
+train = "good.jsonl"
+valid = "good.jsonl"
+max_prompt_tokens = 60
+max_target_tokens = 60
+[sft]
+steps = 1
+rows_per_step = 2
+[eval]
+max_completion_tokens = 4
+"#;
+
+/// Sections of a GRPO stage that would run.
+pub const GRPO: &str = r#"stages=["grpo"] grpo.steps=1 grpo.max_completion_tokens=4 grpo.prompts_per_step=1"#;
+
+/// Exit codes: the input is at fault, or the operating system says no.
+pub const INPUT: i32 = 2;
+pub const SYSTEM: i32 = 1;
+
+/// A folder with a model of one layer, two rows and a config that trains on them.
+pub struct Room(TempDir);
+
+impl Room {
+    pub fn new() -> Self {
+        let room = Self(tempfile::tempdir().unwrap());
+        let model = room.at("model");
+        let tokenizer = byte_tokenizer::build([].into_iter(), &[], 259).unwrap();
+        byte_tokenizer::save_pretrained(&tokenizer, &model).unwrap();
+        let config = json!({
+            "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 259,
+            "tie_word_embeddings": true, "eos_token_id": 2,
+        });
+        let config = config_json::from_json(&config, "config.json").unwrap();
+        save_weights(&model, &Decoder::random(config, 1, 128).unwrap()).unwrap();
+        room.write("good.jsonl", [row("a", "Safe"), row("b", "Safe")].join("\n"));
+        room.write("config.toml", CONFIG);
+        room
+    }
+
+    pub fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.at(name), content).unwrap();
+    }
+
+    /// Exit code, none after a signal; and stderr.
+    pub fn rlvr(&self, words: &str) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
+        let output = command.args(words.split(' ')).current_dir(self.0.path()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// What is wrong with the answer to `rlvr WORDS`, if anything.
+    pub fn fault(&self, words: &str, code: i32, says: &[&str]) -> Option<String> {
+        let (found, stderr) = self.rlvr(words);
+        let (last, before) =
+            stderr.trim_end_matches('\n').rsplit_once('\n').map_or((&*stderr, ""), |(b, l)| (l, b));
+        let silent = says.iter().find(|part| !last.contains(**part));
+        let rule = if found != Some(code) {
+            format!("exit code {found:?}, not {code}")
+        } else if !last.starts_with("error: ") || before.lines().any(|line| !line.starts_with("warning: ")) {
+            "not one line that starts with `error: `".into()
+        } else if let Some(part) = silent {
+            format!("`{part}` is not said")
+        } else {
+            return None;
+        };
+        Some(format!("rlvr {words}\n  {rule}:\n{stderr}"))
+    }
+}
+
+/// A row of RiskCue\'s form.
+pub fn row(content: &str, label: &str) -> String {
+    json!({"prompt": [{"role": "user", "content": content}], "security_type": [label], "chosen": "ok"})
+        .to_string()
+}
+
+/// `a=1 b=2` as flags.
+pub fn flags(settings: &str) -> String {
+    settings.split_whitespace().map(|setting| format!(" --set {setting}")).collect()
+}
+
+/// # Panics
+/// With every fault there is.
+#[track_caller]
+pub fn no_faults(faults: impl Iterator<Item = Option<String>>) {
+    let faults: Vec<_> = faults.flatten().collect();
+    assert!(faults.is_empty(), "{} cases:\n{}", faults.len(), faults.join("\n"));
+}

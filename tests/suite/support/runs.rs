@@ -1,0 +1,85 @@
+//! The real binary, a demo small enough for a test, and what its runs leave behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A demo small enough for a test; two threads, so that sums are cut the same way everywhere.
+const SMALL: [&str; 11] = [
+    "device=cpu",
+    "threads=2",
+    "data.synthetic.sft_rows=200",
+    "data.synthetic.grpo_rows=100",
+    "data.synthetic.valid_rows=20",
+    "sft.rows_per_step=8",
+    "sft.epochs=0.2",
+    "grpo.steps=6",
+    "grpo.prompts_per_step=4",
+    "eval.every_steps=3",
+    "checkpoint.every_steps=2",
+];
+
+/// The real binary, run to its end.
+pub fn rlvr(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rlvr")).args(args).output().unwrap()
+}
+
+/// A finished run of the small demo in `root`, by the real binary.
+pub fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
+    let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
+    let mut args = vec!["train", "demo"];
+    for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
+        args.extend(["--set", set]);
+    }
+    let output = rlvr(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    root.join(name)
+}
+
+/// What the binary prints when it ends well.
+pub fn stdout(args: &[&str]) -> String {
+    let output = rlvr(args);
+    assert!(output.status.success(), "{args:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// 20 held-out rows of the small demo, ten of them risky.
+pub fn held_out(root: &Path) -> PathBuf {
+    let data = root.join("data");
+    stdout(&["data", "synth", "--out", text(&data), "--seed", "1", "--valid-rows", "20"]);
+    data.join("valid.jsonl")
+}
+
+/// What `rlvr eval` and `rlvr predict` must be told to read [`held_out`] rows.
+pub const READ_HELD_OUT: [&str; 8] =
+    ["--task", "demo", "--max-completion-tokens", "12", "--max-prompt-tokens", "200", "--device", "cpu"];
+
+/// A path as an argument.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// The rows of a JSONL file.
+pub fn rows(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The object in a JSON file.
+pub fn object(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Records of a TensorBoard file: length, checksum, data, checksum.
+pub fn records(path: &Path) -> usize {
+    let content = std::fs::read(path).unwrap();
+    let (mut at, mut count) = (0, 0);
+    while at < content.len() {
+        let length = u64::from_le_bytes(content[at..at + 8].try_into().unwrap());
+        at += 16 + usize::try_from(length).unwrap();
+        count += 1;
+    }
+    assert_eq!(at, content.len());
+    count
+}
