@@ -13,6 +13,7 @@ mod cuda_model;
 mod cuda_ops;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
+mod curve;
 mod doctor;
 mod enumerate;
 mod export;
