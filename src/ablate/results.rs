@@ -18,7 +18,7 @@ pub type Query = (Option<u64>, usize);
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Outcome {
     pub seed: u64,
-    /// Of the evaluation after the arm's last stage, by metric name.
+    /// Metrics of the evaluation after the arm's last stage, by name.
     pub metrics: BTreeMap<String, f64>,
     /// Seconds of the arm's optimiser steps; evaluation, loading and saving left out.
     pub training_seconds: f64,

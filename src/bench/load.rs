@@ -51,11 +51,11 @@ pub struct Loaded {
     /// Bytes of the weights in the type they were loaded as.
     pub weight_bytes: f64,
     pub seconds: f64,
-    /// Of this process in host memory, where the system says it.
+    /// Peak of this process in host memory, where the system says it.
     pub peak_gib: Option<f64>,
     /// The peak before loading.
     pub before_gib: Option<f64>,
-    /// Of the weights, in host memory: none where they are on a device.
+    /// The weights in host memory, GiB: none where they are on a device.
     pub on_host_gib: f64,
 }
 

@@ -35,7 +35,7 @@ pub struct Case {
 #[derive(Clone)]
 pub struct Maker {
     pub device: Device,
-    /// Of weights and activations; gradients of weights, moments and sums over a row are f32.
+    /// Type of weights and activations; gradients of weights, moments and sums over a row are f32.
     pub dtype: DType,
     pool: Arc<Vec<f32>>,
     set: usize,

@@ -29,7 +29,7 @@ pub struct StepShape {
     pub groups: usize,
     pub group_size: usize,
     pub prompt_tokens: usize,
-    /// Of each completion, exactly.
+    /// Tokens of each completion, exactly.
     pub new_tokens: usize,
     /// As in `[pack]` of a config.
     pub max_tokens_per_pack: usize,

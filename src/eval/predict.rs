@@ -31,7 +31,7 @@ pub struct Predicted<'a> {
     /// Probability of a refusal; none without a threshold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
-    /// Of every label, summing to 1; none unless asked for.
+    /// The probability of every label, summing to 1; none unless asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probabilities: Option<BTreeMap<&'a str, f64>>,
     pub completion: String,

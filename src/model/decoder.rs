@@ -166,7 +166,7 @@ impl Decoder {
         self.weights[self.embedding].device()
     }
 
-    /// Of the weights and activations.
+    /// The type of weights and activations.
     pub fn dtype(&self) -> DType {
         self.weights[self.embedding].dtype()
     }

@@ -13,7 +13,7 @@ pub struct Gradients {
     frozen: usize,
     /// The trained weights, for shape and device.
     like: Vec<Tensor>,
-    /// Of matrices; those of vectors are f32.
+    /// The type of matrices' gradients; those of vectors are f32.
     dtype: DType,
     tensors: Vec<Option<Tensor>>,
 }

@@ -61,7 +61,7 @@ impl TapedBlock {
 
 /// Activations of one rollout pack.
 pub struct Tape {
-    /// Of each block its input alone, or all nine of [`Activations::tensors`].
+    /// What is kept of each block: its input alone, or all nine of [`Activations::tensors`].
     blocks: Vec<Vec<Taped>>,
     hidden: Taped,
     /// The prompts' rows.

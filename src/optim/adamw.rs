@@ -16,7 +16,7 @@ use crate::rng::{Purpose, Stream};
 pub struct AdamW {
     first: Vec<Moment>,
     second: Vec<Moment>,
-    /// Of bf16 weights that are not rounded stochastically.
+    /// f32 copies of the bf16 weights, unless those are rounded stochastically.
     masters: Vec<Option<Tensor>>,
     /// Keys stochastic rounding.
     seed: u64,

@@ -142,7 +142,7 @@ impl GroupShape {
         Cost::of(14 * self.hidden(), self.size * 4 * self.hidden())
     }
 
-    /// Of queries and keys.
+    /// The rotation of queries and keys.
     pub fn rope(&self) -> Cost {
         let heads = self.heads();
         let numbers = self.rows * (heads.query_width() + heads.key_value_width());

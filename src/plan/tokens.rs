@@ -7,13 +7,13 @@ use crate::model::config::ModelConfig;
 /// Bytes of one token's row, in the weights' type; over all layers where it says so.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TokenBytes {
-    /// Of one hidden state.
+    /// One hidden state.
     pub(super) hidden: u64,
     /// Inputs of all blocks.
     pub(super) inputs: u64,
     /// Everything the backward pass reads, of all blocks.
     pub(super) activations: u64,
-    /// Of all layers.
+    /// Keys and values of all layers.
     pub(super) keys_values: u64,
     /// The widest moment of one block's forward pass.
     pub(super) forward: u64,
@@ -53,7 +53,7 @@ pub(super) struct Packs {
     pub(super) groups: u64,
     /// Tokens that go through the blocks in one pack.
     pub(super) rows: u64,
-    /// Of these, predicted ones.
+    /// Predicted ones among these.
     pub(super) targets: u64,
 }
 

@@ -17,7 +17,7 @@ pub struct Run {
     pub config: BTreeMap<String, String>,
     pub steps: Vec<Step>,
     pub evaluations: Vec<Evaluation>,
-    /// Of the last evaluation that has them.
+    /// Samples of the last evaluation that has them.
     pub samples: Vec<SampleRecord>,
     /// `model/threshold.json`.
     pub threshold: Option<Value>,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// Of the drawing; the page scales it to its column.
+/// Size of the drawing; the page scales it to its column.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 224.0;
 const LEFT: f64 = 44.0;
@@ -34,7 +34,7 @@ pub struct Chart<'a> {
     pub x: &'a str,
     pub lines: &'a [Line],
     pub drawn: Drawn,
-    /// Of the y axis; None fits the points.
+    /// Ends of the y axis; None fits the points.
     pub range: Option<(f64, f64)>,
     /// A horizontal line to compare with, and its name.
     pub baseline: Option<(f64, &'a str)>,

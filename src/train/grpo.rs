@@ -36,8 +36,8 @@ pub struct Grpo<'a> {
     watch: Watch,
 }
 
-/// Of this many steps one does not reuse what its rollout computed, so that the sampler's log-probs are held against
-/// a packed pass and not against themselves.
+/// One step in so many does not reuse what its rollout computed, so that the sampler's log-probs are held against a
+/// packed pass and not against themselves.
 const STEPS_BETWEEN_CHECKS: u64 = 50;
 
 impl<'a> Grpo<'a> {

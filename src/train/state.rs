@@ -28,7 +28,7 @@ pub struct Cursor {
     pub num_tokens: u64,
     /// Updates in the optimiser's moments; `None` between stages, where there is no optimiser.
     pub optimizer_updates: Option<u64>,
-    /// Of the weights that a run with adapters started from: `lora::base_digest`.
+    /// `lora::base_digest` of the weights that a run with adapters started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
     /// Running success rates, of a stage that orders its prompts by them.

@@ -25,7 +25,7 @@ struct Seen {
     /// Verdicts, and gold labels.
     verdicts: BTreeMap<String, usize>,
     golds: BTreeMap<String, usize>,
-    /// Of answers that pass for benign: how many, and how many of a word or two.
+    /// Answers that pass for benign, and those of a word or two among them.
     benign: usize,
     scraps: usize,
 }

@@ -98,7 +98,7 @@ fn all_close(decoder: &Decoder, got: &Gradients, want: &Gradients, bound: f64) -
     worst
 }
 
-/// Of bf16: activations and their gradients are rounded to 8 bits a dozen times on the way through two blocks.
+/// In bf16 activations and their gradients are rounded to 8 bits a dozen times on the way through two blocks.
 fn bound(dtype: DType) -> f64 {
     if dtype == DType::F32 { 1e-4 } else { 0.04 }
 }

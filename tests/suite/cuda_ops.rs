@@ -39,7 +39,7 @@ impl Bench {
     }
 }
 
-/// Of the largest value: f32 sums in another order, or a bf16 result rounded once.
+/// A share of the largest value: f32 sums in another order, or a bf16 result rounded once.
 #[track_caller]
 fn agree(what: &str, got: &Tensor, want: &Tensor) {
     agree_to(what, got, want, 1e-5 + rounding(got.dtype(), 1.));

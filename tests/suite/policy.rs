@@ -44,7 +44,7 @@ fn plain(loss: &LossConfig) -> Policy<'_> {
     Policy { max_completion_tokens: 9, max_tokens_per_pack: 10_000, ..Policy::plain(loss) }
 }
 
-/// Of the weights that [`roll_out`] was given: the metrics, and a learner that holds the gradients.
+/// The metrics of an update of the weights that sampled, and a learner that holds its gradients.
 fn learned(policy: &Policy, groups: &[ScoredGroup], tapes: Tapes) -> (Metrics, Learner) {
     let mut learner = learner(small_decoder(8));
     let metrics = learner.learn(policy, groups, tapes, &mut Vec::new()).unwrap().metrics;

@@ -72,7 +72,7 @@ pub struct LossOutput {
 /// One token as a loss sees it.
 struct Token {
     logp: f64,
-    /// Of the token or its sequence's mean, as the ratio's level says.
+    /// `logp - old_logp`: the token's, or its sequence's mean, as the ratio's level says.
     log_ratio: f64,
     /// Sum over the sequence of its tokens' log-ratios, each within 20 of 0.
     sequence_log_ratio: f64,

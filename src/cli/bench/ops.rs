@@ -25,7 +25,7 @@ pub struct Args {
     preset: String,
     #[arg(long, value_parser = machine::device(&[DeviceKind::Cpu, DeviceKind::Cuda]), default_value = "cpu")]
     device: DeviceKind,
-    /// Of weights and activations; the CPU computes in f32.
+    /// Type of weights and activations; the CPU computes in f32.
     #[arg(long, value_parser = machine::dtype(&[DtypeKind::F32, DtypeKind::Bf16]), default_value = "f32")]
     dtype: DtypeKind,
     /// CPU threads; 0 takes all cores.

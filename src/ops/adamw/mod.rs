@@ -36,7 +36,7 @@ pub struct Parameter<'a> {
     /// f32 or bf16.
     pub gradient: &'a Tensor,
     pub first: &'a Moment,
-    /// Of the same kind as `first`.
+    /// Second moment, of the same kind as `first`.
     pub second: &'a Moment,
 }
 
@@ -55,7 +55,7 @@ pub enum Precision<'a> {
 /// One moment of one weight.
 #[derive(Clone, Debug)]
 pub enum Moment {
-    /// Of the weight's shape.
+    /// One number an element, of the weight's shape.
     F32(Tensor),
     /// A byte an element, `[elements]`, and a scale for each 256, `[ceil(elements / 256)]` f32.
     Int8 { codes: Tensor, scales: Tensor },

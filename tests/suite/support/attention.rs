@@ -42,7 +42,7 @@ pub fn near(what: &str, got: &[f64], want: &[f64], [whole, worst]: [f64; 2]) {
     );
 }
 
-/// Of attention results kept as `e`, for [`near`].
+/// The bound for [`near`] of attention results kept as `e`.
 pub fn tolerance(e: Element) -> [f64; 2] {
     match e {
         Element::F32 => [1e-6, 4e-6],
