@@ -18,9 +18,9 @@ impl Difference {
     }
 }
 
-/// Error of a result near `value` that comes from storing it in `dtype`, after arithmetic in f32 or better: a unit in
-/// bf16's last place. Half of one would do for a result that is rounded once, were it not for ties: an f32 rounding
-/// before it, however small, may put the result on the other side. Nothing for f32, whose arithmetic rounds alike.
+/// What storing a result near `value` in `dtype` may add to the error of its f32 arithmetic: a unit in bf16's last
+/// place. Half of it is the rounding; the other half is for a reference that was rounded too, and fell to the other
+/// side of a tie. Nothing for f32, whose arithmetic rounds alike.
 pub fn rounding(dtype: DType, value: f64) -> f64 {
     if dtype != DType::BF16 {
         return 0.0;
