@@ -6,7 +6,7 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::file::Check;
+use super::check::Check;
 use super::row::{RowPath, Template};
 use super::{LabelId, Outcome, Place, Task, Verdict, shorten};
 use crate::error::Result;

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
+use super::check::Check;
 use super::outcome::ExtraReward;
 use super::paper::PaperSection;
-use super::row::{RowPath, Template};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
 use crate::error::{Error, Result};
@@ -152,25 +151,7 @@ fn toml_error(text: &str, place: &str, error: &toml::de::Error) -> Error {
     Error::input(place, error.message(), format!("Correct it; {MANUAL}"))
 }
 
-pub(super) struct Check<'a> {
-    place: &'a str,
-}
-
 impl Check<'_> {
-    pub(super) fn at(&self, key: &str, problem: impl ToString, fix: impl ToString) -> Error {
-        Error::input(format!("{}: {key}", self.place), problem, fix)
-    }
-
-    pub(super) fn path(&self, key: &str, text: &str) -> Result<RowPath> {
-        let fix = "Write keys joined by dots and list indices in brackets, for example `security_type[-1]`";
-        RowPath::parse(text).map_err(|problem| self.at(key, problem, fix))
-    }
-
-    pub(super) fn template(&self, key: &str, text: &str) -> Result<Template> {
-        let fix = "Write `{path}` for a field of the row, and {{ or }} for a brace";
-        Template::parse(text).map_err(|problem| self.at(key, problem, fix))
-    }
-
     fn labels(&self, section: LabelsSection) -> Result<LabelSet> {
         if section.positive.is_empty() {
             return Err(self.at("labels.positive", "the list is empty", "Give at least one positive label"));
@@ -265,16 +246,6 @@ impl Check<'_> {
                 Err(self.at("sft", "exactly one of target and target_template is wanted", fix))
             }
         }
-    }
-
-    pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
-        Regex::new(pattern).map_err(|e| {
-            // The last line says what is wrong; those before draw the pattern.
-            let why = e.to_string().lines().last().unwrap_or_default().to_string();
-            let fix =
-                "Correct the pattern (syntax of the Rust regex crate: no look-around, no back-references)";
-            self.at(&format!("{key}.regex"), format!("`{}` does not compile: {why}", shorten(pattern)), fix)
-        })
     }
 
     fn rules(&self, mut entries: Vec<RuleEntry>, labels: &LabelSet, truncated: Truncated) -> Result<Rules> {

@@ -2,6 +2,7 @@
 //! outcome earns. All of it comes from a TOML file (docs/tasks.md), so a new label set needs no Rust.
 
 mod answers;
+mod check;
 mod confusion;
 mod file;
 mod gold;

@@ -3,7 +3,7 @@
 use regex::Regex;
 use serde::Deserialize;
 
-use super::file::Check;
+use super::check::Check;
 use crate::error::Result;
 
 #[derive(Deserialize)]

@@ -11,7 +11,7 @@ fn settings_that_cannot_work_are_named_by_key() {
         ("nope=1", &["--set nope=1", "unknown field", "`seed`"]),
         ("sft.steps=abc", &["--set sft.steps=abc: ", "expected a whole number", "--dry-run"]),
         ("sft.steps=-1", &["--set sft.steps=-1: ", "expected a whole number"]),
-        ("stages=[\"ppo\"]", &["stages[0]", "`ppo`", "`sft` or `grpo`"]),
+        ("stages=[\"ppo\"]", &["stages[0]", "`ppo`", "`sft`, `grpo`, `enumerate`"]),
         ("stages=[]", &["stages = []", "a list such as"]),
         ("stages=[\"sft\",\"sft\"]", &["stages = sft, sft", "without repeats"]),
         // Without the feature the build says so; with it, the machine has no driver, or this run would train.
