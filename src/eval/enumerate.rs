@@ -3,7 +3,7 @@
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
-use crate::model::forward::Keep;
+use crate::model::keep::Keep;
 use crate::pack::runs;
 use crate::task::{LabelId, Task};
 use crate::types::PackedBatch;

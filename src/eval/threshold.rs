@@ -9,7 +9,7 @@ use super::roc::{Curves, OperatingPoint, Scored};
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
-use crate::model::forward::Keep;
+use crate::model::keep::Keep;
 use crate::pack::runs;
 use crate::run::replace_file;
 use crate::task::Task;

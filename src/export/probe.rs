@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::formats::hf::Companions;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
-use crate::model::forward::Keep;
+use crate::model::keep::Keep;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::text::{PromptEncoder, StopTokens, Tokenizer, chat_template_text};

@@ -96,6 +96,8 @@ pub struct Block<'a> {
 
 /// Rotated queries and keys, and values, of one attention layer.
 pub struct Projected {
+    /// The block's input after its norm.
+    normed: Tensor,
     pub q: Tensor,
     pub k: Tensor,
     pub v: Tensor,
@@ -109,6 +111,15 @@ impl Projected {
         let [q, k] = self.raw.unwrap_or([self.q, self.k]);
         [q, k, self.v]
     }
+}
+
+/// The MLP half before its product with the down projection.
+struct Middle {
+    x_mid: Tensor,
+    /// `x_mid` after its norm.
+    normed: Tensor,
+    gate: Tensor,
+    up: Tensor,
 }
 
 /// What a block's forward pass gives.
@@ -136,7 +147,7 @@ impl Block<'_> {
         let [q, k, v] = self.projections().forward_all(&normed, [at.q, at.k, at.v])?;
         let raw = at.qk_norm.map(|_| [q.clone(), k.clone()]);
         let [q, k] = self.rotated([q, k], positions, rope, eps)?;
-        Ok(Projected { q, k, v, raw })
+        Ok(Projected { normed, q, k, v, raw })
     }
 
     /// Queries and keys as attention reads them, from those that were projected: in place where there is no norm.
@@ -178,13 +189,23 @@ impl Block<'_> {
         Ok(dx)
     }
 
-    /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, gate and up.
-    pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, [Tensor; 3])> {
+    /// After attention up to the gated product: what the backward pass reads of it.
+    fn middle(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<Middle> {
         let x_mid = self.projections().forward_add(x, attended, self.at.o)?;
         let normed = rms_norm::forward(&x_mid, self.w(self.at.post_norm), eps)?;
         let [gate, up] = self.projections().forward_all(&normed, [self.at.gate, self.at.up])?;
-        let y = self.projections().forward_add(&x_mid, &swiglu::forward(&gate, &up)?, self.at.down)?;
-        Ok((y, [x_mid, gate, up]))
+        Ok(Middle { x_mid, normed, gate, up })
+    }
+
+    /// The block's output. `[T, H]`
+    fn output(&self, Middle { x_mid, gate, up, .. }: &Middle) -> Result<Tensor> {
+        self.projections().forward_add(x_mid, &swiglu::forward(gate, up)?, self.at.down)
+    }
+
+    /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, gate and up.
+    pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, [Tensor; 3])> {
+        let middle = self.middle(x, attended, eps)?;
+        Ok((self.output(&middle)?, [middle.x_mid, middle.gate, middle.up]))
     }
 
     /// `x: [T, H]`
@@ -199,6 +220,25 @@ impl Block<'_> {
         Ok(Passed { y, k: rotated_k, activations })
     }
 
+    /// [`Self::backward`] of a block whose input alone was kept, `x: [T, H]`. What the backward pass reads is computed
+    /// again, and no output: neither the gated product nor the down projection.
+    pub fn backward_from_input(
+        &self,
+        pass: Pass,
+        x: Tensor,
+        dy: Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        let projected = self.project(&x, pass.positions, pass.rope, pass.eps)?;
+        let Projected { q, k, v, .. } = &projected;
+        let (attended, lse) = attention::forward(Inputs { layout: pass.layout, heads: pass.heads, q, k, v })?;
+        let n1 = projected.normed.clone();
+        let [q, k, v] = projected.into_kept();
+        let Middle { x_mid, normed: n2, gate, up } = self.middle(&x, &attended, pass.eps)?;
+        let activations = Activations { x, q, k, v, attended, lse, x_mid, gate, up };
+        self.backward_normed(pass, activations, Some([n1, n2]), dy, gradients)
+    }
+
     /// `dy: [T, H]` is consumed: it becomes `dx`. Weight gradients are added to `gradients`.
     pub fn backward(
         &self,
@@ -207,14 +247,31 @@ impl Block<'_> {
         dy: Tensor,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
+        self.backward_normed(pass, a, None, dy, gradients)
+    }
+
+    /// `normed`: what the norms made of x and x_mid, where it is at hand.
+    fn backward_normed(
+        &self,
+        pass: Pass,
+        a: Activations,
+        normed: Option<[Tensor; 2]>,
+        dy: Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
         let eps = pass.eps;
         let (at, layers) = (self.at, self.projections());
+        let (n1, n2) = normed.map(|[n1, n2]| (n1, n2)).unzip();
+        let normed = |known: Option<Tensor>, x: &Tensor, weight: usize| match known {
+            Some(normed) => Ok(normed),
+            None => rms_norm::forward(x, self.w(weight), eps),
+        };
         // MLP half: y = x_mid + down(swiglu(gate(n2), up(n2))).
         let dact = layers.backward_input([(&dy, at.down)])?;
         let mlp = swiglu::backward(&a.gate, &a.up, &dact)?;
         drop((dact, a.gate, a.up));
         layers.add_gradients(at.down, &dy, &mlp.act_nf, gradients)?;
-        let n2 = rms_norm::forward(&a.x_mid, self.w(at.post_norm), eps)?;
+        let n2 = normed(n2, &a.x_mid, at.post_norm)?;
         layers.add_gradients(at.gate, &mlp.dgate_nf, &n2, gradients)?;
         layers.add_gradients(at.up, &mlp.dup_nf, &n2, gradients)?;
         drop(n2);
@@ -242,7 +299,7 @@ impl Block<'_> {
             }
             d
         };
-        let n1 = rms_norm::forward(&a.x, self.w(at.input_norm), eps)?;
+        let n1 = normed(n1, &a.x, at.input_norm)?;
         let upstream = [(&d.dq, at.q), (&d.dk, at.k), (&d.dv, at.v)];
         for (dy, projection) in upstream {
             layers.add_gradients(projection, dy, &n1, gradients)?;

@@ -6,8 +6,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::block::{Activations, Block, BlockParameters, Pass, Passed, QkNorm};
 use super::config::ModelConfig;
-use super::forward::{Distribution, Forward, Keep, Kept, Rows};
+use super::forward::{Distribution, Forward, Kept, Rows};
 use super::gradients::Gradients;
+use super::keep::Keep;
 use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::ops::attention::Heads;
@@ -228,10 +229,12 @@ impl Decoder {
 
     /// Hidden states of every token of the batch.
     pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
-        self.forward_with(batch, |_, a| match keep {
-            Keep::Nothing => None,
-            Keep::Inputs => Some(Kept::Input(a.x)),
-            Keep::Activations => Some(Kept::Activations(Box::new(a))),
+        self.forward_with(batch, |_, a| {
+            Ok(match keep {
+                Keep::Nothing => None,
+                Keep::Inputs => Some(Kept::Input(a.x)),
+                Keep::Activations => Some(Kept::Activations(Box::new(a))),
+            })
         })
     }
 
@@ -239,14 +242,14 @@ impl Decoder {
     pub(super) fn forward_with(
         &self,
         batch: &PackedBatch,
-        mut visit: impl FnMut(Tensor, Activations) -> Option<Kept>,
+        mut visit: impl FnMut(Tensor, Activations) -> Result<Option<Kept>>,
     ) -> Result<Forward> {
         let rows = Rows::new(batch)?;
         let mut x = embedding::gather(&self.weights[self.embedding], &rows.tokens)?;
         let mut kept = Vec::new();
         for layer in 0..self.blocks.len() {
             let Passed { y, k, activations } = self.block(layer).forward(self.pass(&rows), x)?;
-            kept.extend(visit(k, activations));
+            kept.extend(visit(k, activations)?);
             x = y;
         }
         Ok(Forward { hidden: x, kept, rows })
@@ -296,18 +299,17 @@ impl Decoder {
         drop(hidden);
         for (layer, kept) in kept.into_iter().enumerate().rev() {
             let (block, pass) = (self.block(layer), self.pass(&rows));
-            let activations = match kept {
-                Kept::Input(x) => block.forward(pass, x)?.activations,
-                Kept::Activations(a) => *a,
+            dx = match kept {
+                Kept::Input(x) => block.backward_from_input(pass, x, dx, gradients)?,
+                Kept::Activations(a) => block.backward(pass, *a, dx, gradients)?,
                 Kept::Taped(taped) => match <[Tensor; 9]>::try_from(taped.gather()?) {
-                    Ok(tensors) => Activations::from_tensors(tensors),
+                    Ok(tensors) => block.backward(pass, Activations::from_tensors(tensors), dx, gradients)?,
                     Err(mut input) => {
                         let x = input.pop().ok_or_else(|| Error::Compute("an empty tape".into()))?;
-                        block.forward(pass, x)?.activations
+                        block.backward_from_input(pass, x, dx, gradients)?
                     }
                 },
             };
-            dx = block.backward(pass, activations, dx, gradients)?;
         }
         match gradients.at(self.embedding)? {
             Some(gradient) => embedding::scatter_add(gradient, &rows.tokens, &dx),

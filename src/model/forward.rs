@@ -6,33 +6,11 @@ use candle_core::Tensor;
 
 use super::block::Activations;
 use super::tape::{Tape, TapedBlock};
-use crate::config::ActivationMemory;
 use crate::error::{Error, Result};
 use crate::ops::attention::AttentionLayout;
 use crate::ops::indices::Indices;
 use crate::ops::sampling::Sampling;
 use crate::types::{PackedBatch, Target};
-
-/// What a forward pass keeps for later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// Final hidden states only: reference log-probs, evaluation.
-    Nothing,
-    /// Block inputs; each block is computed again in the backward pass. Peak memory is one block's
-    /// activations plus T x hidden x layers.
-    Inputs,
-    /// Every activation the backward pass reads: 4/3 the speed of `Inputs` at many times the memory.
-    Activations,
-}
-
-impl From<ActivationMemory> for Keep {
-    fn from(memory: ActivationMemory) -> Self {
-        match memory {
-            ActivationMemory::Recompute => Self::Inputs,
-            ActivationMemory::Keep => Self::Activations,
-        }
-    }
-}
 
 /// One block's part of what a forward pass kept.
 pub(super) enum Kept {

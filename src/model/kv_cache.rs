@@ -4,11 +4,11 @@ use candle_core::Tensor;
 
 use super::block::{Activations, Projected};
 use super::decoder::Decoder;
-use super::forward::Keep;
-use super::tape::{Slots, Tape};
+use super::keep::Keep;
+use super::tape::{Slots, Tape, Taping};
 use crate::error::Result;
 use crate::ops::decode_attention::{self, Cache, Readers};
-use crate::ops::embedding;
+use crate::ops::embedding::{self, RowRun, Runs};
 use crate::ops::indices::Indices;
 use crate::types::PackedBatch;
 
@@ -50,30 +50,36 @@ impl KvCache {
 
 impl Decoder {
     /// Runs the prompts, a segment each: their hidden states `[T, H]`, and a cache with room for the completions that
-    /// `slots` says. With another `keep` than [`Keep::Nothing`] the rollout is taped.
-    pub fn prefill(&self, batch: &PackedBatch, slots: Slots, keep: Keep) -> Result<(Tensor, KvCache)> {
+    /// `slots` says. What `taping` asks for of the first prompts and their completions is taped.
+    pub fn prefill(&self, batch: &PackedBatch, slots: Slots, taping: Taping) -> Result<(Tensor, KvCache)> {
         let sequences = batch.segments.len() * slots.per_prompt;
         let shape = (sequences, slots.tokens, self.heads().key_value_width());
         let own = || Tensor::zeros(shape, self.dtype(), self.device());
         let (mut prefixes, mut kept) = (Vec::new(), Vec::new());
+        let taped = &batch.segments[..taping.prompts];
+        let rows = taped.last().map_or(0, |prompt| prompt.start + prompt.len);
         let hidden = self
             .forward_with(batch, |k, a| {
                 prefixes.push((k, a.v.clone()));
-                match keep {
+                match taping.keep {
+                    _ if rows == 0 => {}
                     Keep::Nothing => {}
-                    Keep::Inputs => kept.push(vec![a.x]),
-                    Keep::Activations => kept.push(a.tensors().map(Tensor::clone).into()),
+                    Keep::Inputs => kept.push(vec![first_rows(&a.x, rows)?]),
+                    Keep::Activations => {
+                        let tensors = a.tensors().map(|tensor| first_rows(tensor, rows));
+                        kept.push(tensors.into_iter().collect::<Result<_>>()?);
+                    }
                 }
-                None
+                Ok(None)
             })?
             .hidden;
         let layers = prefixes
             .into_iter()
             .map(|(prefix_k, prefix_v)| Ok(Layer { prefix_k, prefix_v, own_k: own()?, own_v: own()? }))
             .collect::<Result<_>>()?;
-        let tape = match keep {
-            Keep::Nothing => None,
-            _ => Some(Tape::new(kept, hidden.clone(), &batch.segments, slots)?),
+        let tape = match kept.is_empty() {
+            true => None,
+            false => Some(Tape::new(kept, first_rows(&hidden, rows)?, taped, slots)?),
         };
         Ok((hidden, KvCache { layers, capacity: slots.tokens, tape }))
     }
@@ -83,7 +89,14 @@ impl Decoder {
         let heads = self.heads();
         let eps = self.config.rms_norm_eps as f32;
         let sequences = step.readers.sequences().iter();
-        let slots: Indices = sequences.map(|s| s * cache.capacity + step.cached).collect();
+        let slot = |sequence: &usize| sequence * cache.capacity + step.cached;
+        let slots: Indices = sequences.clone().map(slot).collect();
+        // The rows are in the order of their sequences.
+        let taped = cache.tape.as_ref().map(|tape| {
+            let slots: Vec<usize> = sequences.take_while(|s| **s < tape.sequences()).map(slot).collect();
+            (tape, slots.len(), slots.into_iter().collect::<Indices>())
+        });
+        let taped = taped.filter(|(_, rows, _)| *rows > 0);
         let positions = Indices::new(step.positions);
         let mut x = self.embed(step.tokens)?;
         for (index, (block, layer)) in self.layers().zip(&cache.layers).enumerate() {
@@ -101,15 +114,24 @@ impl Decoder {
             let own_len = step.cached + 1;
             let (attended, lse) = decode_attention::forward(heads, q, read, step.readers, own_len)?;
             let (y, [x_mid, gate, up]) = block.finish(&x, &attended, eps)?;
-            if let Some(tape) = &cache.tape {
+            if let Some((tape, rows, slots)) = &taped {
                 let [q, k, v] = projected.into_kept();
-                tape.record(index, &slots, &Activations { x, q, k, v, attended, lse, x_mid, gate, up })?;
+                let activations = Activations { x, q, k, v, attended, lse, x_mid, gate, up };
+                tape.record(index, slots, *rows, &activations)?;
             }
             x = y;
         }
-        if let Some(tape) = &cache.tape {
-            tape.record_hidden(&slots, &x)?;
+        if let Some((tape, rows, slots)) = &taped {
+            tape.record_hidden(slots, *rows, &x)?;
         }
         Ok(x)
     }
+}
+
+/// The first rows of `[T, width]`, in memory of their own where they are not all.
+fn first_rows(tensor: &Tensor, rows: usize) -> Result<Tensor> {
+    if rows == tensor.dim(0)? {
+        return Ok(tensor.clone());
+    }
+    embedding::gather_runs([tensor, tensor], &Runs::new(vec![RowRun { part: 0, start: 0, len: rows }]))
 }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod decoder;
 pub mod forward;
 pub mod gradients;
+pub mod keep;
 pub mod kv_cache;
 pub mod projection;
 pub mod rope_scaling;

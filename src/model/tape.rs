@@ -8,6 +8,7 @@ use std::rc::Rc;
 use candle_core::Tensor;
 
 use super::block::Activations;
+use super::keep::Keep;
 use crate::error::{Error, Result};
 use crate::ops::embedding::{self, RowRun, Runs};
 use crate::ops::indices::Indices;
@@ -20,6 +21,14 @@ pub struct Slots {
     pub per_prompt: usize,
     /// Tokens a completion may have.
     pub tokens: usize,
+}
+
+/// What of a rollout pack is taped.
+#[derive(Clone, Copy, Debug)]
+pub struct Taping {
+    pub keep: Keep,
+    /// How many of the pack's first prompts, with their completions.
+    pub prompts: usize,
 }
 
 /// One tensor of one layer: the prompts' rows and the completions'.
@@ -37,8 +46,12 @@ impl Taped {
         Ok(Self { prompts, completions })
     }
 
-    fn record(&self, at: &Indices, rows: &Tensor) -> Result<()> {
-        embedding::scatter(&self.completions, at, rows)
+    /// The first `count` of `rows`, to `at`.
+    fn record(&self, at: &Indices, count: usize, rows: &Tensor) -> Result<()> {
+        match count == rows.dim(0)? {
+            true => embedding::scatter(&self.completions, at, rows),
+            false => embedding::scatter(&self.completions, at, &rows.narrow(0, 0, count)?),
+        }
     }
 
     fn gather(&self, runs: &Runs) -> Result<Tensor> {
@@ -59,7 +72,7 @@ impl TapedBlock {
     }
 }
 
-/// Activations of one rollout pack.
+/// Activations of the first prompts of one rollout pack, and of their completions.
 pub struct Tape {
     /// What is kept of each block: its input alone, or all nine of [`Activations::tensors`].
     blocks: Vec<Vec<Taped>>,
@@ -87,13 +100,18 @@ impl Tape {
         })
     }
 
-    /// Writes one decode step's rows of one block.
-    pub(super) fn record(&self, block: usize, at: &Indices, a: &Activations) -> Result<()> {
-        self.blocks[block].iter().zip(a.tensors()).try_for_each(|(taped, rows)| taped.record(at, rows))
+    /// Sequences of the rollout pack, from the first, that are taped.
+    pub(super) fn sequences(&self) -> usize {
+        self.prompts.len() * self.slots.per_prompt
     }
 
-    pub(super) fn record_hidden(&self, at: &Indices, hidden: &Tensor) -> Result<()> {
-        self.hidden.record(at, hidden)
+    /// Writes the first `count` of one decode step's rows of one block.
+    pub(super) fn record(&self, block: usize, at: &Indices, count: usize, a: &Activations) -> Result<()> {
+        self.blocks[block].iter().zip(a.tensors()).try_for_each(|(taped, rows)| taped.record(at, count, rows))
+    }
+
+    pub(super) fn record_hidden(&self, at: &Indices, count: usize, hidden: &Tensor) -> Result<()> {
+        self.hidden.record(at, count, hidden)
     }
 
     /// Where the rows of `batch` lie, which packs `groups` of the rollout in this order.

@@ -231,8 +231,8 @@ impl Sum<'_> {
     fn taped(&self) -> u64 {
         let grpo = &self.config.grpo;
         let packs = self.grpo_packs(self.config.pack.max_rollout_tokens);
-        let (pack, all) = (packs.groups * packs.size, grpo.prompts_per_step as u64 * packs.size);
-        (self.config.pack.max_reused_tokens as u64 / pack * pack).min(all)
+        let groups = self.config.pack.max_reused_tokens as u64 / packs.size;
+        groups.min(grpo.prompts_per_step as u64) * packs.size
     }
 
     fn grpo_rollout(&self) -> Phase {

@@ -38,8 +38,8 @@ impl TokenBytes {
             keys_values: layers * 2 * width * key,
             // Beside them the normed input, the product of gate and up, and the block's output.
             forward: activations + width * (2 * hidden + inner),
-            // Beside them dy, and dact, dgate, dup and the product of gate and up.
-            backward: activations + width * (hidden + 4 * inner),
+            // Beside them dy, what the two norms gave, and dact, dgate, dup and the product of gate and up.
+            backward: activations + width * (3 * hidden + 4 * inner),
         }
     }
 }

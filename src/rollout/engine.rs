@@ -8,9 +8,9 @@ use super::tapes::Tapes;
 use crate::config::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
-use crate::model::forward::Keep;
+use crate::model::keep::Keep;
 use crate::model::kv_cache::DecodeStep;
-use crate::model::tape::{Slots, Tape};
+use crate::model::tape::{Slots, Tape, Taping};
 use crate::ops::decode_attention::{Readers, SharedPrefix};
 use crate::ops::indices::Indices;
 use crate::ops::sampling::{Sampled, Sampling, sample};
@@ -103,7 +103,8 @@ impl<'a> Engine<'a> {
         Self { decoder, stop_tokens, completions, max_tokens_per_pack, keep, max_taped_tokens }
     }
 
-    /// Keeps what an on-policy update will read, for as many packs as stay within `max_tokens` together.
+    /// Keeps what an on-policy update will read, of the first groups of each pack for as long as they stay within
+    /// `max_tokens` together.
     pub fn taping(self, keep: Keep, max_tokens: usize) -> Self {
         Self { keep, max_taped_tokens: max_tokens, ..self }
     }
@@ -131,16 +132,19 @@ impl<'a> Engine<'a> {
         }
         let size = |r: &Request| r.prompt.token_ids.len() + per_prompt * max_tokens;
         let mut rollouts = Rollouts::default();
-        let mut taped_tokens = 0;
+        let mut left = self.max_taped_tokens;
         for run in runs(requests.iter().map(size), self.max_tokens_per_pack) {
-            let tokens: usize = requests[run.clone()].iter().map(size).sum();
-            let keep = match taped_tokens + tokens <= self.max_taped_tokens {
-                true => self.keep,
-                false => Keep::Nothing,
-            };
-            if let Some(tape) = self.generate_pack(&requests[run.clone()], draws, keep, &mut rollouts)? {
-                taped_tokens += tokens;
-                rollouts.tapes.push(run, tape);
+            let pack = &requests[run.clone()];
+            let mut taping = Taping { keep: self.keep, prompts: 0 };
+            while let Some(request) = pack.get(taping.prompts)
+                && self.keep != Keep::Nothing
+                && let Some(rest) = left.checked_sub(size(request))
+            {
+                left = rest;
+                taping.prompts += 1;
+            }
+            if let Some(tape) = self.generate_pack(pack, draws, taping, &mut rollouts)? {
+                rollouts.tapes.push(run.start..run.start + taping.prompts, tape);
             }
         }
         Ok(rollouts)
@@ -150,14 +154,14 @@ impl<'a> Engine<'a> {
         &self,
         requests: &[Request],
         draws: Draws,
-        keep: Keep,
+        taping: Taping,
         collected: &mut Rollouts,
     ) -> Result<Option<Tape>> {
         let Completions { per_prompt, max_tokens, .. } = self.completions;
         let start = Instant::now();
         let batch = prompts_batch(requests);
         let slots = Slots { per_prompt, tokens: max_tokens };
-        let (hidden, cache) = self.decoder.prefill(&batch, slots, keep)?;
+        let (hidden, cache) = self.decoder.prefill(&batch, slots, taping)?;
         let last_rows: Indices = batch.segments.iter().map(|s| s.start + s.len - 1).collect();
         let first_logits = self.decoder.logits(&embedding::gather(&hidden, &last_rows)?)?;
         drop(hidden);

@@ -9,7 +9,7 @@ use crate::config::loss::KlEstimator;
 use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
-use crate::model::forward::Keep;
+use crate::model::keep::Keep;
 use crate::pack::runs;
 use crate::types::{Group, PackedBatch};
 

@@ -10,7 +10,7 @@ use rlvr::config::stages::ScaleRewards;
 use rlvr::data::jsonl::{EncodedAnswer, EncodedRow};
 use rlvr::eval::enumerate::Enumerator;
 use rlvr::model::decoder::Decoder;
-use rlvr::model::forward::Keep;
+use rlvr::model::keep::Keep;
 use rlvr::rng::{Purpose, Stream};
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
 use rlvr::rollout::tapes::Tapes;

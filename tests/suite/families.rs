@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use rlvr::formats::hf::config_json;
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::Decoder;
-use rlvr::model::forward::Keep;
+use rlvr::model::keep::Keep;
 use rlvr::types::PackedBatch;
 use serde_json::{Value, json};
 

@@ -9,7 +9,7 @@ use rlvr::config::optim::OptimConfig;
 use rlvr::formats::peft;
 use rlvr::model::adapter::{Adapter, Shape};
 use rlvr::model::decoder::Decoder;
-use rlvr::model::forward::Keep;
+use rlvr::model::keep::Keep;
 use rlvr::optim::adamw::AdamW;
 use rlvr::types::PackedBatch;
 use serde_json::{Value, json};

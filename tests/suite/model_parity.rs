@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::Decoder;
-use rlvr::model::forward::Keep;
+use rlvr::model::keep::Keep;
 use rlvr::types::PackedBatch;
 
 use crate::support::golden::{Golden, golden_dir, group};

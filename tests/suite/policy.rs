@@ -4,7 +4,7 @@ use rlvr::algo::loss::KlPenalty;
 use rlvr::config::loss::LossConfig;
 use rlvr::config::sampling::SamplingConfig;
 use rlvr::model::decoder::Decoder;
-use rlvr::model::forward::Keep;
+use rlvr::model::keep::Keep;
 use rlvr::observe::Metrics;
 use rlvr::rng::{Purpose, Stream};
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};

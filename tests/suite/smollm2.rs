@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rlvr::formats::hf::load_decoder;
 use rlvr::model::decoder::{Decoder, Placement};
-use rlvr::model::forward::Keep;
+use rlvr::model::keep::Keep;
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
 use rlvr::types::{Message, PackedBatch};
