@@ -49,10 +49,10 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::input(&args.config, "has no model.path", fix).into());
     };
     // A model that is here comes before a shape of its name.
-    let shape = named.to_str().filter(|_| hub::here(named).is_none()).map(shapes::find);
-    let model = match shape {
-        Some(Ok(shape)) => shape,
-        _ => config_json::load(&folder(named, Parts::Config)?.dir)?,
+    let shape = named.to_str().filter(|_| hub::here(named).is_none()).and_then(shapes::of_model);
+    let (model, note) = match shape {
+        Some(shape) => (shape, " (not here: the shape that is known by its name)"),
+        None => (config_json::load(&folder(named, Parts::Config)?.dir)?, ""),
     };
     let device = match config.device {
         DeviceKind::Cpu => None,
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let (data, grpo, pack) = (&config.data, &config.grpo, &config.pack);
-    println!("model    {}, {:.3} billion parameters", named.display(), plan.parameters as f64 / 1e9);
+    println!("model    {}, {:.3} billion parameters{note}", named.display(), plan.parameters as f64 / 1e9);
     println!("config   {}, {place}", args.config);
     println!(
         "steps    sft {} rows; grpo {} prompts x {} completions; {} + {} tokens at most",

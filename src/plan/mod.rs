@@ -356,6 +356,8 @@ mod tests {
                 "data.max_prompt_tokens=1024",
                 "grpo.max_completion_tokens=48",
                 "grpo.prompts_per_step=1",
+                "grpo.optim.moments=f32",
+                "grpo.optim.gradients=f32",
                 &format!("grpo.group_size={group}"),
                 &format!("pack.activations=\"{activations}\""),
             ]);
@@ -389,6 +391,15 @@ mod tests {
         let with_kl = config(&["grpo.kl_coef=0.1"]);
         let more = update_gib(&llama_8b(), &with_kl, cuda) - update_gib(&llama_8b(), &config(&[]), cuda);
         assert!((more - 14.96).abs() < 0.01, "{more}");
+    }
+
+    /// The preset as it is shipped, on the card that people rent.
+    #[test]
+    fn the_shipped_8b_preset_fits_a_card_of_80_gb() {
+        let cuda = Target { cuda: true, dtype: DType::BF16, answers: 0 };
+        let preset = Config::load("riskcue-llama3.1-8b", &[]).unwrap();
+        let peak = Plan::new(&llama_8b(), &preset, cuda).peak() as f64 / GIB;
+        assert!((48.0..56.0).contains(&peak), "{peak:.1} GiB");
     }
 
     #[test]

@@ -86,6 +86,11 @@ const PRESETS: [Preset; 6] = [
     },
 ];
 
+/// The shape of the model that a name means: [`find`]'s, also where it is the instruction-tuned model's.
+pub fn of_model(name: &str) -> Option<ModelConfig> {
+    find(name.strip_suffix("-instruct").unwrap_or(name)).ok()
+}
+
 /// The shape called `name`.
 ///
 /// # Errors
@@ -126,6 +131,9 @@ mod tests {
             assert!((count as f64 / 1e9 - billions).abs() < 1e-4, "{name}: {count}");
             assert_eq!(config.family.has_qk_norm(), name.starts_with("qwen3"));
         }
+        let known = |name: &str| of_model(name).map(|shape| shape.parameter_count());
+        assert_eq!(known("llama-3.1-8b-instruct"), Some(8_030_261_248));
+        assert_eq!((known("smollm2-135m"), known("gpt-2-instruct")), (Some(134_515_008), None));
         assert!(find("gpt-2").unwrap_err().to_string().contains("llama-3.1-8b"));
     }
 }
