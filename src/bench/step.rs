@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
+use crate::observe::Metrics;
 use crate::ops::memory::synchronize;
 use crate::plan::work::Work;
 use crate::rng::{Purpose, Stream};
@@ -47,6 +48,15 @@ pub struct Phases {
     pub optimizer: f64,
 }
 
+/// One step: what its phases took, what they had to compute, and what the learner says of it.
+#[derive(Clone, Debug)]
+pub struct Stepped {
+    pub phases: Phases,
+    pub work: Work,
+    /// Of the update: loss, grad_norm, sampling/*, num_tokens, num_tokens_reused.
+    pub metrics: Metrics,
+}
+
 impl Phases {
     pub fn total(&self) -> f64 {
         self.prefill + self.decode + self.update + self.optimizer
@@ -74,11 +84,11 @@ impl StepShape {
         Learner::new(decoder, optim, self.activations, 1)
     }
 
-    /// Step number `step`, whose prompts no other step has: what its phases took, and what they had to compute.
+    /// Step number `step`, whose prompts no other step has.
     ///
     /// # Errors
     /// There is not enough memory.
-    pub fn run(&self, learner: &mut Learner, step: u64) -> Result<(Phases, Work)> {
+    pub fn run(&self, learner: &mut Learner, step: u64) -> Result<Stepped> {
         let vocab = learner.decoder().config.vocab_size as u32;
         let prompts: Vec<Prompt> = (0..self.groups).map(|group| self.prompt(vocab, step, group)).collect();
         let requests: Vec<Request> =
@@ -96,13 +106,13 @@ impl StepShape {
         let mut phases =
             Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
         let start = Instant::now();
-        let work = self.update(learner, groups, tapes)?;
+        let (work, mut metrics) = self.update(learner, groups, tapes)?;
         synchronize(learner.decoder().device())?;
         phases.update = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        learner.step(1e-6)?;
+        metrics.extend(learner.step(1e-6)?);
         phases.optimizer = start.elapsed().as_secs_f64();
-        Ok((phases, work))
+        Ok(Stepped { phases, work, metrics })
     }
 
     fn prompt(&self, vocab: u32, step: u64, group: usize) -> Prompt {
@@ -112,7 +122,7 @@ impl StepShape {
     }
 
     /// A GRPO update on made-up rewards: half of each group right.
-    fn update(&self, learner: &mut Learner, groups: Vec<Group>, tapes: Tapes) -> Result<Work> {
+    fn update(&self, learner: &mut Learner, groups: Vec<Group>, tapes: Tapes) -> Result<(Work, Metrics)> {
         let rewards: Vec<f32> = (0..self.group_size).map(|i| (i % 2) as f32).collect();
         let of_groups = vec![rewards.as_slice(); groups.len()];
         let advantages = centered(&of_groups, ScaleRewards::Group, 1e-6);
@@ -131,6 +141,9 @@ impl StepShape {
         let metrics = learner.learn(&policy, &groups, tapes, &mut Vec::new())?.metrics;
         let reused = metrics.get("num_tokens_reused").unwrap_or(0.0);
         work.add_forward(1.0 - reused / work.packed_tokens as f64);
-        Ok(work)
+        if self.activations == ActivationMemory::Keep {
+            work.recompute_flop = 0.0;
+        }
+        Ok((work, metrics))
     }
 }

@@ -143,23 +143,58 @@ fn badness(finding: &Finding) -> f64 {
     }
 }
 
-/// All ops on the CPU in `dtype` (f32 or bf16), against f64 loops.
-pub fn on_cpu(seed: u64, dtype: DType) -> Vec<Finding> {
-    let place = Place { device: Device::Cpu, dtype };
-    let findings = |trial: &Trial| {
-        let want = Ok((trial.reference)());
-        compare_all(trial, &place, want, (trial.run)(&place))
-    };
-    trials(seed, dtype).iter().flat_map(findings).collect()
+/// What is checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Round<'a> {
+    pub seed: u64,
+    /// f32 or bf16.
+    pub dtype: DType,
+    /// Ops by name; empty: all.
+    pub only: &'a [String],
 }
 
-/// All ops that have kernels, on a CUDA device in `dtype` (f32 or bf16), against the CPU's ops.
-pub fn on_cuda(seed: u64, device: &Device, dtype: DType) -> Vec<Finding> {
-    let place = Place { device: device.clone(), dtype };
+/// Ops on the CPU, against f64 loops. `tell` hears of each finding as it is made.
+pub fn on_cpu(round: Round, tell: &mut dyn FnMut(&Finding)) -> Vec<Finding> {
+    let place = Place { device: Device::Cpu, dtype: round.dtype };
+    round.findings(tell, |trial| compare_all(trial, &place, Ok((trial.reference)()), (trial.run)(&place)))
+}
+
+/// Ops that have kernels, on a CUDA device, against the CPU's ops. `tell` as for [`on_cpu`].
+pub fn on_cuda(round: Round, device: &Device, tell: &mut dyn FnMut(&Finding)) -> Vec<Finding> {
+    let place = Place { device: device.clone(), dtype: round.dtype };
     let cpu = Place { device: Device::Cpu, dtype: DType::F32 };
-    let findings = |trial: &Trial| compare_all(trial, &place, (trial.run)(&cpu), (trial.run)(&place));
-    let trials = trials(seed, dtype);
-    trials.iter().filter(|trial| trial.runs == Runs::Everywhere).flat_map(findings).collect()
+    round.findings(tell, |trial| match trial.runs {
+        Runs::Everywhere => compare_all(trial, &place, (trial.run)(&cpu), (trial.run)(&place)),
+        Runs::CpuOnly => Vec::new(),
+    })
+}
+
+/// The names of all ops, in the order in which they are checked.
+pub fn ops() -> Vec<&'static str> {
+    let mut names: Vec<&str> = Vec::new();
+    for trial in trials(0, DType::F32) {
+        if !names.contains(&trial.op) {
+            names.push(trial.op);
+        }
+    }
+    names
+}
+
+impl Round<'_> {
+    fn findings(
+        self,
+        tell: &mut dyn FnMut(&Finding),
+        check: impl Fn(&Trial) -> Vec<Finding>,
+    ) -> Vec<Finding> {
+        let mut all = Vec::new();
+        let wanted = |trial: &&Trial| self.only.is_empty() || self.only.iter().any(|op| op == trial.op);
+        for trial in trials(self.seed, self.dtype).iter().filter(wanted) {
+            let found = check(trial);
+            found.iter().for_each(&mut *tell);
+            all.extend(found);
+        }
+        all
+    }
 }
 
 /// Every trial; its inputs can be written in `dtype` without loss.
@@ -235,9 +270,12 @@ mod tests {
     #[test]
     fn an_op_without_code_for_a_dtype_fails_in_it() {
         // The device's path with the CPU in its place: it is the same as itself in f32, and has no f16.
-        let findings = on_cuda(3, &Device::Cpu, DType::F32);
+        let round = Round { seed: 3, dtype: DType::F32, only: &[] };
+        let mut told = 0;
+        let findings = on_cuda(round, &Device::Cpu, &mut |_| told += 1);
+        assert_eq!(told, findings.len());
         assert!(findings.len() > 30 && findings.iter().all(Finding::passed), "{findings:?}");
-        let findings = on_cuda(3, &Device::Cpu, DType::F16);
+        let findings = on_cuda(Round { dtype: DType::F16, ..round }, &Device::Cpu, &mut |_| ());
         let passed: Vec<_> = findings.iter().filter(|f| f.passed()).map(|f| (f.op, f.part)).collect();
         // What takes f32 whatever the dtype of weights and activations.
         assert!(passed.iter().all(|(op, _)| *op == "sum_squares"), "{findings:?}");

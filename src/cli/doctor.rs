@@ -1,5 +1,6 @@
 //! `rlvr doctor`: what this machine is, and whether every op gives the right numbers on it.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 use super::machine;
 use crate::check::{self, Finding};
 use crate::config::DeviceKind;
+use crate::error::Error;
 use crate::observe::machine::{Host, disk_free, libraries};
 use crate::ops::cuda;
 
@@ -31,9 +33,18 @@ pub struct Args {
     /// Folder that holds run directories, whose free disk space is shown.
     #[arg(long, default_value = "runs")]
     run_root: PathBuf,
+    /// Check these ops only; may be given many times. A fault that ends a process then ends one op's check.
+    #[arg(long, value_name = "OP")]
+    only: Vec<String>,
+    /// Print the names of the ops, one a line, and stop.
+    #[arg(long)]
+    list: bool,
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     json: bool,
+    /// A line of JSON for the machine, one for every finding as it is made, and one with the counts last.
+    #[arg(long, conflicts_with = "json")]
+    json_lines: bool,
 }
 
 /// A device and what the driver says of it, or why there is none.
@@ -43,6 +54,14 @@ enum Cuda {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    if args.list {
+        check::ops().iter().for_each(|op| println!("{op}"));
+        return Ok(());
+    }
+    if let Some(unknown) = args.only.iter().find(|op| !check::ops().contains(&op.as_str())) {
+        let want = format!("one of {}", check::ops().join(", "));
+        return Err(Error::config("--only", unknown, want, "no other op is checked").into());
+    }
     super::use_threads(args.threads)?;
     let cuda = match args.device {
         DeviceKind::Cpu => None,
@@ -54,22 +73,34 @@ pub fn run(args: &Args) -> Result<()> {
     let seed = args.seed.unwrap_or_else(clock);
     let host = Host::ask();
     let disk = disk_free(&args.run_root);
-    if !args.json {
+    let machine = || describe_json(args, &host, disk, cuda.as_ref());
+    if args.json_lines {
+        say(&json!({ "machine": machine(), "seed": seed }))?;
+    } else if !args.json {
         describe(args, &host, disk, cuda.as_ref());
         println!("\nseed      {seed}\n");
     }
+    let mut lost = Ok(());
+    let mut tell = |finding: &Finding| {
+        if args.json_lines && lost.is_ok() {
+            lost = say(&object(finding));
+        }
+    };
     let mut findings = Vec::new();
     for dtype in [DType::F32, DType::BF16] {
-        findings.extend(check::on_cpu(seed, dtype));
+        let round = check::Round { seed, dtype, only: &args.only };
+        findings.extend(check::on_cpu(round, &mut tell));
         if let Some(Cuda::Open(device, _)) = &cuda {
-            findings.extend(check::on_cuda(seed, device, dtype));
+            findings.extend(check::on_cuda(round, device, &mut tell));
         }
     }
+    lost?;
     let failed = findings.iter().filter(|f| !f.passed()).count();
-    if args.json {
-        let machine = describe_json(args, &host, disk, cuda.as_ref());
+    if args.json_lines {
+        say(&json!({ "seed": seed, "failed": failed, "checks": findings.len() }))?;
+    } else if args.json {
         let checks: Vec<Value> = findings.iter().map(object).collect();
-        println!("{}", json!({ "machine": machine, "seed": seed, "failed": failed, "checks": checks }));
+        println!("{}", json!({ "machine": machine(), "seed": seed, "failed": failed, "checks": checks }));
     } else {
         println!("{}", table(&findings));
     }
@@ -77,6 +108,13 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{failed} of {} checks failed; repeat them with --seed {seed}", findings.len());
     }
     Ok(())
+}
+
+/// A line on stdout, now: what comes after it may end the process.
+fn say(line: &Value) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
 }
 
 fn open() -> crate::error::Result<Cuda> {

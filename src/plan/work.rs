@@ -6,7 +6,7 @@ use crate::ops::attention::AttentionLayout;
 use crate::types::{Group, PackedBatch};
 
 /// What a step had to compute: a shared prompt once, nothing that was computed again to save memory.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Work {
     /// Tokens pushed through the blocks in one forward pass of the update, the shared prompt counted once.
     pub packed_tokens: usize,
@@ -14,6 +14,9 @@ pub struct Work {
     pub update_flop: f64,
     /// FLOP of one forward pass: the rollout's, prompts once, completions token by token.
     pub rollout_flop: f64,
+    /// FLOP of computing blocks again in the backward pass, where their inputs alone are kept: everything but the head
+    /// and the down projections. No part of the others.
+    pub recompute_flop: f64,
 }
 
 impl Work {
@@ -21,6 +24,7 @@ impl Work {
     pub fn of(config: &ModelConfig, groups: &[Group]) -> Result<Self> {
         let head = (config.vocab_size * config.hidden_size) as f64;
         let blocks = config.matmul_parameter_count() as f64 - head;
+        let down = (config.num_hidden_layers * config.hidden_size * config.intermediate_size) as f64;
         let pair = 4.0 * (config.num_hidden_layers * config.num_attention_heads * config.head_dim) as f64;
         let mut batch = PackedBatch::default();
         for group in groups {
@@ -34,6 +38,7 @@ impl Work {
             packed_tokens: batch.tokens.len(),
             rollout_flop: 2.0 * (products + head) + pairs,
             update_flop: 4.0 * (products + head) + 2.0 * pairs,
+            recompute_flop: 2.0 * (blocks - down) * batch.tokens.len() as f64 + pairs,
         })
     }
 

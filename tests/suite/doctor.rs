@@ -106,3 +106,50 @@ fn bench_ops_times_what_it_is_asked_for() {
         assert!(out.status.code() == Some(2) && said.contains(part), "{args:?}: {said}");
     }
 }
+
+/// What a rented card has said is on disk even if the next line never comes.
+#[test]
+fn findings_and_steps_are_lines_as_they_come() {
+    let lines = |args: &[&str]| -> Vec<Value> {
+        let out = rlvr(args);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let text = String::from_utf8(out.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let seed = seed::of_test().to_string();
+    let all = lines(&[
+        "doctor",
+        "--device",
+        "cpu",
+        "--seed",
+        &seed,
+        "--json-lines",
+        "--only",
+        "rope",
+        "--only",
+        "swiglu",
+    ]);
+    let (machine, rest) = all.split_first().unwrap();
+    let (counts, findings) = rest.split_last().unwrap();
+    assert!(machine["machine"]["cores"].as_u64().is_some());
+    assert_eq!(counts["checks"].as_u64().unwrap() as usize, findings.len());
+    let ops: std::collections::BTreeSet<&str> = findings.iter().map(|f| f["op"].as_str().unwrap()).collect();
+    assert_eq!(ops.into_iter().collect::<Vec<_>>(), ["rope", "swiglu"]);
+    let list = rlvr(&["doctor", "--list"]);
+    let list = String::from_utf8(list.stdout).unwrap();
+    assert!(list.lines().count() > 10 && list.lines().any(|op| op == "swiglu"), "{list}");
+    let unknown = rlvr(&["doctor", "--only", "warp"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("swiglu"));
+
+    let small = ["--prompt-tokens", "24", "--new-tokens", "3", "--group-size", "2", "--steps", "1"];
+    let all = lines(&[&["bench", "step", "--random-weights", "--json-lines"], &small[..]].concat());
+    let [warm, timed, summary] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((warm["timed"].as_bool(), timed["timed"].as_bool()), (Some(false), Some(true)));
+    assert_eq!(summary["mean_step_seconds"], timed["seconds"]);
+    for name in ["loss", "grad_norm", "sampling/sampling_logp_difference/max", "num_tokens_reused"] {
+        assert!(timed["metrics"][name].as_f64().is_some_and(f64::is_finite), "{name} in {timed}");
+    }
+    // Blocks are computed again: more is done than has to be.
+    assert!(timed["flop_done"].as_f64().unwrap() > 1.1 * timed["flop"].as_f64().unwrap(), "{timed}");
+}

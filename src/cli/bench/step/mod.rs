@@ -15,6 +15,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Placement;
 use crate::ops::cuda;
 use crate::plan::shapes;
+use crate::plan::work::Work;
 use crate::train::place;
 
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
@@ -76,6 +77,9 @@ pub struct Args {
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     json: bool,
+    /// A line of JSON for every step as it ends, that which is not timed among them, and the object of --json last.
+    #[arg(long, conflicts_with = "json")]
+    json_lines: bool,
 }
 
 /// The shape of a preset; a CPU has the memory for the small ones.
@@ -169,12 +173,15 @@ pub fn run(args: &Args) -> Result<()> {
         activations,
     };
     let mut learner = shape.learner(place, config, optim, args.lora_rank)?;
-    let (_, mut work) = shape.run(&mut learner, 0)?;
     let mut phases = Vec::new();
-    for step in 1..=args.steps {
-        let (now, of_step) = shape.run(&mut learner, step as u64)?;
-        phases.push(now);
-        work = of_step;
+    let mut work = Work::default();
+    for step in 0..=args.steps {
+        let stepped = shape.run(&mut learner, step as u64)?;
+        if args.json_lines {
+            report::line(args, &setup, step, &stepped)?;
+        }
+        work = stepped.work;
+        phases.extend((step > 0).then_some(stepped.phases));
     }
     report::print(args, &setup, &phases, work)
 }

@@ -1,13 +1,40 @@
 //! What `rlvr bench step` prints.
 
+use std::io::Write;
+
 use anyhow::Result;
+use candle_core::Device;
 use serde_json::json;
 
 use super::{Args, Setup};
-use crate::bench::step::Phases;
+use crate::bench::step::{Phases, Stepped};
 use crate::observe::peak_memory_gib;
 use crate::ops::cuda;
 use crate::plan::work::Work;
+
+fn peak_gib(device: &Device) -> Result<Option<f64>> {
+    Ok(match device.is_cuda() {
+        true => Some(cuda::memory_peak(device)? as f64 / (1u64 << 30) as f64),
+        false => peak_memory_gib(),
+    })
+}
+
+/// One step as it ends. `flop` are those that had to be computed, `flop_done` with the blocks that were computed again.
+pub fn line(args: &Args, setup: &Setup, step: usize, stepped: &Stepped) -> Result<()> {
+    let Stepped { phases, work, metrics } = stepped;
+    let done = work.flop() + work.recompute_flop;
+    let mfu = |flop: f64| setup.peak_tflops(args).map(|peak| flop / phases.total() / (peak * 1e12));
+    let json = json!({
+        "bench": "step", "step": step, "timed": step > 0, "seconds": phases.total(),
+        "prefill_seconds": phases.prefill, "decode_seconds": phases.decode, "update_seconds": phases.update,
+        "optimizer_seconds": phases.optimizer, "packed_tokens": work.packed_tokens,
+        "flop": work.flop(), "flop_done": done, "mfu": mfu(work.flop()), "mfu_done": mfu(done),
+        "peak_memory_gib": peak_gib(&setup.place.device)?, "metrics": metrics,
+    });
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{json}")?;
+    Ok(out.flush()?)
+}
 
 pub fn print(args: &Args, setup: &Setup, phases: &[Phases], work: Work) -> Result<()> {
     let mean = |f: fn(&Phases) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;
@@ -16,15 +43,12 @@ pub fn print(args: &Args, setup: &Setup, phases: &[Phases], work: Work) -> Resul
     let total = mean(Phases::total);
     let (step_rate, update_rate) = (work.flop() / total, work.update_flop / update);
     let device = &setup.place.device;
-    let peak_gib = match device.is_cuda() {
-        true => Some(cuda::memory_peak(device)? as f64 / (1u64 << 30) as f64),
-        false => peak_memory_gib(),
-    };
+    let peak_gib = peak_gib(device)?;
     let peak_tflops = setup.peak_tflops(args);
     let mfu = |rate: f64| peak_tflops.map(|peak| rate / (peak * 1e12));
     let seconds: Vec<f64> = phases.iter().map(Phases::total).collect();
     let dtype = setup.place.dtype.as_str();
-    if args.json {
+    if args.json || args.json_lines {
         let name = device.is_cuda().then(|| cuda::describe(device).map(|d| d.name)).transpose()?;
         let json = json!({
             "bench": "step", "preset": args.preset, "dtype": dtype, "device": args.device.name(),
