@@ -17,7 +17,7 @@ commit=$(sed -n 's/^commit   //p' "$from/machine.txt")
 to=$here/../../benches/results/gpu/$machine-$commit
 rm -rf "$to"
 mkdir -p "$to"
-for file in "$from"/{machine.txt,stages.tsv,doctor.json,peers.jsonl} "$from"/bench-*.json; do
+for file in "$from"/{machine.txt,stages.tsv,doctor.jsonl,steps.jsonl,peers.jsonl,ops.jsonl}; do
     [[ ! -f $file ]] || install -m 644 "$file" "$to/"
 done
 python3 "$here/summary.py" "$to" >"$to/summary.md"

@@ -31,13 +31,23 @@ def table(head, rows):
         print()
 
 
+def way(r):
+    """How a step of rlvr spends memory."""
+    kept = "kept" if r.get("activations") == "keep" else "recomputed"
+    tape = r.get("max_reused_tokens")
+    return f"rlvr, {r.get('preset')}, {r.get('groups')} groups, {kept}" + (f", tape of {tape}" if tape else "")
+
+
 def steps(folder):
     rows, times = [], {}
-    for name in ("full", "memory"):
-        for r in read(os.path.join(folder, f"bench-step-{name}.json")):
-            times[name] = r
-            rate = f"{number(r.get('update_flop_per_second'), 2, 1e12)} ({number(r.get('mfu_update'))})"
-            rows.append((f"rlvr, {name}", r, rate))
+    lines = read(os.path.join(folder, "steps.jsonl"))
+    for r in (line for line in lines if "mean_step_seconds" in line):
+        times[way(r)] = r
+        rate = f"{number(r.get('update_flop_per_second'), 2, 1e12)} ({number(r.get('mfu_update'))})"
+        rows.append((way(r), r, rate))
+    worst = [r["metrics"].get("sampling/sampling_logp_difference/max") or 0 for r in lines if "metrics" in r]
+    if worst:
+        print(f"largest |sampler - trainer log-prob| of {len(worst)} steps: {max(worst):.1e}\n")
     for r in read(os.path.join(folder, "peers.jsonl")):
         how = f"{r.get('preset')}, micro-batch {r.get('micro_batch')}, activations {r.get('activations')}"
         rows.append((f"{r.get('peer')}, {how}", r, "-"))
@@ -47,7 +57,7 @@ def steps(folder):
     lines = []
     for name, r, rate in rows:
         lines.append([name, *(number(r.get(key)) for key in keys), rate, *ratios(r, times)])
-    table(head + [f"its time over {name}'s" for name in times], lines)
+    table(head + [f"its time over: {name}" for name in times], lines)
     for _, r, _ in rows[:1]:
         work = f"{r.get('groups')} x {r.get('group_size')} of {r.get('new_tokens')} tokens after {r.get('prompt_tokens')}"
         print(f"{r.get('preset')}, {r.get('dtype')}, {work}; rates count the prompt once.\n")
@@ -65,32 +75,31 @@ def ratios(r, times):
 
 
 def doctor(folder):
-    for r in read(os.path.join(folder, "doctor.json")):
-        checks = r.get("checks", [])
-        print(f"doctor: {len(checks)} checks, {r.get('failed')} failed, seed {r.get('seed')}\n")
-        for check in checks:
-            if check.get("passed") is False or check.get("ok") is False:
-                print(f"- {json.dumps(check)}")
+    lines = read(os.path.join(folder, "doctor.jsonl"))
+    checks = [line for line in lines if "op" in line]
+    if lines:
+        seeds = sorted({str(line["seed"]) for line in lines if "seed" in line})
+        failed = [check for check in checks if not check.get("passed")]
+        print(f"doctor: {len(checks)} checks, {len(failed)} failed, seed {', '.join(seeds)}\n")
+        for check in failed:
+            print(f"- {json.dumps(check)}")
 
 
 def ops(folder):
-    for name in sorted(os.listdir(folder)):
-        if not name.startswith("bench-ops-"):
-            continue
-        for r in read(os.path.join(folder, name)):
-            for when in ("ceilings", "ceilings_after"):
-                c = r.get(when, {})
-                rates = number(c.get("flop_per_second"), 1, 1e12), number(c.get("copy_bytes_per_second"), 1, 1e9)
-                print(f"{when.replace('_', ' ')}: {rates[0]} TFLOP/s, {rates[1]} GB/s  ")
-            lines = sorted(r.get("ops", []), key=lambda op: op.get("share", 0))
-            print(f"{len(lines)} ops of {r.get('preset')}, {r.get('dtype')}; failed: {r.get('failed') or 'none'}\n")
-            table(
-                ["lowest shares of the roofline", "shape", "us", "share", "bound"],
-                [
-                    [op["op"], op["shape"], number(op["seconds"], 1, 1e-6), number(op["share"]), op["bound"]]
-                    for op in lines[:12]
-                ],
-            )
+    for r in read(os.path.join(folder, "ops.jsonl")):
+        for when in ("ceilings", "ceilings_after"):
+            c = r.get(when, {})
+            rates = number(c.get("flop_per_second"), 1, 1e12), number(c.get("copy_bytes_per_second"), 1, 1e9)
+            print(f"{when.replace('_', ' ')}: {rates[0]} TFLOP/s, {rates[1]} GB/s  ")
+        lines = sorted(r.get("ops", []), key=lambda op: op.get("share", 0))
+        print(f"{len(lines)} ops of {r.get('preset')}, {r.get('dtype')}; failed: {r.get('failed') or 'none'}\n")
+        table(
+            ["lowest shares of the roofline", "shape", "us", "share", "bound"],
+            [
+                [op["op"], op["shape"], number(op["seconds"], 1, 1e-6), number(op["share"]), op["bound"]]
+                for op in lines[:12]
+            ],
+        )
 
 
 def main():
