@@ -1,6 +1,6 @@
 //! `rlvr ablate`: the arms of an ablation over its seeds, and the table that compares them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -37,8 +37,8 @@ pub fn run(args: &Args) -> Result<()> {
     if !(ablation.price_per_hour >= 0.0 && ablation.price_per_hour.is_finite()) {
         bail!(Error::config("--price-per-hour", ablation.price_per_hour, "0 or more", "it is a price"));
     }
-    let name = Path::new(&args.ablation).file_stem().unwrap_or_default();
-    let root = args.root.clone().or(ablation.root.clone()).unwrap_or_else(|| Path::new("runs").join(name));
+    let usual = || AblationConfig::usual_root(&args.ablation);
+    let root = args.root.clone().or(ablation.root.clone()).unwrap_or_else(usual);
     let arms = ablation.arms()?;
     let planned = plan(&ablation, &arms, &root)?;
     if args.dry_run {

@@ -121,6 +121,13 @@ impl AblationConfig {
         Ok(config)
     }
 
+    /// Where the ablation that was loaded from `source` goes when nothing says it: `runs/` and its name, in which a
+    /// dot may stand (`ablate-riskcue-llama3.1-8b`).
+    pub fn usual_root(source: &str) -> PathBuf {
+        let name = Path::new(source).file_name().unwrap_or_default().to_string_lossy();
+        Path::new("runs").join(name.strip_suffix(".toml").unwrap_or(&name))
+    }
+
     fn validate(&self) -> Result<()> {
         let twice =
             |values: &[String]| values.iter().enumerate().find(|(i, v)| values[..*i].contains(v)).is_some();
@@ -214,6 +221,13 @@ mod tests {
                 assert_eq!((config.seed, &config.stages), (7, &arm.stages), "{name} {}", arm.name);
             }
         }
+    }
+
+    #[test]
+    fn an_ablation_goes_where_its_whole_name_says() {
+        let root = |source| AblationConfig::usual_root(source);
+        assert_eq!(root("ablate-riskcue-llama3.1-8b"), Path::new("runs/ablate-riskcue-llama3.1-8b"));
+        assert_eq!(root("configs/my.v2.toml"), Path::new("runs/my.v2"));
     }
 
     #[test]
