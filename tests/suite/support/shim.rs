@@ -180,7 +180,7 @@ impl Program {
         arguments: Vec<Argument>,
     ) -> Vec<Vec<u8>> {
         let out = self.output(kernel, [grid, [threads, 1, 1]], shared_bytes, &arguments);
-        assert!(out.status.success(), "{kernel}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "{kernel}: {}: {}", out.status, String::from_utf8_lossy(&out.stderr));
         let mut rest = out.stdout.as_slice();
         arguments
             .iter()
