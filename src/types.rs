@@ -60,6 +60,12 @@ impl Group {
     pub fn completion_tokens(&self) -> usize {
         self.rollouts.iter().map(|rollout| rollout.token_ids.len()).sum()
     }
+
+    /// Tokens that go through the blocks: a completion's last one predicts nothing and is no input.
+    pub fn packed_tokens(&self) -> usize {
+        let inputs = |rollout: &Rollout| rollout.token_ids.len().saturating_sub(1);
+        self.prompt.token_ids.len() + self.rollouts.iter().map(inputs).sum::<usize>()
+    }
 }
 
 /// A group after scoring. Rewards stay as given; advantages are a new field, never an overwrite.

@@ -138,7 +138,8 @@ pub enum ActivationMemory {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PackConfig {
-    /// Tokens in one training pack.
+    /// Tokens that go through the model in one training pack; a group's prompt counts once, and the last token of a
+    /// completion, which predicts nothing, not at all.
     pub max_tokens_per_pack: usize,
     /// Tokens whose keys and values are alive at once while sampling.
     pub max_rollout_tokens: usize,

@@ -218,26 +218,36 @@ impl Sum<'_> {
         self.backward(self.standing("sft update", &sft.optim), &sft.optim, packs.rows, &packs)
     }
 
-    fn grpo_packs(&self, most_tokens: usize) -> Packs {
+    /// Groups of the rollout: there is room for a whole completion, while its last token is no input.
+    fn rollout_packs(&self) -> Packs {
         let (data, grpo) = (&self.config.data, &self.config.grpo);
         let (prompt, group) = (data.max_prompt_tokens as u64, grpo.group_size as u64);
         let budget = grpo.max_completion_tokens as u64;
-        // The last token of a completion is no input.
+        let most_tokens = self.config.pack.max_rollout_tokens;
         let rows = prompt + group * budget.saturating_sub(1);
         Packs::new(grpo.prompts_per_step, prompt + group * budget, most_tokens).of(rows, group * budget)
+    }
+
+    /// Groups of the update.
+    fn update_packs(&self) -> Packs {
+        let (data, grpo) = (&self.config.data, &self.config.grpo);
+        let (prompt, group) = (data.max_prompt_tokens as u64, grpo.group_size as u64);
+        let budget = grpo.max_completion_tokens as u64;
+        let rows = prompt + group * budget.saturating_sub(1);
+        Packs::new(grpo.prompts_per_step, rows, self.config.pack.max_tokens_per_pack).of(rows, group * budget)
     }
 
     /// Tokens of the step whose activations the rollout keeps for the update.
     fn taped(&self) -> u64 {
         let grpo = &self.config.grpo;
-        let packs = self.grpo_packs(self.config.pack.max_rollout_tokens);
+        let packs = self.rollout_packs();
         let groups = self.config.pack.max_reused_tokens as u64 / packs.size;
         groups.min(grpo.prompts_per_step as u64) * packs.size
     }
 
     fn grpo_rollout(&self) -> Phase {
         let grpo = &self.config.grpo;
-        let packs = self.grpo_packs(self.config.pack.max_rollout_tokens);
+        let packs = self.rollout_packs();
         let prompts = packs.groups * self.config.data.max_prompt_tokens as u64;
         let phase = self.grpo_standing("grpo rollout");
         self.sampling(phase, prompts, packs.groups * packs.size, packs.groups * grpo.group_size as u64)
@@ -257,9 +267,11 @@ impl Sum<'_> {
 
     fn grpo_update(&self) -> Phase {
         let optim = &self.config.grpo.optim;
-        let packs = self.grpo_packs(self.config.pack.max_tokens_per_pack);
+        let packs = self.update_packs();
         let kept_rows = self.taped().max(packs.rows);
+        let gathered = if self.taped() > 0 { packs.rows * self.bytes.hidden } else { 0 };
         self.backward(self.grpo_standing("grpo update"), optim, kept_rows, &packs)
+            .with(&[("a block's rows out of the tape", gathered)])
     }
 
     /// Every answer of each prompt behind it, as long as `data.max_target_tokens` lets it be.

@@ -145,7 +145,7 @@ impl<'a> Policy<'a> {
     /// How many of the next groups go into one pass: within the bound, and all of one tape.
     fn pack_len(&self, groups: &[ScoredGroup], ahead: &[usize], tapes: &Tapes) -> usize {
         let together = ahead.iter().take_while(|g| tapes.together(ahead[0], **g));
-        let size = |g: &usize| groups[*g].group.prompt.token_ids.len() + groups[*g].group.completion_tokens();
+        let size = |g: &usize| groups[*g].group.packed_tokens();
         runs(together.map(size), self.max_tokens_per_pack).first().map_or(1, |run| run.len())
     }
 }

@@ -73,9 +73,9 @@ impl<'a> Reference<'a> {
         estimator: KlEstimator,
         temperature: f32,
     ) -> Result<Vec<Vec<f64>>> {
-        let size = |g: &Group| g.prompt.token_ids.len() + g.completion_tokens();
         let mut all = Vec::with_capacity(groups.len());
-        for run in runs(groups.iter().map(size), self.around.config.pack.max_tokens_per_pack) {
+        for run in runs(groups.iter().map(Group::packed_tokens), self.around.config.pack.max_tokens_per_pack)
+        {
             let mut batch = PackedBatch::default();
             groups[run.clone()].iter().for_each(|group| batch.push(group));
             let logps = logps(&self.weights, &batch, temperature)?;

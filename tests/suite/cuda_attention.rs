@@ -3,7 +3,6 @@
 use candle_core::{DType, Device, Tensor};
 use rlvr::ops::attention::cuda::DeviceLayout;
 use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
-use rlvr::ops::cuda;
 use rlvr::ops::decode_attention::cuda::DecodeLayout;
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 

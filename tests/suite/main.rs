@@ -12,6 +12,8 @@ mod cuda_model;
 #[cfg(feature = "cuda")]
 mod cuda_ops;
 #[cfg(feature = "cuda")]
+mod cuda_trace;
+#[cfg(feature = "cuda")]
 mod cuda_twin;
 mod curve;
 mod doctor;

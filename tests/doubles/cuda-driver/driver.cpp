@@ -17,6 +17,7 @@
 
 #include "interface.h"
 #include "memory.h"
+#include "trace.h"
 
 namespace {
 
@@ -112,7 +113,7 @@ TWIN_EXPORT int cuDeviceGetAttribute(int *value, int attribute, int) {
         case 1: return *value = 1024, success;                  // threads a block
         case 8: return *value = shared_by_default, success;     // shared memory a block
         case 10: return *value = 32, success;                   // warp size
-        case 16: return *value = multiprocessors, success;
+        case 16: return *value = twin::dry() ? 132 : multiprocessors, success;  // traced as for an H100
         case 75: return *value = 9, success;                    // compute capability, major
         case 76: return *value = 0, success;                    // and minor
         case 97: return *value = shared_at_most, success;       // shared memory a block, when asked for
@@ -130,7 +131,7 @@ TWIN_EXPORT int cuCtxSynchronize() { return success; }
 
 TWIN_EXPORT int cuStreamCreate(Handle *stream, unsigned) { return *stream = new char, success; }
 TWIN_EXPORT int cuStreamDestroy_v2(Handle stream) { return delete (char *)stream, success; }
-TWIN_EXPORT int cuStreamSynchronize(Handle) { return success; }
+TWIN_EXPORT int cuStreamSynchronize(Handle) { return twin::trace("wait", 0), success; }
 TWIN_EXPORT int cuStreamWaitEvent(Handle, Handle, unsigned) { return success; }
 TWIN_EXPORT int cuStreamIsCapturing(Handle, int *status) { return *status = 0, success; }
 TWIN_EXPORT int cuEventCreate(Handle *event, unsigned flags) {
@@ -173,25 +174,31 @@ TWIN_EXPORT int cuMemGetInfo_v2(size_t *free, size_t *total) {
 TWIN_EXPORT int cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Handle) {
     need((void *)to, bytes, "copy to the device", "destination");
     if (twin::inside(from, 1)) stop("copy to the device: the source is device memory");
+    twin::trace("to_device", bytes);
     return std::memcpy((void *)to, from, bytes), success;
 }
 TWIN_EXPORT int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, Handle) {
     need((void *)from, bytes, "copy to the host", "source");
     if (twin::inside(to, 1)) stop("copy to the host: the destination is device memory");
+    twin::trace("to_host", bytes);
     return std::memcpy(to, (void *)from, bytes), success;
 }
 TWIN_EXPORT int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Handle) {
     need((void *)from, bytes, "copy on the device", "source");
     need((void *)to, bytes, "copy on the device", "destination");
     if (to < from + bytes && from < to + bytes) stop("copy on the device: source and destination overlap");
-    return std::memcpy((void *)to, (void *)from, bytes), success;
+    twin::trace("on_device", bytes);
+    if (!twin::dry()) std::memcpy((void *)to, (void *)from, bytes);
+    return success;
 }
 TWIN_EXPORT int cuMemcpyHtoD_v2(Address to, const void *from, size_t bytes) { return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr); }
 TWIN_EXPORT int cuMemcpyDtoH_v2(void *to, Address from, size_t bytes) { return cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr); }
 TWIN_EXPORT int cuMemcpyDtoD_v2(Address to, Address from, size_t bytes) { return cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr); }
 TWIN_EXPORT int cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Handle) {
     need((void *)to, bytes, "filling device memory", "destination");
-    return std::memset((void *)to, value, bytes), success;
+    twin::trace("fill", bytes);
+    if (!twin::dry()) std::memset((void *)to, value, bytes);
+    return success;
 }
 TWIN_EXPORT int cuMemsetD8_v2(Address to, unsigned char value, size_t bytes) { return cuMemsetD8Async(to, value, bytes, nullptr); }
 TWIN_EXPORT int cuMemHostAlloc(void **start, size_t bytes, unsigned) { return *start = std::malloc(bytes), *start ? success : out_of_memory; }
@@ -265,6 +272,8 @@ TWIN_EXPORT int cuLaunchKernel(Handle handle, unsigned grid_x, unsigned grid_y, 
         std::snprintf(what, sizeof what, "argument %u", i);
         if (pointer) need(pointer, 0, kernel->name, what);
     }
+    twin::trace_launch(*kernel, arguments, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes);
+    if (twin::dry()) return success;
     running = function;
     kernel->run(kernel->function, arguments, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes);
     running = nullptr;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "trace.h"
 
 namespace {
 
@@ -45,10 +46,13 @@ struct Matrix {
 // Bytes from the first to the last element of rows x columns.
 size_t extent(const Matrix &m, size_t rows, size_t columns) { return ((columns - 1) * m.stride + rows) * width(m.type); }
 
-// op(m) as f32, its rows one after the other.
-std::vector<float> rows_of(const Matrix &m, int transposed, size_t rows, size_t columns) {
+void check(const Matrix &m, int transposed, size_t rows, size_t columns) {
     need(m.at, transposed ? extent(m, columns, rows) : extent(m, rows, columns), "cuBLAS", "an operand");
     if (size_t(m.stride) < (transposed ? columns : rows)) stop("cuBLAS: a leading dimension below the number of rows");
+}
+
+// op(m) as f32, its rows one after the other.
+std::vector<float> rows_of(const Matrix &m, int transposed, size_t rows, size_t columns) {
     std::vector<float> out(rows * columns);
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < columns; c++) out[r * columns + c] = read(m.at, transposed ? r * m.stride + c : c * m.stride + r, m.type);
@@ -60,8 +64,10 @@ int multiply(int transposed_a, int transposed_b, int m, int n, int k, float alph
     if (!known(a.type) || !known(c.type) || a.type != b.type || (a.type == f32 && c.type != f32)) return 15;  // CUBLAS_STATUS_NOT_SUPPORTED
     if (m < 0 || n < 0 || k < 0 || c.stride < m) return 7;                                                     // CUBLAS_STATUS_INVALID_VALUE
     if (m == 0 || n == 0 || k == 0) stop("cuBLAS: an empty product, which is not to reach it");
-    const std::vector<float> left = rows_of(a, transposed_a, m, k), right = rows_of(b, transposed_b, k, n);
+    check(a, transposed_a, m, k), check(b, transposed_b, k, n);
     need(c.at, extent(c, m, n), "cuBLAS", "the result");
+    if (twin::dry()) return 0;
+    const std::vector<float> left = rows_of(a, transposed_a, m, k), right = rows_of(b, transposed_b, k, n);
     // In double: a device adds in tiles, and 50,000 terms one after the other in float would be worse than any of them.
     std::vector<double> sums(n);
     for (int i = 0; i < m; i++) {
@@ -95,6 +101,7 @@ TWIN_EXPORT int cublasGemmEx(Handle, int transposed_a, int transposed_b, int m, 
                              int a_stride, const void *b, int b_type, int b_stride, const void *beta, void *c, int c_type, int c_stride,
                              int compute, int) {
     if (compute != f32_sums) return 15;
+    twin::trace_product("cublas", m, n, k, 1, width(a_type), width(c_type), *(const float *)beta != 0.f, transposed_a, transposed_b);
     return multiply(transposed_a, transposed_b, m, n, k, *(const float *)alpha, {a, a_type, a_stride}, {b, b_type, b_stride},
                     *(const float *)beta, {c, c_type, c_stride});
 }
@@ -103,6 +110,7 @@ TWIN_EXPORT int cublasGemmStridedBatchedEx(Handle, int transposed_a, int transpo
                                            long long b_step, const void *beta, void *c, int c_type, int c_stride, long long c_step,
                                            int count, int compute, int) {
     if (compute != f32_sums) return 15;
+    twin::trace_product("cublas", m, n, k, count, width(a_type), width(c_type), *(const float *)beta != 0.f, transposed_a, transposed_b);
     for (int i = 0; i < count; i++) {
         const int status = multiply(transposed_a, transposed_b, m, n, k, *(const float *)alpha, {further(a, i * a_step, a_type), a_type, a_stride},
                                     {further(b, i * b_step, b_type), b_type, b_stride}, *(const float *)beta,

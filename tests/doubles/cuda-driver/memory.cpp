@@ -13,6 +13,7 @@
 #include <mutex>
 
 #include "interface.h"
+#include "trace.h"
 
 namespace twin {
 namespace {
@@ -90,11 +91,12 @@ void *allocate(size_t bytes) {
     const std::lock_guard<std::recursive_mutex> guard(lock);
     catch_faults();
     if (used + bytes > device_bytes()) return nullptr;
+    trace("allocate", bytes);
     const size_t inner = (bytes + page - 1) / page * page, all = inner + 2 * page;
     char *mapped = (char *)mmap(nullptr, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED || mprotect(mapped + page, inner, PROT_READ | PROT_WRITE)) return nullptr;
     char *start = mapped + page + (inner - bytes) / alignment * alignment;
-    std::memset(mapped + page, 0xff, inner);
+    if (!dry()) std::memset(mapped + page, 0xff, inner);
     allocations[uintptr_t(start)] = {start, mapped, bytes, all, true};
     used += bytes;
     peak = peak > used ? peak : used;
@@ -106,8 +108,9 @@ bool release(void *start) {
     const auto found = allocations.find(uintptr_t(start));
     if (found == allocations.end() || !found->second.live) return false;
     Allocation &a = found->second;
+    trace("free", a.bytes);
     // What lies between an allocation and the edges of its pages is as it was filled.
-    for (const char *c = a.mapped + page; c < a.mapped + a.mapped_bytes - page; c++) {
+    for (const char *c = a.mapped + page; !dry() && c < a.mapped + a.mapped_bytes - page; c++) {
         if (c == a.start) c += a.bytes;
         if (c < a.mapped + a.mapped_bytes - page && *c != char(0xff))
             stop("something wrote byte %td of an allocation of %zu bytes; seen when it was freed", c - a.start, a.bytes);
@@ -142,6 +145,13 @@ void need(const void *start, size_t bytes, const char *who, const char *what) {
         stop("%s: %s: bytes %td to %td of an allocation of %zu bytes%s", who, what, (const char *)start - a->start,
              (const char *)start - a->start + bytes, a->bytes, a->live ? "" : ", which is freed");
     stop("%s: %s: %p is no device memory", who, what, start);
+}
+
+size_t left_of(const void *start) {
+    if (!start) return 0;
+    const std::lock_guard<std::recursive_mutex> guard(lock);
+    const Allocation *a = around(uintptr_t(start));
+    return a ? a->start + a->bytes - (const char *)start : 0;
 }
 
 Usage usage() {

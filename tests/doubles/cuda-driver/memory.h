@@ -21,6 +21,8 @@ bool release(void *start);
 bool inside(const void *start, size_t bytes);
 // Stops unless it is.
 void need(const void *start, size_t bytes, const char *who, const char *what);
+// Bytes from `start` to the end of the live allocation that it is in; 0 for null.
+size_t left_of(const void *start);
 
 struct Usage {
     uint64_t now, peak, total;
@@ -30,6 +32,5 @@ void forget_peak();
 
 // The kernel, block and thread that run now, into `text`; nothing where none does.
 void running_place(char *text, size_t size);
-
 
 }  // namespace twin

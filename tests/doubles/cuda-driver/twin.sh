@@ -6,7 +6,8 @@
 #       tests/doubles/cuda-driver/twin.sh --run cargo test --release --features cuda --test suite cuda_twin::
 #
 # A binary built with --features cuda finds it through RLVR_CUDA_LIBRARY_PATH=FOLDER, and a real driver
-# first where one is installed; --run puts the twin before that. RLVR_TWIN_MEMORY_MB sets its memory.
+# first where one is installed; --run puts the twin before that. RLVR_TWIN_MEMORY_MB sets its memory;
+# RLVR_TWIN_TRACE=FILE and RLVR_TWIN_DRY=1 are explained in trace.h.
 # Needs a C++20 compiler ($CXX, else c++). Files are compiled again only when they or a header changed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -41,7 +42,7 @@ build() { # build OUTPUT SOURCE...
     printf '%s' "$sum" >"$output.made"
 }
 
-build "$into/libcuda.so.1" "$here"/{driver,memory,libraries}.cpp
+build "$into/libcuda.so.1" "$here"/{driver,memory,libraries,trace}.cpp
 for library in libcublas.so.13 libcublasLt.so.13 libcurand.so.10; do
     ln -sfn libcuda.so.1 "$into/$library"
 done
