@@ -103,6 +103,22 @@ def rope(step, name, sizes, numbers):
     return 0, 2 * sizes[0] + sizes[3] + sizes[3] * numbers[1] * 2
 
 
+def side_by_side(step, name, sizes, numbers):
+    """Rows of a product and their parts, of which two may be caches."""
+    return 0, 2 * sizes[0] + sizes[3] * (1 + 2 * numbers[2])
+
+
+def adamw(step, name, sizes, numbers):
+    """Views of larger arrays: by their count. Weights, moments and masters are read and written, gradients read."""
+    count, weight, gradient = numbers[-1], 2 if "_w16_" in name else 4, 2 if name.endswith("bf16") else 4
+    moments = 2 * 4 if "_m32_" in name else 2 + 2 * 4 / 256
+    return 0, count * (2 * weight + gradient + 2 * moments + (8 if sizes[1] else 0))
+
+
+def counted(step, name, sizes, numbers):
+    return 0, numbers[-1] * (2 if name.endswith("bf16") else 4)
+
+
 # (FLOP, bytes) of a launch, by the start of its name; the first that fits.
 COSTS = [
     ("attention_forward", attention(2)),
@@ -123,7 +139,10 @@ COSTS = [
     ("sampling", twice(0)),
     ("token_logprob_backward_f32_to", all_of),
     ("token_logprob_backward", twice(0)),
-    ("adamw", lambda step, name, sizes, numbers: (0, 2 * sum(sizes) - sizes[2])),
+    ("adamw", adamw),
+    ("sum_squares_total", all_of),
+    ("sum_squares", counted),
+    ("qkv_", side_by_side),
 ]
 
 

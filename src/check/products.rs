@@ -55,12 +55,20 @@ fn layer(draw: &Draw, (n, h, o): (usize, usize, usize)) -> Trial {
         let (dy, dw) = (place.tensor(&i.dy, (n, o))?, place.single(&i.dw, (o, h))?);
         place.poison_freed(&[n * o, n * h])?;
         let y = linear::forward(&x, &w)?;
-        let sum = linear::forward_add(&residual, &x, &w)?;
+        let sum = linear::forward_add(&residual, &x, &w, None)?;
         let dx = linear::backward_input(&[(&dy, &w), (&residual, &second_w)])?;
+        let bias = place.tensor(&i.residual[..o], o)?;
+        let biased = linear::forward_add(&residual, &x, &w, Some(&bias))?;
+        let added = place.tensor(&i.residual, (n, o))?;
+        linear::add_forward(&added, &x, &w)?;
+        let scaled = linear::backward_input_scaled(&dy, &w, 1.5)?;
         linear::backward_weight(&dw, &dy, &x)?;
         Ok(vec![
             output("forward", place.read(&y)?),
             output("forward_add", place.read(&sum)?),
+            output("forward_add with a bias", place.read(&biased)?),
+            output("add_forward", place.read(&added)?),
+            output("backward_input_scaled", place.read(&scaled)?),
             output("backward_input", place.read(&dx)?),
             output("backward_weight", place.read(&dw)?),
         ])
@@ -69,9 +77,13 @@ fn layer(draw: &Draw, (n, h, o): (usize, usize, usize)) -> Trial {
         let y = times_transposed(&i.x, &i.w, i.h);
         let dx = add(&times(&i.dy, &i.w, i.o), &times(&i.residual, &i.second_w, i.o));
         let dw = times(&transposed(&i.dy, i.o), &i.x, i.n);
+        let bias: Vec<f64> = (0..y.len()).map(|at| i.residual[at % i.o]).collect();
         vec![
             output("forward", y.clone()),
             output("forward_add", add(&i.residual, &y)),
+            output("forward_add with a bias", add(&bias, &add(&i.residual, &y))),
+            output("add_forward", add(&i.residual, &y)),
+            output("backward_input_scaled", times(&i.dy, &i.w, i.o).iter().map(|x| 1.5 * x).collect()),
             output("backward_input", dx),
             output("backward_weight", add(&i.dw, &dw)),
         ]

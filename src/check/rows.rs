@@ -16,6 +16,8 @@ pub fn trials(draw: &Draw) -> Vec<Trial> {
         norm(draw, 3, wide),
         rotation(draw, 64),
         rotation(draw, 128),
+        side_by_side(draw, 64),
+        side_by_side(draw, 128),
         gated(draw),
     ]
 }
@@ -96,25 +98,78 @@ fn rotation(draw: &Draw, dim: usize) -> Trial {
         ])
     };
     let reference = |i: &Rotation| {
-        let rotated = |sign: f64| {
-            let mut y = i.x.clone();
-            let half = i.frequencies.len();
-            for (row, position) in y.chunks_mut(i.width).zip(&i.positions) {
-                for head in row.chunks_mut(2 * half) {
-                    for j in 0..half {
-                        let (sin, cos) = (f64::from(*position) * i.frequencies[j]).sin_cos();
-                        let (a, b) = (head[j], head[j + half]);
-                        head[j] = a * cos - sign * b * sin;
-                        head[j + half] = b * cos + sign * a * sin;
-                    }
-                }
-            }
-            y
-        };
-        vec![output("forward", rotated(1.0)), output("inverse", rotated(-1.0))]
+        vec![output("forward", turned(i, &i.x, 1.0)), output("inverse", turned(i, &i.x, -1.0))]
     };
     let shape = format!("{n} rows, {heads} x {dim}");
     Trial::new(("rope", shape, Tolerance::ROUNDED), inputs, run, reference)
+}
+
+/// Every head of `x` turned by its row's position, forth or back.
+fn turned(i: &Rotation, x: &[f64], sign: f64) -> Vec<f64> {
+    let mut y = x.to_vec();
+    let half = i.frequencies.len();
+    let width = x.len() / i.positions.len();
+    for (row, position) in y.chunks_mut(width).zip(&i.positions) {
+        for head in row.chunks_mut(2 * half) {
+            for j in 0..half {
+                let (sin, cos) = (f64::from(*position) * i.frequencies[j]).sin_cos();
+                let (a, b) = (head[j], head[j + half]);
+                head[j] = a * cos - sign * b * sin;
+                head[j + half] = b * cos + sign * a * sin;
+            }
+        }
+    }
+    y
+}
+
+/// Rows of one product as queries, keys and values, and their gradients back: two heads of queries to one of keys.
+fn side_by_side(draw: &Draw, dim: usize) -> Trial {
+    let (n, kv_heads) = (17 + draw.below(50), 1 + draw.below(3));
+    let inputs = Rotation {
+        x: draw.normal(n * 4 * kv_heads * dim),
+        width: 4 * kv_heads * dim,
+        positions: draw.indices(n, POSITIONS).into_iter().map(|p| p as u32).collect(),
+        frequencies: (0..dim / 2).map(|j| 1e4f64.powf(-2.0 * j as f64 / dim as f64)).collect(),
+    };
+    let run = |i: &Rotation, place: &Place| -> Result<Vec<Output>> {
+        let table = RopeTable::new(&i.frequencies, POSITIONS);
+        let positions = Indices::new(i.positions.as_slice());
+        let (n, key) = (i.positions.len(), i.width / 4);
+        let qkv = place.tensor(&i.x, (n, i.width))?;
+        let [dq, dk, dv] = columns(&i.x, i.width);
+        let (dq, dk) = (place.tensor(&dq, (n, 2 * key))?, place.tensor(&dk, (n, key))?);
+        let dv = place.tensor(&dv, (n, key))?;
+        place.poison_freed(&[i.x.len(), i.x.len() / 2])?;
+        let [q, k, v] = table.split(&qkv, [2 * key, key], Some(&positions))?;
+        let joined = table.join([&dq, &dk, &dv], Some(&positions))?;
+        Ok(vec![
+            output("split q", place.read(&q)?),
+            output("split k", place.read(&k)?),
+            output("split v", place.read(&v)?),
+            output("join", place.read(&joined)?),
+        ])
+    };
+    let reference = |i: &Rotation| {
+        let [q, k, v] = columns(&i.x, i.width);
+        let key = i.width / 4;
+        let [dq, dk] = [&q, &k].map(|x| turned(i, x, -1.0));
+        let rows = dq.chunks(2 * key).zip(dk.chunks(key)).zip(v.chunks(key));
+        let joined = rows.flat_map(|((q, k), v)| [q, k, v].concat()).collect();
+        vec![
+            output("split q", turned(i, &q, 1.0)),
+            output("split k", turned(i, &k, 1.0)),
+            output("split v", v),
+            output("join", joined),
+        ]
+    };
+    let shape = format!("{n} rows, {kv_heads} x 4 x {dim} side by side");
+    Trial::new(("rope", shape, Tolerance::ROUNDED), inputs, run, reference)
+}
+
+/// The left half, the third and the fourth quarter of rows of `width`.
+fn columns(x: &[f64], width: usize) -> [Vec<f64>; 3] {
+    let part = |from: usize, to: usize| x.chunks(width).flat_map(|row| row[from..to].to_vec()).collect();
+    [part(0, width / 2), part(width / 2, width / 4 * 3), part(width / 4 * 3, width)]
 }
 
 struct Gated {
@@ -137,7 +192,14 @@ fn gated(draw: &Draw) -> Trial {
         place.poison_freed(&[i.gate.len(); 2])?;
         let act = swiglu::forward(&gate, &up)?;
         let backward = swiglu::backward(&gate, &up, &dact)?;
+        let rows = i.gate.chunks(i.shape.1).zip(i.up.chunks(i.shape.1));
+        let both: Vec<f64> = rows.flat_map(|(gate, up)| [gate, up].concat()).collect();
+        let both = place.tensor(&both, (i.shape.0, 2 * i.shape.1))?;
+        let halves = swiglu::backward_halves(&both, &dact)?;
         Ok(vec![
+            output("forward of halves", place.read(&swiglu::forward_halves(&both)?)?),
+            output("backward act of halves", place.read(&halves.act_nf)?),
+            output("backward of halves", place.read(&halves.dgate_up_n2f)?),
             output("forward", place.read(&act)?),
             output("backward act", place.read(&backward.act_nf)?),
             output("backward dgate", place.read(&backward.dgate_nf)?),
@@ -150,11 +212,17 @@ fn gated(draw: &Draw) -> Trial {
         };
         let act = each(&|g, u, _| g * sigmoid(g) * u);
         let slope = |g: f64| sigmoid(g) * (1.0 + g * (1.0 - sigmoid(g)));
+        let dgate = each(&|g, u, d| d * u * slope(g));
+        let dup = each(&|g, _, d| d * g * sigmoid(g));
+        let rows = dgate.chunks(i.shape.1).zip(dup.chunks(i.shape.1));
         vec![
+            output("forward of halves", act.clone()),
+            output("backward act of halves", act.clone()),
+            output("backward of halves", rows.flat_map(|(dgate, dup)| [dgate, dup].concat()).collect()),
             output("forward", act.clone()),
             output("backward act", act),
-            output("backward dgate", each(&|g, u, d| d * u * slope(g))),
-            output("backward dup", each(&|g, _, d| d * g * sigmoid(g))),
+            output("backward dgate", dgate),
+            output("backward dup", dup),
         ]
     };
     let name = format!("{} x {}", shape.0, shape.1);

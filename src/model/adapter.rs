@@ -7,7 +7,6 @@ use super::config::ModelConfig;
 use super::gradients::Gradients;
 use crate::config::lora::LoraConfig;
 use crate::error::{Error, Result};
-use crate::ops::elementwise::{add_assign, scale};
 use crate::ops::{linear, memory};
 use crate::rng::{Purpose, Stream};
 
@@ -146,30 +145,24 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// `scale A x`, `[N, rank]`, f32.
-    fn down(self, weights: &[Tensor], x_nh: &Tensor) -> Result<Tensor> {
-        let inner = linear::forward(&memory::cast(x_nh, DType::F32)?, &weights[self.a])?;
-        scale(&inner, self.scale)?;
-        Ok(inner)
-    }
-
-    /// `scale B^T dy`, `[N, rank]`, f32.
-    fn up(self, weights: &[Tensor], dy_no: &Tensor) -> Result<Tensor> {
-        let inner = linear::backward_input(&[(&memory::cast(dy_no, DType::F32)?, &weights[self.b])])?;
-        scale(&inner, self.scale)?;
-        Ok(inner)
+    /// A and B as products with `like` read them: on a CUDA device of its type, whose tensor cores multiply them with f32
+    /// sums; on the CPU f32.
+    fn operands(self, weights: &[Tensor], like: &Tensor) -> Result<[Tensor; 3]> {
+        let dtype = if like.device().is_cuda() { like.dtype() } else { DType::F32 };
+        let cast = |tensor: &Tensor| memory::cast(tensor, dtype);
+        Ok([cast(&weights[self.a])?, cast(&weights[self.b])?, cast(like)?])
     }
 
     /// Adds `scale B A x` to `y_no`, in place.
     pub(super) fn add_output(self, weights: &[Tensor], x_nh: &Tensor, y_no: &Tensor) -> Result<()> {
-        let y = linear::forward(&self.down(weights, x_nh)?, &weights[self.b])?;
-        add_assign(y_no, &memory::cast(&y, y_no.dtype())?)
+        let [a, b, x] = self.operands(weights, x_nh)?;
+        linear::add_forward(y_no, &linear::forward_scaled(&x, &a, self.scale)?, &b)
     }
 
     /// Adds `scale A^T B^T dy` to `dx_nh`, in place.
     pub(super) fn add_input_gradient(self, weights: &[Tensor], dy_no: &Tensor, dx_nh: &Tensor) -> Result<()> {
-        let dx = linear::backward_input(&[(&self.up(weights, dy_no)?, &weights[self.a])])?;
-        add_assign(dx_nh, &memory::cast(&dx, dx_nh.dtype())?)
+        let [a, b, dy] = self.operands(weights, dy_no)?;
+        linear::add_backward_input(dx_nh, &linear::backward_input_scaled(&dy, &b, self.scale)?, &a)
     }
 
     /// `dA += scale (B^T dy) x^T` and `dB += scale dy (A x)^T`. What the forward pass had between A and B is
@@ -181,7 +174,8 @@ impl LowRank {
         x_nh: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        gradients.add_product(self.b, &memory::cast(dy_no, DType::F32)?, &self.down(weights, x_nh)?)?;
-        gradients.add_product(self.a, &self.up(weights, dy_no)?, &memory::cast(x_nh, DType::F32)?)
+        let ([a, b, x], [_, _, dy]) = (self.operands(weights, x_nh)?, self.operands(weights, dy_no)?);
+        gradients.add_product(self.b, &dy, &linear::forward_scaled(&x, &a, self.scale)?)?;
+        gradients.add_product(self.a, &linear::backward_input_scaled(&dy, &b, self.scale)?, &x)
     }
 }

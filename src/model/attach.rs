@@ -110,6 +110,6 @@ impl Decoder {
             self.weights[index] = self.merged_weight(&self.names[index])?;
         }
         self.detach();
-        Ok(())
+        self.join_weights()
     }
 }

@@ -10,6 +10,7 @@ use super::forward::{Distribution, Forward, Kept, Rows};
 use super::gradients::Gradients;
 use super::keep::Keep;
 use super::projection::Projection;
+use super::together::Together;
 use crate::error::{Error, Result};
 use crate::ops::attention::Heads;
 use crate::ops::indices::Indices;
@@ -35,6 +36,8 @@ pub struct Decoder {
     /// The embedding when tied.
     head: usize,
     rope: RopeTable,
+    /// Of each block, on a CUDA device.
+    together: Vec<Option<Together>>,
 }
 
 /// Where a model's weights live, and as what.
@@ -119,7 +122,31 @@ impl Decoder {
         let rope = RopeTable::new(&config.rope_inverse_frequencies(), positions)
             .scaled_by(config.rope_attention_factor());
         let base = weights.len();
-        Ok(Self { names, weights, base, adapter: None, blocks, embedding, final_norm, head, rope, config })
+        // A block's weights are given back as soon as they lie together.
+        drop(by_name);
+        let (adapter, together) = (None, Vec::new());
+        let mut decoder = Self {
+            names,
+            weights,
+            base,
+            adapter,
+            blocks,
+            embedding,
+            final_norm,
+            head,
+            rope,
+            together,
+            config,
+        };
+        decoder.join_weights()?;
+        Ok(decoder)
+    }
+
+    /// Brings the weights of layers that are one product together, again whenever tensors of `weights` were replaced.
+    pub(super) fn join_weights(&mut self) -> Result<()> {
+        let weights = &mut self.weights;
+        self.together = self.blocks.iter().map(|at| Together::new(weights, at)).collect::<Result<_>>()?;
+        Ok(())
     }
 
     /// Fresh weights from a seed: norms 1; biases 0; matrices normal with deviation `1 / sqrt(inputs)`, those that write
@@ -219,7 +246,7 @@ impl Decoder {
     }
 
     fn block(&self, layer: usize) -> Block<'_> {
-        Block { weights: &self.weights, at: self.blocks[layer] }
+        Block { weights: &self.weights, at: self.blocks[layer], together: self.together[layer].as_ref() }
     }
 
     fn pass<'a>(&'a self, rows: &'a Rows) -> Pass<'a> {
@@ -302,13 +329,18 @@ impl Decoder {
             dx = match kept {
                 Kept::Input(x) => block.backward_from_input(pass, x, dx, gradients)?,
                 Kept::Activations(a) => block.backward(pass, *a, dx, gradients)?,
-                Kept::Taped(taped) => match <[Tensor; 9]>::try_from(taped.gather()?) {
-                    Ok(tensors) => block.backward(pass, Activations::from_tensors(tensors), dx, gradients)?,
-                    Err(mut input) => {
-                        let x = input.pop().ok_or_else(|| Error::Compute("an empty tape".into()))?;
-                        block.backward_from_input(pass, x, dx, gradients)?
+                Kept::Taped(taped) => {
+                    let mut tensors = taped.gather()?;
+                    let input = if tensors.len() == 1 { tensors.pop() } else { None };
+                    let misfit = || Error::Compute("the tape has other tensors than a block".into());
+                    match input {
+                        Some(x) => block.backward_from_input(pass, x, dx, gradients)?,
+                        None => {
+                            let a = Activations::from_tensors(tensors).ok_or_else(misfit)?;
+                            block.backward(pass, a, dx, gradients)?
+                        }
                     }
-                },
+                }
             };
         }
         match gradients.at(self.embedding)? {

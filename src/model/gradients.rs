@@ -1,9 +1,11 @@
 //! Gradients of every parameter that is trained; backward passes add to them.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
-use crate::ops::elementwise::sum_squares;
+use crate::ops::elementwise::{add_assign, sum_squares};
 use crate::ops::linear;
 
 /// In parameter order. A gradient takes memory from the first time something is added to it, so that a backward
@@ -16,12 +18,14 @@ pub struct Gradients {
     /// The type of matrices' gradients; those of vectors are f32.
     dtype: DType,
     tensors: Vec<Option<Tensor>>,
+    /// Of weights that lie together, by the first: their gradients in one tensor, of which `tensors` has views.
+    joined: HashMap<usize, Tensor>,
 }
 
 impl Gradients {
     pub(super) fn new(weights: &[Tensor], frozen: usize, dtype: DType) -> Self {
         let like = weights[frozen..].to_vec();
-        Self { frozen, tensors: vec![None; like.len()], like, dtype }
+        Self { frozen, tensors: vec![None; like.len()], like, dtype, joined: HashMap::new() }
     }
 
     /// The gradient of parameter `index` to add to, zero when nothing was added yet; `None` when it is frozen.
@@ -52,6 +56,30 @@ impl Gradients {
         }
     }
 
+    /// [`Self::add_product`] of layers whose weights lie together, by one product. `indices`: theirs, in order;
+    /// `dy: [N, sum of O]`
+    pub(super) fn add_joined_product(&mut self, indices: &[usize], dy: &Tensor, x_nh: &Tensor) -> Result<()> {
+        let trained = indices.iter().map(|index| index.checked_sub(self.frozen)).collect::<Option<Vec<_>>>();
+        let Some(trained) = trained.filter(|trained| !trained.is_empty()) else { return Ok(()) };
+        if let Some(whole) = self.joined.get(&trained[0]) {
+            return linear::backward_weight(whole, dy, x_nh);
+        }
+        let whole = linear::weight_gradient_as(dy, x_nh, self.dtype)?;
+        let mut start = 0;
+        for &member in &trained {
+            let rows = self.like[member].dim(0)?;
+            let part = whole.narrow(0, start, rows)?;
+            // Something was added to it alone before.
+            if let Some(before) = &self.tensors[member] {
+                add_assign(&part, before)?;
+            }
+            self.tensors[member] = Some(part);
+            start += rows;
+        }
+        self.joined.insert(trained[0], whole);
+        Ok(())
+    }
+
     /// Every gradient, in the order of `Decoder::trainable`; zeros made for the moment where nothing was added.
     pub fn tensors(&self) -> impl Iterator<Item = Result<Tensor>> {
         let tensors = self.tensors.iter().enumerate();
@@ -61,6 +89,7 @@ impl Gradients {
     /// All zero again, for the next optimiser step.
     pub fn clear(&mut self) {
         self.tensors.fill(None);
+        self.joined.clear();
     }
 
     /// L2 norm over all of them.

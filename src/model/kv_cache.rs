@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::block::{Activations, Projected};
+use super::block::{Activations, CacheRows, Projected};
 use super::decoder::Decoder;
 use super::keep::Keep;
 use super::tape::{Slots, Tape, Taping};
@@ -66,8 +66,8 @@ impl Decoder {
                     Keep::Nothing => {}
                     Keep::Inputs => kept.push(vec![first_rows(&a.x, rows)?]),
                     Keep::Activations => {
-                        let tensors = a.tensors().map(|tensor| first_rows(tensor, rows));
-                        kept.push(tensors.into_iter().collect::<Result<_>>()?);
+                        let tensors = a.tensors().into_iter().map(|tensor| first_rows(tensor, rows));
+                        kept.push(tensors.collect::<Result<_>>()?);
                     }
                 }
                 Ok(None)
@@ -100,25 +100,40 @@ impl Decoder {
         let positions = Indices::new(step.positions);
         let mut x = self.embed(step.tokens)?;
         for (index, (block, layer)) in self.layers().zip(&cache.layers).enumerate() {
-            let projected = block.project(&x, &positions, self.rope(), eps)?;
-            let Projected { q, k, v, .. } = &projected;
-            for (own, new) in [(&layer.own_k, k), (&layer.own_v, v)] {
-                embedding::scatter(&own.flatten(0, 1)?, &slots, new)?;
-            }
             let read = Cache {
                 prefix_k: &layer.prefix_k,
                 prefix_v: &layer.prefix_v,
                 own_k: &layer.own_k,
                 own_v: &layer.own_v,
             };
+            let (own_k, own_v) = (layer.own_k.flatten(0, 1)?, layer.own_v.flatten(0, 1)?);
             let own_len = step.cached + 1;
-            let (attended, lse) = decode_attention::forward(heads, q, read, step.readers, own_len)?;
-            let (y, [x_mid, gate, up]) = block.finish(&x, &attended, eps)?;
-            if let Some((tape, rows, slots)) = &taped {
-                let [q, k, v] = projected.into_kept();
-                let activations = Activations { x, q, k, v, attended, lse, x_mid, gate, up };
-                tape.record(index, slots, *rows, &activations)?;
-            }
+            let cache_rows = CacheRows { k: &own_k, v: &own_v, slots: &slots };
+            // Where keys and values go to the cache alone, they are made there.
+            let straight = match taped.as_ref().is_none_or(|(tape, ..)| tape.has_inputs_only()) {
+                true => block.project_into(&x, &positions, self.rope(), eps, cache_rows)?,
+                false => None,
+            };
+            let y = if let Some(q) = straight {
+                let (attended, _) = decode_attention::forward(heads, &q, read, step.readers, own_len)?;
+                if let Some((tape, rows, slots)) = &taped {
+                    tape.record(index, slots, *rows, &[&x])?;
+                }
+                block.finish(&x, &attended, eps)?.0
+            } else {
+                let projected = block.project(&x, &positions, self.rope(), eps)?;
+                let Projected { q, k, v, .. } = &projected;
+                embedding::scatter(&own_k, &slots, k)?;
+                embedding::scatter(&own_v, &slots, v)?;
+                let (attended, lse) = decode_attention::forward(heads, q, read, step.readers, own_len)?;
+                let (y, x_mid, gate_up) = block.finish(&x, &attended, eps)?;
+                if let Some((tape, rows, slots)) = &taped {
+                    let [q, k, v] = projected.into_kept();
+                    let activations = Activations { x, q, k, v, attended, lse, x_mid, gate_up };
+                    tape.record(index, slots, *rows, &activations.tensors())?;
+                }
+                y
+            };
             x = y;
         }
         if let Some((tape, rows, slots)) = &taped {

@@ -12,3 +12,4 @@ pub mod kv_cache;
 pub mod projection;
 pub mod rope_scaling;
 pub mod tape;
+mod together;

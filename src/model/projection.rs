@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use super::adapter::LowRank;
 use super::gradients::Gradients;
+use super::together::Joined;
 use crate::error::Result;
 use crate::ops::{linear, memory};
 
@@ -26,11 +27,9 @@ pub struct Projections<'a> {
 impl Projections<'_> {
     /// `x_nh: [N, in]` -> `[N, out]` for each of the layers, which read the same input.
     pub fn forward_all<const N: usize>(self, x_nh: &Tensor, at: [Projection; N]) -> Result<[Tensor; N]> {
-        let mut all = linear::forward_all(x_nh, at.map(|p| &self.weights[p.weight]))?;
-        for (y, p) in all.iter_mut().zip(at) {
-            if let Some(bias) = p.bias {
-                *y = self.add_bias(y, bias)?;
-            }
+        let biases = at.map(|p| p.bias.map(|bias| &self.weights[bias]));
+        let all = linear::forward_all(x_nh, at.map(|p| &self.weights[p.weight]), biases)?;
+        for (y, p) in all.iter().zip(at) {
             if let Some(adapter) = p.adapter {
                 adapter.add_output(self.weights, x_nh, y)?;
             }
@@ -38,10 +37,38 @@ impl Projections<'_> {
         Ok(all)
     }
 
+    /// [`Self::forward_all`] of layers whose weights lie together, by one product: outputs side by side,
+    /// `[N, sum of out]`.
+    pub(super) fn forward_joined<const N: usize>(
+        self,
+        x_nh: &Tensor,
+        joined: &Joined,
+        at: [Projection; N],
+    ) -> Result<Tensor> {
+        let [y] = linear::forward_all(x_nh, [&joined.weight], [joined.bias.as_ref()])?;
+        for (layer, columns) in at.iter().zip(self.columns(&y, at)?) {
+            if let Some(adapter) = layer.adapter {
+                adapter.add_output(self.weights, x_nh, &columns)?;
+            }
+        }
+        Ok(y)
+    }
+
+    /// Each layer's columns of `y: [N, sum of out]`, views.
+    fn columns<const N: usize>(self, y: &Tensor, at: [Projection; N]) -> Result<Vec<Tensor>> {
+        let mut start = 0;
+        let columns = at.iter().map(|layer| {
+            let width = self.weights[layer.weight].dim(0)?;
+            start += width;
+            Ok(y.narrow(1, start - width, width)?)
+        });
+        columns.collect()
+    }
+
     /// `residual_no + layer(x_nh)`, `[N, out]`
     pub fn forward_add(self, residual_no: &Tensor, x_nh: &Tensor, at: Projection) -> Result<Tensor> {
-        let y = linear::forward_add(residual_no, x_nh, &self.weights[at.weight])?;
-        let y = at.bias.map_or(Ok(y.clone()), |bias| self.add_bias(&y, bias))?;
+        let bias = at.bias.map(|bias| &self.weights[bias]);
+        let y = linear::forward_add(residual_no, x_nh, &self.weights[at.weight], bias)?;
         if let Some(adapter) = at.adapter {
             adapter.add_output(self.weights, x_nh, &y)?;
         }
@@ -59,7 +86,28 @@ impl Projections<'_> {
         Ok(dx)
     }
 
-    /// Adds the layer's own gradients. `dy_no: [N, out]`, `x_nh: [N, in]`
+    /// [`Self::backward_input`] and [`Self::add_gradients`] of layers whose weights lie together, from their output
+    /// gradients side by side. `dy: [N, sum of out]`, `x_nh: [N, in]` -> `[N, in]`
+    pub(super) fn backward_joined<const N: usize>(
+        self,
+        joined: &Joined,
+        at: [Projection; N],
+        dy: &Tensor,
+        x_nh: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Tensor> {
+        gradients.add_joined_product(&at.map(|layer| layer.weight), dy, x_nh)?;
+        let dx = linear::backward_input(&[(dy, &joined.weight)])?;
+        for (layer, dy) in at.into_iter().zip(self.columns(dy, at)?) {
+            self.add_small_gradients(layer, &dy, x_nh, gradients)?;
+            if let Some(adapter) = layer.adapter {
+                adapter.add_input_gradient(self.weights, &dy, &dx)?;
+            }
+        }
+        Ok(dx)
+    }
+
+    /// Adds the layer's own gradients. `dy_no: [N, O]`, `x_nh: [N, in]`
     pub fn add_gradients(
         self,
         at: Projection,
@@ -68,6 +116,17 @@ impl Projections<'_> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         gradients.add_product(at.weight, dy_no, x_nh)?;
+        self.add_small_gradients(at, dy_no, x_nh, gradients)
+    }
+
+    /// Those of all but the weight.
+    fn add_small_gradients(
+        self,
+        at: Projection,
+        dy_no: &Tensor,
+        x_nh: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
         if let Some(bias) = at.bias
             && let Some(gradient) = gradients.at(bias)?
         {
@@ -77,11 +136,6 @@ impl Projections<'_> {
             adapter.add_gradients(self.weights, dy_no, x_nh, gradients)?;
         }
         Ok(())
-    }
-
-    /// A bias is a layer with one input, which is always 1.
-    fn add_bias(self, y_no: &Tensor, bias: usize) -> Result<Tensor> {
-        linear::forward_add(y_no, &ones(y_no)?, &column(&self.weights[bias])?)
     }
 }
 

@@ -7,7 +7,6 @@ use std::rc::Rc;
 
 use candle_core::Tensor;
 
-use super::block::Activations;
 use super::keep::Keep;
 use crate::error::{Error, Result};
 use crate::ops::embedding::{self, RowRun, Runs};
@@ -66,7 +65,7 @@ pub(super) struct TapedBlock {
 }
 
 impl TapedBlock {
-    /// The block's input alone, or all nine of [`Activations::tensors`].
+    /// The block's input alone, or all of `Activations::tensors`.
     pub fn gather(self) -> Result<Vec<Tensor>> {
         self.tensors.iter().map(|taped| taped.gather(&self.runs)).collect()
     }
@@ -74,7 +73,7 @@ impl TapedBlock {
 
 /// Activations of the first prompts of one rollout pack, and of their completions.
 pub struct Tape {
-    /// What is kept of each block: its input alone, or all nine of [`Activations::tensors`].
+    /// What is kept of each block: its input alone, or all of `Activations::tensors`.
     blocks: Vec<Vec<Taped>>,
     hidden: Taped,
     /// The prompts' rows.
@@ -106,8 +105,13 @@ impl Tape {
     }
 
     /// Writes the first `count` of one decode step's rows of one block.
-    pub(super) fn record(&self, block: usize, at: &Indices, count: usize, a: &Activations) -> Result<()> {
-        self.blocks[block].iter().zip(a.tensors()).try_for_each(|(taped, rows)| taped.record(at, count, rows))
+    pub(super) fn record(&self, block: usize, at: &Indices, count: usize, rows: &[&Tensor]) -> Result<()> {
+        self.blocks[block].iter().zip(rows).try_for_each(|(taped, rows)| taped.record(at, count, rows))
+    }
+
+    /// Whether block inputs are all that is kept.
+    pub(super) fn has_inputs_only(&self) -> bool {
+        self.blocks.iter().all(|kept| kept.len() == 1)
     }
 
     pub(super) fn record_hidden(&self, at: &Indices, count: usize, hidden: &Tensor) -> Result<()> {

@@ -141,6 +141,63 @@ fn rotations() {
 }
 
 #[test]
+fn heads_side_by_side_and_apart() {
+    let Some(bench) = Bench::new() else { return };
+    for dtype in TYPES {
+        for half in [3, 32, 64] {
+            let (n, positions) = (1 + bench.below(20), 50);
+            let [query, key] = [2 + bench.below(3), 1 + bench.below(2)].map(|heads| heads * 2 * half);
+            let frequencies: Vec<f64> = (0..half).map(|j| 1e4f64.powf(-(j as f64) / half as f64)).collect();
+            let table = RopeTable::new(&frequencies, positions);
+            let at: Indices = (0..n).map(|_| bench.below(positions)).collect();
+            let (x, x_there) = bench.pair(n, query + 2 * key, dtype);
+            for rotation in [Some(&at), None] {
+                let here = table.split(&x, [query, key], rotation).unwrap();
+                let there = table.split(&x_there, [query, key], rotation).unwrap();
+                here.iter().zip(&there).for_each(|(here, there)| agree("split", there, here));
+                // What was rounded to bf16 on the way is what both sides start from.
+                let [q, k, v] = there.each_ref().map(host);
+                let joined = table.join([&there[0], &there[1], &there[2]], rotation).unwrap();
+                agree("join", &joined, &table.join([&q, &k, &v], rotation).unwrap());
+            }
+            let rows = n + 3;
+            let (k, v) = (bench.poison(rows, key, dtype), bench.poison(rows, key, dtype));
+            let slots: Indices = (0..n).map(|row| (row + 2) % rows).collect();
+            let q = table.split_into(&x_there, [query, key], &at, [&k, &v], &slots).unwrap();
+            let [want_q, want_k, want_v] = table.split(&x, [query, key], Some(&at)).unwrap();
+            agree("split_into, q", &q, &want_q);
+            for (what, cache, want) in [("k", k, want_k), ("v", v, want_v)] {
+                agree(&format!("split_into, {what}"), &embedding::gather(&cache, &slots).unwrap(), &want);
+                let untouched = values(&cache).iter().filter(|v| v.is_nan()).count();
+                assert_eq!(untouched, 3 * key, "other rows of the cache stay");
+            }
+            let outside: Indices = (0..n).map(|_| rows).collect();
+            assert!(table.split_into(&x_there, [query, key], &at, [&q, &q], &outside).is_err());
+        }
+    }
+}
+
+#[test]
+fn gated_activations_side_by_side() {
+    let Some(bench) = Bench::new() else { return };
+    for dtype in TYPES {
+        for f in [8 * (1 + bench.below(90)), 1 + bench.below(30)] {
+            let n = 1 + bench.below(9);
+            let ((both, both_there), (d, d_there)) = (bench.pair(n, 2 * f, dtype), bench.pair(n, f, dtype));
+            agree(
+                "forward",
+                &swiglu::forward_halves(&both_there).unwrap(),
+                &swiglu::forward_halves(&both).unwrap(),
+            );
+            let want = swiglu::backward_halves(&both, &d).unwrap();
+            let got = swiglu::backward_halves(&both_there, &d_there).unwrap();
+            agree("act", &got.act_nf, &want.act_nf);
+            agree("dgate, dup", &got.dgate_up_n2f, &want.dgate_up_n2f);
+        }
+    }
+}
+
+#[test]
 fn gated_activations() {
     let Some(bench) = Bench::new() else { return };
     for dtype in TYPES {

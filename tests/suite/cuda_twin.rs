@@ -193,9 +193,29 @@ fn linear_layers_are_their_products() {
             close("forward_as f32", &linear::forward_as(&x, &w, DType::F32).unwrap(), &y64, h);
 
             let (residual, residual64) = bench.matrix(n, o, dtype);
-            let added = linear::forward_add(&residual, &x, &w).unwrap();
+            let added = linear::forward_add(&residual, &x, &w, None).unwrap();
             close("forward_add", &added, &sum(&y64, &residual64), h);
             assert_eq!(values(&residual), residual64, "the residual stays");
+
+            let (bias, bias64) = bench.matrix(1, o, dtype);
+            let biased: Vec<f64> = y64.iter().zip(bias64.iter().cycle()).map(|(y, b)| y + b).collect();
+            let bias = bias.squeeze(0).unwrap();
+            let [got] = linear::forward_all(&x, [&w], [Some(&bias)]).unwrap();
+            close("forward_all with a bias", &got, &biased, h + 1);
+            let got = linear::forward_add(&residual, &x, &w, Some(&bias)).unwrap();
+            close("forward_add with a bias", &got, &sum(&biased, &residual64), h + 2);
+            let scaled: Vec<f64> = y64.iter().map(|y| 2.5 * y).collect();
+            close("forward_scaled", &linear::forward_scaled(&x, &w, 2.5).unwrap(), &scaled, 3 * h);
+
+            // Columns of a wider matrix, whose others stay.
+            let (wide, wide64) = bench.matrix(n, o + 3, dtype);
+            linear::add_forward(&wide.narrow(1, 2, o).unwrap(), &x, &w).unwrap();
+            let want = |i: usize| {
+                let (row, column) = (i / (o + 3), i % (o + 3));
+                let added = (2..2 + o).contains(&column).then(|| y64[row * o + column - 2]);
+                wide64[i] + added.unwrap_or_default()
+            };
+            close("add_forward", &wide, &(0..wide64.len()).map(want).collect::<Vec<_>>(), h + 1);
 
             let ((dy, dy64), (dz, dz64)) = (bench.matrix(n, o, dtype), bench.matrix(n, o + 2, dtype));
             let (v, v64) = bench.matrix(o + 2, h, dtype);
@@ -249,7 +269,7 @@ fn products_that_do_not_fit_are_errors() {
         (&x, &of(5, 3, DType::BF16), "shapes"),
         (&x, &of(5, 4, DType::F32), "bf16 or both f32"),
         (&x.to_device(&Device::Cpu).unwrap(), &w, "CPU"),
-        (&x, &of(4, 5, DType::BF16).t().unwrap(), "not contiguous"),
+        (&x, &of(4, 5, DType::BF16).t().unwrap(), "no rows of contiguous"),
     ] {
         let text = linear::forward(x, w).unwrap_err().to_string().to_lowercase();
         assert!(text.contains(&part.to_lowercase()), "{text}");

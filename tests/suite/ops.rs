@@ -66,7 +66,7 @@ fn linear_forward_and_gradients() {
     close("y", &linear::forward(&x32, &w32).unwrap(), &f(&[x.clone(), w.clone()]).unwrap(), 1e-6);
     let residual = random(4, &[7, 19]);
     let sum = (f(&[x, w]).unwrap() + &residual).unwrap();
-    close("y + residual", &linear::forward_add(&single(&residual), &x32, &w32).unwrap(), &sum, 1e-6);
+    close("y + residual", &linear::forward_add(&single(&residual), &x32, &w32, None).unwrap(), &sum, 1e-6);
     close("dx", &linear::backward_input(&[(&dy32, &w32)]).unwrap(), &want[0], 1e-6);
     let dw = random(5, &[19, 33]);
     let got = single(&dw).copy().unwrap();

@@ -13,6 +13,7 @@ use super::shards::{INDEX, SINGLE, WeightFiles};
 use crate::error::{Error, Result};
 use crate::formats::file::{write_aside, write_json};
 use crate::model::config::ModelConfig;
+use crate::ops::memory;
 
 pub use super::shards::{LOAD_WINDOW, TensorFile};
 
@@ -151,7 +152,7 @@ pub fn save_with(
             put(&(header.len() as u64).to_le_bytes())?;
             put(&header)?;
             for (name, _) in parameters {
-                put(&little_endian_bytes(&make(name)?, dtype).map_err(compute)?)?;
+                put(&little_endian_bytes(&make(name)?, dtype)?)?;
             }
             Ok(())
         })?;
@@ -251,8 +252,8 @@ fn stored_dtype(dtype: DType) -> Option<&'static str> {
     }
 }
 
-fn little_endian_bytes(tensor: &Tensor, dtype: DType) -> candle_core::Result<Vec<u8>> {
-    let flat = tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?.flatten_all()?;
+fn little_endian_bytes(tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
+    let flat = memory::to_host(tensor)?.to_dtype(dtype)?.flatten_all()?;
     Ok(match dtype {
         DType::BF16 => concatenate(&flat.to_vec1::<bf16>()?, |x| x.to_le_bytes()),
         DType::F16 => concatenate(&flat.to_vec1::<f16>()?, |x| x.to_le_bytes()),

@@ -264,6 +264,36 @@ pub(super) fn cuda(device: &Device) -> Result<&CudaDevice> {
 
 /// Where a contiguous tensor's first element is. Valid as long as the tensor's storage lives.
 pub(super) fn address(tensor: &Tensor, device: &CudaDevice) -> Result<u64> {
+    if !tensor.is_contiguous() {
+        return Err(fault(format!("the tensor is not contiguous: strides {:?}", tensor.stride())));
+    }
+    start(tensor, device)
+}
+
+/// A matrix in memory: rows of contiguous elements, `stride` elements from one to the next.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub address: u64,
+    pub stride: usize,
+}
+
+impl Rows {
+    /// Of a 2-D tensor, columns of a wider one too. Valid as long as its storage lives.
+    ///
+    /// # Errors
+    /// When the tensor is elsewhere, or a row's elements are apart.
+    pub fn of(tensor: &Tensor, device: &CudaDevice) -> Result<Self> {
+        let (rows, columns) = tensor.dims2()?;
+        let [row, column] = tensor.stride() else { return Err(fault("a matrix has two strides")) };
+        if (columns > 1 && *column != 1) || (rows > 1 && *row < columns) {
+            return Err(fault(format!("no rows of contiguous elements: strides {:?}", tensor.stride())));
+        }
+        let stride = if rows > 1 { *row } else { columns.max(1) };
+        Ok(Self { address: start(tensor, device)?, stride })
+    }
+}
+
+fn start(tensor: &Tensor, device: &CudaDevice) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else {
         return Err(fault(format!(
@@ -274,9 +304,7 @@ pub(super) fn address(tensor: &Tensor, device: &CudaDevice) -> Result<u64> {
     if !storage.device.same_device(device) {
         return Err(fault("the tensor is on another CUDA device"));
     }
-    let Some((start, _)) = layout.contiguous_offsets() else {
-        return Err(fault(format!("the tensor is not contiguous: strides {:?}", layout.stride())));
-    };
+    let start = layout.start_offset();
     let stream = device.cuda_stream();
     macro_rules! start_of {
         ($($kind:ident),*) => {
@@ -314,9 +342,39 @@ fn wrap(storage: CudaStorage, shape: Shape) -> Tensor {
 /// When the tensor is not contiguous on a CUDA device, or no memory is left.
 pub fn duplicate(tensor: &Tensor) -> Result<Tensor> {
     let copy = uninit(tensor.device(), tensor.shape(), tensor.dtype())?;
-    let device = cuda(tensor.device())?;
-    let (from, to) = (address(tensor, device)?, address(&copy, device)?);
-    let bytes = bytes(tensor);
+    copy_into(tensor, &copy)?;
+    Ok(copy)
+}
+
+/// Tensors of one type and width one below the other, in memory of their own.
+///
+/// # Errors
+/// When they do not fit together, and as [`duplicate`].
+pub fn concatenate(parts: &[&Tensor]) -> Result<Tensor> {
+    let Some(first) = parts.first() else { return Err(fault("concatenate: no tensors")) };
+    let rows: usize = parts.iter().map(|part| part.dims().first().copied().unwrap_or(1)).sum();
+    let mut shape = first.dims().to_vec();
+    if shape.is_empty()
+        || parts.iter().any(|p| p.dims().get(1..) != first.dims().get(1..) || p.dtype() != first.dtype())
+    {
+        return Err(fault("concatenate: tensors of different widths or types"));
+    }
+    shape[0] = rows;
+    let whole = uninit(first.device(), shape, first.dtype())?;
+    let mut start = 0;
+    for part in parts {
+        let rows = part.dim(0)?;
+        copy_into(part, &whole.narrow(0, start, rows)?)?;
+        start += rows;
+    }
+    Ok(whole)
+}
+
+/// `to` is as large as `from`, and nothing of it is part of `from`.
+fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
+    let device = cuda(from.device())?;
+    let bytes = bytes(from);
+    let (from, to) = (address(from, device)?, address(to, device)?);
     if bytes > 0 {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread().map_err(|e| fault(e.to_string()))?;
@@ -324,7 +382,7 @@ pub fn duplicate(tensor: &Tensor) -> Result<Tensor> {
         unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }
             .map_err(|e| fault(format!("copying {bytes} bytes on the device: {e}")))?;
     }
-    Ok(copy)
+    Ok(())
 }
 
 /// Sets every element to zero, in place.

@@ -8,6 +8,8 @@
 
 #[cfg(not(feature = "cuda"))]
 mod absent;
+#[cfg(feature = "cuda")]
+mod blas;
 mod description;
 #[cfg(feature = "cuda")]
 mod device;
@@ -20,7 +22,7 @@ use candle_core::{DType, Device, Tensor};
 
 #[cfg(not(feature = "cuda"))]
 pub use self::absent::{
-    Launch, Timer, describe, device, duplicate, memory_in_use, memory_peak, multiprocessors,
+    Launch, Timer, concatenate, describe, device, duplicate, memory_in_use, memory_peak, multiprocessors,
     reset_memory_peak, synchronize, uninit, zero,
 };
 pub use self::description::Description;
@@ -30,7 +32,7 @@ pub use self::device::{
 };
 pub use self::grid::{Grid, row_threads};
 #[cfg(feature = "cuda")]
-pub use self::launch::{Launch, duplicate, uninit, zero};
+pub use self::launch::{Launch, concatenate, duplicate, uninit, zero};
 use crate::error::Result;
 
 /// `values` as a u32 tensor `[len]` on `device`.

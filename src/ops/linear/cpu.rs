@@ -29,6 +29,12 @@ pub(super) fn forward_all_as<const N: usize>(
     all.try_into().map_err(|_| fault("forward_all: one result a weight"))
 }
 
+/// A bias is a layer with one input, which is always 1.
+pub(super) fn add_bias(y_no: &Tensor, bias_o: &Tensor) -> Result<Tensor> {
+    let ones = Tensor::ones((y_no.dim(0)?, 1), y_no.dtype(), y_no.device())?;
+    forward_add(y_no, &ones, &bias_o.reshape((bias_o.elem_count(), 1))?)
+}
+
 pub(super) fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);

@@ -6,8 +6,8 @@
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
-use crate::ops::cuda::gemm::{Mat, Write, gemm};
-use crate::ops::cuda::{duplicate, uninit};
+use crate::ops::cuda::gemm::{Epilogue, Mat, Write, gemm, gemm_with};
+use crate::ops::cuda::uninit;
 use crate::ops::fault::fault;
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
@@ -25,17 +25,57 @@ pub fn forward_as(x_nh: &Tensor, w_oh: &Tensor, dtype: DType) -> Result<Tensor> 
     Ok(y_no)
 }
 
-/// [`forward`] for layers that read the same input.
-pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<[Tensor; N]> {
-    let all = w_oh.into_iter().map(|w| forward(x_nh, w)).collect::<Result<Vec<_>>>()?;
+/// [`super::forward_all`].
+pub fn forward_all<const N: usize>(
+    x_nh: &Tensor,
+    w_oh: [&Tensor; N],
+    bias_o: [Option<&Tensor>; N],
+) -> Result<[Tensor; N]> {
+    let one = |(w_oh, bias): (&Tensor, Option<&Tensor>)| {
+        let y_no = uninit(x_nh.device(), (x_nh.dim(0)?, w_oh.dim(0)?), x_nh.dtype())?;
+        let epilogue = Epilogue { bias, ..Epilogue::default() };
+        gemm_with(Mat::of(x_nh), Mat::of(w_oh).t(), epilogue, &y_no)?;
+        Ok(y_no)
+    };
+    let all = w_oh.into_iter().zip(bias_o).map(one).collect::<Result<Vec<_>>>()?;
     all.try_into().map_err(|_| fault("forward_all: one result a weight"))
 }
 
-/// `residual_no + x_nh W^T`, `[N, O]`, in the residual's type.
-pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    let y_no = duplicate(residual_no)?;
-    gemm(Mat::of(x_nh), Mat::of(w_oh).t(), &y_no, Write::Accumulate)?;
+/// `residual_no + x_nh W^T + bias`, `[N, O]`, in the residual's type.
+pub fn forward_add(
+    residual_no: &Tensor,
+    x_nh: &Tensor,
+    w_oh: &Tensor,
+    bias_o: Option<&Tensor>,
+) -> Result<Tensor> {
+    let y_no = uninit(residual_no.device(), residual_no.shape(), residual_no.dtype())?;
+    let epilogue = Epilogue { matrix: Some(residual_no), bias: bias_o, ..Epilogue::default() };
+    gemm_with(Mat::of(x_nh), Mat::of(w_oh).t(), epilogue, &y_no)?;
     Ok(y_no)
+}
+
+/// [`super::forward_scaled`].
+pub fn forward_scaled(x_nh: &Tensor, w_oh: &Tensor, scale: f32) -> Result<Tensor> {
+    let y_no = uninit(x_nh.device(), (x_nh.dim(0)?, w_oh.dim(0)?), x_nh.dtype())?;
+    gemm_with(Mat::of(x_nh), Mat::of(w_oh).t(), Epilogue { scale, ..Epilogue::default() }, &y_no)?;
+    Ok(y_no)
+}
+
+/// [`super::backward_input_scaled`].
+pub fn backward_input_scaled(dy_no: &Tensor, w_oh: &Tensor, scale: f32) -> Result<Tensor> {
+    let dx_nh = uninit(dy_no.device(), (dy_no.dim(0)?, w_oh.dim(1)?), dy_no.dtype())?;
+    gemm_with(Mat::of(dy_no), Mat::of(w_oh), Epilogue { scale, ..Epilogue::default() }, &dx_nh)?;
+    Ok(dx_nh)
+}
+
+/// [`super::add_forward`].
+pub fn add_forward(y_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<()> {
+    gemm(Mat::of(x_nh), Mat::of(w_oh).t(), y_no, Write::Accumulate)
+}
+
+/// [`super::add_backward_input`].
+pub fn add_backward_input(dx_nh: &Tensor, dy_no: &Tensor, w_oh: &Tensor) -> Result<()> {
+    gemm(Mat::of(dy_no), Mat::of(w_oh), dx_nh, Write::Accumulate)
 }
 
 /// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`, in

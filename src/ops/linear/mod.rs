@@ -7,23 +7,67 @@ use candle_core::{DType, Tensor};
 
 use crate::error::Result;
 use crate::ops::fault::fault;
+use crate::ops::{elementwise, memory};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 ///
 /// # Errors
 /// For tensors that are no operands (see [`crate::ops`]), or when the device fails; so for every function here.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    let [y] = forward_all(x_nh, [w_oh])?;
+    let [y] = forward_all(x_nh, [w_oh], [None])?;
     Ok(y)
 }
 
-/// [`forward`] for layers that read the same input.
-pub fn forward_all<const N: usize>(x_nh: &Tensor, w_oh: [&Tensor; N]) -> Result<[Tensor; N]> {
+/// [`forward`] for layers that read the same input, some with a bias `[O]`.
+pub fn forward_all<const N: usize>(
+    x_nh: &Tensor,
+    w_oh: [&Tensor; N],
+    bias_o: [Option<&Tensor>; N],
+) -> Result<[Tensor; N]> {
     if x_nh.device().is_cuda() {
-        cuda::forward_all(x_nh, w_oh)
-    } else {
-        cpu::forward_all_as(x_nh, w_oh, x_nh.dtype())
+        return cuda::forward_all(x_nh, w_oh, bias_o);
     }
+    let mut all = cpu::forward_all_as(x_nh, w_oh, x_nh.dtype())?;
+    for (y, bias) in all.iter_mut().zip(bias_o) {
+        *y = bias.map_or_else(|| Ok(y.clone()), |bias| cpu::add_bias(y, bias))?;
+    }
+    Ok(all)
+}
+
+/// `scale x W^T`
+pub fn forward_scaled(x_nh: &Tensor, w_oh: &Tensor, factor: f32) -> Result<Tensor> {
+    if x_nh.device().is_cuda() {
+        return cuda::forward_scaled(x_nh, w_oh, factor);
+    }
+    let y = forward(x_nh, w_oh)?;
+    elementwise::scale(&y, factor)?;
+    Ok(y)
+}
+
+/// `scale dy W`
+pub fn backward_input_scaled(dy_no: &Tensor, w_oh: &Tensor, factor: f32) -> Result<Tensor> {
+    if dy_no.device().is_cuda() {
+        return cuda::backward_input_scaled(dy_no, w_oh, factor);
+    }
+    let dx = backward_input(&[(dy_no, w_oh)])?;
+    elementwise::scale(&dx, factor)?;
+    Ok(dx)
+}
+
+/// `y_no += x W^T`, in place; on a CUDA device `y_no` may be columns of a wider matrix.
+pub fn add_forward(y_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<()> {
+    if y_no.device().is_cuda() {
+        return cuda::add_forward(y_no, x_nh, w_oh);
+    }
+    elementwise::add_assign(y_no, &memory::cast(&forward(x_nh, w_oh)?, y_no.dtype())?)
+}
+
+/// `dx_nh += dy W`, in place.
+pub fn add_backward_input(dx_nh: &Tensor, dy_no: &Tensor, w_oh: &Tensor) -> Result<()> {
+    if dx_nh.device().is_cuda() {
+        return cuda::add_backward_input(dx_nh, dy_no, w_oh);
+    }
+    elementwise::add_assign(dx_nh, &memory::cast(&backward_input(&[(dy_no, w_oh)])?, dx_nh.dtype())?)
 }
 
 /// [`forward`] with the result in f32, whatever the weights are: the sampler's log-probs are to be the trainer's.
@@ -35,13 +79,18 @@ pub fn logits(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     Ok(y)
 }
 
-/// `residual_no + x_nh W^T`, `[N, O]`: the residual sum costs no pass of its own.
-pub fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+/// `residual_no + x_nh W^T + bias`, `[N, O]`: the residual sum costs no pass of its own.
+pub fn forward_add(
+    residual_no: &Tensor,
+    x_nh: &Tensor,
+    w_oh: &Tensor,
+    bias_o: Option<&Tensor>,
+) -> Result<Tensor> {
     if x_nh.device().is_cuda() {
-        cuda::forward_add(residual_no, x_nh, w_oh)
-    } else {
-        cpu::forward_add(residual_no, x_nh, w_oh)
+        return cuda::forward_add(residual_no, x_nh, w_oh, bias_o);
     }
+    let y = cpu::forward_add(residual_no, x_nh, w_oh)?;
+    bias_o.map_or(Ok(y.clone()), |bias| cpu::add_bias(&y, bias))
 }
 
 /// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`

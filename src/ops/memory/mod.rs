@@ -6,6 +6,7 @@ pub mod cuda;
 use candle_core::{DType, Device, Shape, Tensor};
 
 use crate::error::Result;
+use crate::ops::fault::fault;
 use crate::rng::Stream;
 
 /// The tensor as ops take it: contiguous, f32 or bf16; of another type it becomes f32 on the CPU.
@@ -22,6 +23,20 @@ pub fn operand(tensor: &Tensor) -> Result<Tensor> {
 /// When memory runs out; so for every function here.
 pub fn duplicate(tensor: &Tensor) -> Result<Tensor> {
     if tensor.device().is_cuda() { cuda::duplicate(tensor) } else { Ok(tensor.copy()?) }
+}
+
+/// Tensors of one type one below the other, along the first dimension, in memory of their own.
+pub fn concatenate(parts: &[&Tensor]) -> Result<Tensor> {
+    let Some(first) = parts.first() else { return Err(fault("concatenate: no tensors")) };
+    if first.device().is_cuda() { cuda::concatenate(parts) } else { Ok(Tensor::cat(parts, 0)?) }
+}
+
+/// The tensor in host memory. Of a view, its own elements go over, not all of what it is a view of.
+pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
+    if !tensor.device().is_cuda() {
+        return Ok(tensor.clone());
+    }
+    Ok(cuda::duplicate(tensor)?.to_device(&Device::Cpu)?)
 }
 
 /// The same values as f32 or bf16; the tensor itself where it is of that type.

@@ -5,9 +5,9 @@ pub mod cuda;
 
 use std::sync::OnceLock;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
-use self::cuda::DeviceTable;
+use self::cuda::{CacheRows, DeviceTable};
 use crate::error::Result;
 use crate::ops::fault::fault;
 use crate::ops::indices::{Indices, once};
@@ -69,15 +69,97 @@ impl RopeTable {
     /// # Errors
     /// When a position is past the table, or shapes do not agree.
     pub fn rotate(&self, x_nd: &Tensor, positions: &Indices, direction: Direction) -> Result<()> {
-        if let Some(p) = positions.outside(self.positions()) {
-            return Err(fault(format!("rope: position {p} is past the table's {}", self.positions())));
-        }
-        if x_nd.device().is_cuda() {
-            let device = x_nd.device();
-            let table = once(&self.there, || DeviceTable::new(&self.cos, &self.sin, self.half, device))?;
-            table.rotate(x_nd, positions.there(device)?, direction)
+        self.check(positions)?;
+        let device = x_nd.device();
+        if device.is_cuda() {
+            self.there(device)?.rotate(x_nd, positions.there(device)?, direction)
         } else {
             cpu::rotate(self, x_nd, positions.as_slice(), direction)
         }
+    }
+
+    /// Queries, keys and values out of the rows of one product, `qkv_nd: [N, q + 2 k]` with `widths` of q and k;
+    /// queries and keys rotated, where there are positions.
+    ///
+    /// # Errors
+    /// As [`Self::rotate`].
+    pub fn split(
+        &self,
+        qkv_nd: &Tensor,
+        widths: [usize; 2],
+        positions: Option<&Indices>,
+    ) -> Result<[Tensor; 3]> {
+        let device = qkv_nd.device();
+        positions.map_or(Ok(()), |positions| self.check(positions))?;
+        if device.is_cuda() {
+            let positions = positions.map(|positions| positions.there(device)).transpose()?;
+            let (q, kv) = self.there(device)?.split(qkv_nd, widths, positions, None)?;
+            let [k, v] = kv.ok_or_else(|| fault("rope: keys and values went to no cache"))?;
+            return Ok([q, k, v]);
+        }
+        let [query, key] = widths;
+        let part = |start: usize, width: usize| -> Result<Tensor> {
+            Ok(qkv_nd.narrow(1, start, width)?.contiguous()?)
+        };
+        let all = [part(0, query)?, part(query, key)?, part(query + key, key)?];
+        if let Some(positions) = positions {
+            all[..2]
+                .iter()
+                .try_for_each(|x| cpu::rotate(self, x, positions.as_slice(), Direction::Forward))?;
+        }
+        Ok(all)
+    }
+
+    /// [`Self::split`] with rotated keys and values written to rows `slots` of `cache`, `[rows, k]` each; the queries
+    /// are returned. On a CUDA device.
+    ///
+    /// # Errors
+    /// As [`Self::rotate`], and for a slot outside the cache.
+    pub fn split_into(
+        &self,
+        qkv_nd: &Tensor,
+        widths: [usize; 2],
+        positions: &Indices,
+        [k, v]: [&Tensor; 2],
+        slots: &Indices,
+    ) -> Result<Tensor> {
+        self.check(positions)?;
+        let (device, rows) = (qkv_nd.device(), k.dim(0)?.min(v.dim(0)?));
+        if let Some(slot) = slots.outside(rows) {
+            return Err(fault(format!("rope: slot {slot} of a cache of {rows} rows")));
+        }
+        let cache = CacheRows { k, v, slots_n: slots.there(device)? };
+        Ok(self.there(device)?.split(qkv_nd, widths, Some(positions.there(device)?), Some(cache))?.0)
+    }
+
+    /// The transpose of [`Self::split`]: gradients by q, k and v side by side. `[N, q + 2 k]`
+    ///
+    /// # Errors
+    /// As [`Self::rotate`].
+    pub fn join(&self, dqkv: [&Tensor; 3], positions: Option<&Indices>) -> Result<Tensor> {
+        let device = dqkv[0].device();
+        positions.map_or(Ok(()), |positions| self.check(positions))?;
+        if device.is_cuda() {
+            let positions = positions.map(|positions| positions.there(device)).transpose()?;
+            return self.there(device)?.join(dqkv, positions);
+        }
+        let all = [dqkv[0].copy()?, dqkv[1].copy()?, dqkv[2].clone()];
+        if let Some(positions) = positions {
+            all[..2]
+                .iter()
+                .try_for_each(|x| cpu::rotate(self, x, positions.as_slice(), Direction::Inverse))?;
+        }
+        Ok(Tensor::cat(&all, 1)?)
+    }
+
+    fn check(&self, positions: &Indices) -> Result<()> {
+        match positions.outside(self.positions()) {
+            Some(p) => Err(fault(format!("rope: position {p} is past the table's {}", self.positions()))),
+            None => Ok(()),
+        }
+    }
+
+    fn there(&self, device: &Device) -> Result<&DeviceTable> {
+        once(&self.there, || DeviceTable::new(&self.cos, &self.sin, self.half, device))
     }
 }

@@ -30,3 +30,33 @@ pub fn backward(gate_nf: &Tensor, up_nf: &Tensor, dact_nf: &Tensor) -> Result<Ba
         cpu::backward(gate_nf, up_nf, dact_nf)
     }
 }
+
+/// [`forward`] of `gate_up_n2f: [N, 2F]`, gate left and up right, as one product of both layers makes them. `[N, F]`
+pub fn forward_halves(gate_up_n2f: &Tensor) -> Result<Tensor> {
+    if gate_up_n2f.device().is_cuda() {
+        return cuda::forward_halves(gate_up_n2f);
+    }
+    let [gate, up] = apart(gate_up_n2f)?;
+    cpu::forward(&gate, &up)
+}
+
+/// What [`backward`] gives, the gradients of gate and up side by side. `[N, F]`, `[N, 2F]`
+pub struct BackwardHalves {
+    pub act_nf: Tensor,
+    pub dgate_up_n2f: Tensor,
+}
+
+/// [`backward`] of gate and up side by side.
+pub fn backward_halves(gate_up_n2f: &Tensor, dact_nf: &Tensor) -> Result<BackwardHalves> {
+    if gate_up_n2f.device().is_cuda() {
+        return cuda::backward_halves(gate_up_n2f, dact_nf);
+    }
+    let [gate, up] = apart(gate_up_n2f)?;
+    let Backward { act_nf, dgate_nf, dup_nf } = cpu::backward(&gate, &up, dact_nf)?;
+    Ok(BackwardHalves { act_nf, dgate_up_n2f: Tensor::cat(&[dgate_nf, dup_nf], 1)? })
+}
+
+fn apart(gate_up_n2f: &Tensor) -> Result<[Tensor; 2]> {
+    let width = gate_up_n2f.dim(1)? / 2;
+    Ok([gate_up_n2f.narrow(1, 0, width)?.contiguous()?, gate_up_n2f.narrow(1, width, width)?.contiguous()?])
+}
