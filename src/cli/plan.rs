@@ -6,12 +6,13 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::hub::folder;
-use crate::config::{Config, DeviceKind, Stage};
+use crate::config::{ActivationMemory, Config, DeviceKind, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
 use crate::hub::{self, Parts};
 use crate::observe::machine::Host;
 use crate::ops::cuda;
+use crate::plan::activations::{self, Settled};
 use crate::plan::{Plan, Target, advise, shapes};
 use crate::task::Task;
 
@@ -40,19 +41,19 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let config = Config::load(&args.config, &args.overrides)?;
+    let mut config = Config::load(&args.config, &args.overrides)?;
     if args.memory_gib.is_some_and(|gib| !(gib > 0.0 && gib.is_finite())) {
         return Err(Error::config("--memory-gib", "no size", "above 0", "something has to fit").into());
     }
-    let Some(named) = args.model.as_ref().or(config.model.path.as_ref()) else {
+    let Some(named) = args.model.clone().or(config.model.path.clone()) else {
         let fix = "Add --model with a folder, a hub name or a shape";
         return Err(Error::input(&args.config, "has no model.path", fix).into());
     };
     // A model that is here comes before a shape of its name.
-    let shape = named.to_str().filter(|_| hub::here(named).is_none()).and_then(shapes::of_model);
+    let shape = named.to_str().filter(|_| hub::here(&named).is_none()).and_then(shapes::of_model);
     let (model, note) = match shape {
         Some(shape) => (shape, " (not here: the shape that is known by its name)"),
-        None => (config_json::load(&folder(named, Parts::Config)?.dir)?, ""),
+        None => (config_json::load(&folder(&named, Parts::Config)?.dir)?, ""),
     };
     let device = match config.device {
         DeviceKind::Cpu => None,
@@ -67,6 +68,9 @@ pub fn run(args: &Args) -> Result<()> {
         false => 0,
     };
     let target = Target { cuda: on_cuda, dtype, answers };
+    // As training decides it, which knows the whole of its device's memory.
+    let memory = args.memory_gib.map(|gib| (gib * GIB) as u64).or(device.as_ref().map(|d| d.memory_total));
+    let settled = activations::settle(&mut config, &model, target, memory);
     let free = if on_cuda { device.map(|device| device.memory_free) } else { Host::ask().memory_free };
     let budget = args.memory_gib.map(|gib| (gib * GIB) as u64).or(free);
     let plan = Plan::new(&model, &config, target);
@@ -102,6 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
         "packs    {} tokens in training, {} in rollouts",
         pack.max_tokens_per_pack, pack.max_rollout_tokens
     );
+    if let Some(Settled { activations, max_reused_tokens, .. }) = settled {
+        let kept = if activations == ActivationMemory::Keep { "keep" } else { "recompute" };
+        println!("auto     pack.activations={kept} pack.max_reused_tokens={max_reused_tokens}");
+    }
     for phase in &plan.phases {
         println!("\n{:<34} {:9.2} GiB", phase.name, phase.bytes() as f64 / GIB);
         for item in &phase.items {

@@ -4,13 +4,12 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::block::{Activations, Block, BlockParameters, Pass, Passed, QkNorm};
+use super::block::{Activations, Block, BlockParameters, Pass, Passed, QkNorm, Together};
 use super::config::ModelConfig;
 use super::forward::{Distribution, Forward, Kept, Rows};
 use super::gradients::Gradients;
 use super::keep::Keep;
 use super::projection::Projection;
-use super::together::Together;
 use crate::error::{Error, Result};
 use crate::ops::attention::Heads;
 use crate::ops::indices::Indices;

@@ -17,7 +17,7 @@ pub enum Keep {
 impl From<ActivationMemory> for Keep {
     fn from(memory: ActivationMemory) -> Self {
         match memory {
-            ActivationMemory::Recompute => Self::Inputs,
+            ActivationMemory::Auto | ActivationMemory::Recompute => Self::Inputs,
             ActivationMemory::Keep => Self::Activations,
         }
     }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::adapter::LowRank;
 use super::gradients::Gradients;
-use super::together::Joined;
+use super::joined::Joined;
 use crate::error::Result;
 use crate::ops::{linear, memory};
 

@@ -3,6 +3,7 @@
 //! Worst case: every prompt is as long as `data.max_prompt_tokens`, every completion takes its whole budget.
 //! docs/plan.md has what was measured beside it.
 
+pub mod activations;
 mod advice;
 pub mod cost;
 pub mod shapes;
@@ -14,7 +15,7 @@ use candle_core::DType;
 pub use self::advice::{Change, advise};
 use self::tokens::{Packs, TokenBytes};
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
-use crate::config::{ActivationMemory, Config, Stage};
+use crate::config::{ActivationMemory, Config, ReusedTokens, Stage};
 use crate::formats::hf::weights::LOAD_WINDOW;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
@@ -186,7 +187,7 @@ impl Sum<'_> {
 
     fn kept(&self) -> u64 {
         match self.config.pack.activations {
-            ActivationMemory::Recompute => self.bytes.inputs,
+            ActivationMemory::Auto | ActivationMemory::Recompute => self.bytes.inputs,
             ActivationMemory::Keep => self.bytes.activations,
         }
     }
@@ -241,7 +242,12 @@ impl Sum<'_> {
     fn taped(&self) -> u64 {
         let grpo = &self.config.grpo;
         let packs = self.rollout_packs();
-        let groups = self.config.pack.max_reused_tokens as u64 / packs.size;
+        let most = match self.config.pack.max_reused_tokens {
+            ReusedTokens::Tokens(tokens) => tokens,
+            ReusedTokens::Auto if self.target.cuda => 0,
+            ReusedTokens::Auto => ReusedTokens::ON_THE_CPU,
+        };
+        let groups = most as u64 / packs.size;
         groups.min(grpo.prompts_per_step as u64) * packs.size
     }
 

@@ -135,7 +135,7 @@ impl<'a> Grpo<'a> {
                 Engine::new(policy, materials.encoder.stop_tokens(), completions, pack.max_rollout_tokens);
             // Rounds after the first keep nothing.
             if round == 0 && !step.is_multiple_of(STEPS_BETWEEN_CHECKS) {
-                engine = engine.taping(pack.activations.into(), pack.max_reused_tokens);
+                engine = engine.taping(pack.activations.into(), pack.max_reused_tokens.tokens());
             }
             let rollouts = engine.generate(&requests, draws)?;
             rolled.add(&indices, rows, rollouts, &materials.encoder)?;

@@ -7,11 +7,15 @@ use super::lora::{Adapters, base_digest, check_base};
 use super::materials::Materials;
 use super::stages::{Record, Training};
 use super::state::{self, Cursor};
-use crate::config::{Config, keys_of};
+use crate::config::{ActivationMemory, Config, Stage, keys_of};
 use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::hub::{self, Parts, Progress};
+use crate::model::decoder::Decoder;
 use crate::observe::{Event, JsonlSink, Sinks, TensorBoard};
+use crate::ops::cuda;
+use crate::plan::Target;
+use crate::plan::activations::{self, Settled};
 use crate::run::{CHECKPOINT_CONFIG, Checkpoint, Latest, RunDirectory, SampleFiles};
 
 /// A config whose models have become folders.
@@ -76,8 +80,35 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     if let Some(adapters) = &adapters {
         sinks.emit(&Event::Note { text: adapters.describe(&decoder) });
     }
+    let config = &settled(config, &materials, &decoder, &mut sinks)?;
     let record = Record { config, run, cursor, sinks };
     Training { materials, adapters, record }.run(decoder, None)
+}
+
+/// The config with what is left to the device's memory decided, and said.
+fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mut Sinks) -> Result<Config> {
+    let mut config = config.clone();
+    let device = decoder.device();
+    let memory = device.is_cuda().then(|| cuda::describe(device)).transpose()?.map(|card| card.memory_total);
+    let answers = if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
+    let target = Target { cuda: device.is_cuda(), dtype: decoder.dtype(), answers };
+    let Some(Settled { activations, max_reused_tokens, peak }) =
+        activations::settle(&mut config, &decoder.config, target, memory)
+    else {
+        return Ok(config);
+    };
+    if let Some(memory) = memory {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        let kept = if activations == ActivationMemory::Keep { "all activations" } else { "block inputs" };
+        let text = format!(
+            "{kept} are kept, {max_reused_tokens} tokens of a rollout used again by its update: {:.1} GiB planned \
+             of {:.1} (pack.activations, pack.max_reused_tokens)",
+            gib(peak),
+            gib(memory)
+        );
+        sinks.emit(&Event::Note { text });
+    }
+    Ok(config)
 }
 
 /// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run.
@@ -114,6 +145,7 @@ pub fn resume(
         None
     };
     let optimizer = state::read_optimizer(checkpoint, &cursor, &decoder)?;
+    let config = &settled(config, &materials, &decoder, &mut sinks)?;
     let record = Record { config, run, cursor, sinks };
     Training { materials, adapters, record }.run(decoder, optimizer)
 }
