@@ -84,12 +84,19 @@ __device__ void between(T *__restrict__ qkv, const float *__restrict__ cos, cons
     }
 }
 
-#define QKV(NAME, JOIN, T)                                                                                                              \
-    extern "C" __global__ void NAME(T *qkv, const float *cos, const float *sin, const unsigned *position, const unsigned *slot, T *q, \
-                                    T *k, T *v, unsigned heads, unsigned kv_heads, unsigned half) {                                   \
-        between<JOIN>(qkv, cos, sin, position, slot, q, k, v, heads, kv_heads, half);                                                 \
-    }
-QKV(qkv_split_f32, false, float)
-QKV(qkv_split_bf16, false, __nv_bfloat16)
-QKV(qkv_join_f32, true, float)
-QKV(qkv_join_bf16, true, __nv_bfloat16)
+extern "C" __global__ void qkv_split_f32(float *qkv, const float *cos, const float *sin, const unsigned *position, const unsigned *slot, float *q,
+                                         float *k, float *v, unsigned heads, unsigned kv_heads, unsigned half) {
+    between<false>(qkv, cos, sin, position, slot, q, k, v, heads, kv_heads, half);
+}
+extern "C" __global__ void qkv_split_bf16(__nv_bfloat16 *qkv, const float *cos, const float *sin, const unsigned *position, const unsigned *slot, __nv_bfloat16 *q,
+                                          __nv_bfloat16 *k, __nv_bfloat16 *v, unsigned heads, unsigned kv_heads, unsigned half) {
+    between<false>(qkv, cos, sin, position, slot, q, k, v, heads, kv_heads, half);
+}
+extern "C" __global__ void qkv_join_f32(float *qkv, const float *cos, const float *sin, const unsigned *position, const unsigned *slot, float *q,
+                                        float *k, float *v, unsigned heads, unsigned kv_heads, unsigned half) {
+    between<true>(qkv, cos, sin, position, slot, q, k, v, heads, kv_heads, half);
+}
+extern "C" __global__ void qkv_join_bf16(__nv_bfloat16 *qkv, const float *cos, const float *sin, const unsigned *position, const unsigned *slot, __nv_bfloat16 *q,
+                                         __nv_bfloat16 *k, __nv_bfloat16 *v, unsigned heads, unsigned kv_heads, unsigned half) {
+    between<true>(qkv, cos, sin, position, slot, q, k, v, heads, kv_heads, half);
+}

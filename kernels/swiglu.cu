@@ -116,13 +116,17 @@ __device__ void backward_halves(const T *gate_up, const T *dact, T *act, T *dgat
     }
 }
 
-#define HALVES(TYPE, T)                                                                                                            \
-    extern "C" __global__ void swiglu_halves_forward_##TYPE(const T *gate_up, T *act, unsigned rows, unsigned width) {             \
-        forward_halves(gate_up, act, rows, width);                                                                                 \
-    }                                                                                                                              \
-    extern "C" __global__ void swiglu_halves_backward_##TYPE(const T *gate_up, const T *dact, T *act, T *dgate_up, unsigned rows, \
-                                                             unsigned width) {                                                    \
-        backward_halves(gate_up, dact, act, dgate_up, rows, width);                                                                \
-    }
-HALVES(f32, float)
-HALVES(bf16, __nv_bfloat16)
+extern "C" __global__ void swiglu_halves_forward_f32(const float *gate_up, float *act, unsigned rows, unsigned width) {
+    forward_halves(gate_up, act, rows, width);
+}
+extern "C" __global__ void swiglu_halves_backward_f32(const float *gate_up, const float *dact, float *act, float *dgate_up, unsigned rows,
+                                                      unsigned width) {
+    backward_halves(gate_up, dact, act, dgate_up, rows, width);
+}
+extern "C" __global__ void swiglu_halves_forward_bf16(const __nv_bfloat16 *gate_up, __nv_bfloat16 *act, unsigned rows, unsigned width) {
+    forward_halves(gate_up, act, rows, width);
+}
+extern "C" __global__ void swiglu_halves_backward_bf16(const __nv_bfloat16 *gate_up, const __nv_bfloat16 *dact, __nv_bfloat16 *act, __nv_bfloat16 *dgate_up, unsigned rows,
+                                                      unsigned width) {
+    backward_halves(gate_up, dact, act, dgate_up, rows, width);
+}

@@ -7,6 +7,7 @@ pub mod lora;
 pub mod loss;
 pub mod model;
 pub mod optim;
+pub mod pack;
 pub mod sampling;
 pub mod stages;
 
@@ -18,6 +19,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+pub use self::pack::{ActivationMemory, PackConfig, ReusedTokens};
 use crate::error::{Error, Result};
 
 /// A training run, whole.
@@ -124,83 +126,6 @@ pub struct RunConfig {
     pub dump_steps: Vec<u64>,
 }
 
-/// What a forward pass keeps for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ActivationMemory {
-    /// On a GPU the fastest that fits its memory; on the CPU `recompute`.
-    Auto,
-    /// Block inputs only; blocks are computed again. Least memory.
-    Recompute,
-    /// Everything. Fastest.
-    Keep,
-}
-
-/// `[pack]`: how work is cut into packed batches. Results do not depend on it, only speed and memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PackConfig {
-    /// Tokens that go through the model in one training pack; a group's prompt counts once, and the last token of a
-    /// completion, which predicts nothing, not at all.
-    pub max_tokens_per_pack: usize,
-    /// Tokens whose keys and values are alive at once while sampling.
-    pub max_rollout_tokens: usize,
-    pub activations: ActivationMemory,
-    /// Tokens whose activations a rollout keeps for the update that follows, which then computes no forward pass
-    /// for them; 0 switches it off. What is kept of a token: see `activations`. `"auto"`: on a GPU as many as fit its
-    /// memory, on the CPU 8192.
-    pub max_reused_tokens: ReusedTokens,
-}
-
-/// A number of tokens, or `"auto"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReusedTokens {
-    Auto,
-    Tokens(usize),
-}
-
-impl ReusedTokens {
-    /// What `auto` is there.
-    pub const ON_THE_CPU: usize = 8192;
-
-    /// Those of a run, which has settled what `auto` is (`plan::activations`).
-    pub fn tokens(self) -> usize {
-        match self {
-            Self::Auto => Self::ON_THE_CPU,
-            Self::Tokens(tokens) => tokens,
-        }
-    }
-}
-
-impl Serialize for ReusedTokens {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => to.serialize_str("auto"),
-            Self::Tokens(tokens) => tokens.serialize(to),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for ReusedTokens {
-    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged, expecting = "a number of tokens, or \"auto\"")]
-        enum Written {
-            Tokens(usize),
-            Word(Auto),
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        enum Auto {
-            Auto,
-        }
-        Ok(match Written::deserialize(from)? {
-            Written::Tokens(tokens) => Self::Tokens(tokens),
-            Written::Word(Auto::Auto) => Self::Auto,
-        })
-    }
-}
-
 /// `[checkpoint]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -236,17 +161,6 @@ impl Default for Config {
 impl Default for RunConfig {
     fn default() -> Self {
         Self { root: "runs".into(), name: None, tensorboard: true, dump_steps: Vec::new() }
-    }
-}
-
-impl Default for PackConfig {
-    fn default() -> Self {
-        Self {
-            max_tokens_per_pack: 8192,
-            max_rollout_tokens: 32768,
-            activations: ActivationMemory::Auto,
-            max_reused_tokens: ReusedTokens::Auto,
-        }
     }
 }
 

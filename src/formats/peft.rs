@@ -13,6 +13,7 @@ use crate::formats::file::{reason, write_aside, write_json};
 use crate::formats::written::Written;
 use crate::model::adapter::{Adapter, Shape};
 use crate::model::decoder::Decoder;
+use crate::ops::memory;
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const WEIGHTS: &str = "adapter_model.safetensors";
@@ -42,7 +43,7 @@ const READ: [&str; 7] =
 pub fn save(dir: &Path, adapter: &Adapter, base: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the adapter's folder"))?;
     let tensors = adapter.tensors.iter().map(|(name, tensor)| {
-        Ok((name.as_str(), tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?))
+        Ok((name.as_str(), memory::to_host(tensor)?.to_dtype(DType::F32)?.contiguous()?))
     });
     let tensors = tensors.collect::<Result<Vec<_>>>()?;
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);

@@ -122,6 +122,100 @@ fn rope_of_half(program: &Program, half: usize) {
     }
 }
 
+/// Rows of 2 query heads, a key head and a value head: apart, into a cache, and together again.
+#[test]
+fn heads_apart_and_together_on_the_cpu() {
+    let Some(program) = Program::of_file("rope") else { return };
+    let (r, n, rows) = (Random::new(), 3, 5);
+    for (half, rotates) in [(5, true), (16, true), (16, false)] {
+        let (dim, width) = (2 * half, 8 * half);
+        let position: Vec<u32> = (0..n).map(|_| r.below(20)).collect();
+        let slot = [4u32, 0, 2];
+        let angle = |p: u32, j: usize| f64::from(p) * 100f64.powf(-(j as f64) / half as f64);
+        let angles = |f: fn(f64) -> f64| -> Vec<f64> {
+            (0..20 * half).map(|i| f(angle((i / half) as u32, i % half))).collect()
+        };
+        let table = |f: fn(f64) -> f64| if rotates { f32s(&angles(f)) } else { Argument::Null };
+        let turned = |x: &[f64], sign: f64| -> Vec<f64> {
+            let mut y = x.to_vec();
+            for (row, position) in y.chunks_mut(width).zip(&position).filter(|_| rotates) {
+                for head in row.chunks_mut(dim).take(3) {
+                    for j in 0..half {
+                        let (sin, cos) = angle(*position, j).sin_cos();
+                        let (a, b) = (head[j], head[half + j]);
+                        (head[j], head[half + j]) = (a * cos - sign * b * sin, b * cos + sign * a * sin);
+                    }
+                }
+            }
+            y
+        };
+        for e in Element::ALL {
+            let x = r.values(e, n * width, 1.);
+            let sizes = || [scalar(2), scalar(1), scalar(half as u32)];
+            let angles = || [table(f64::cos), table(f64::sin), u32s(&position)];
+            let columns = |x: &[f64], from: usize, to: usize| -> Vec<f64> {
+                x.chunks(width).flat_map(|row| row[from * dim..to * dim].to_vec()).collect()
+            };
+            let name = e.kernel("qkv_split");
+            let want = turned(&x, 1.);
+            let [before, after] = [vec![array(e, &x)], vec![poison(e, n * 2 * dim)]];
+            let caches = [poison(e, rows * dim), poison(e, rows * dim)];
+            let arguments = before.into_iter().chain(angles()).chain([u32s(&slot)]).chain(after);
+            let arguments = arguments.chain(caches).chain(sizes()).collect();
+            let got = program.launch(&name, [n as u32, 1, 1], 32, arguments);
+            // Null arguments do not come back.
+            let at = if rotates { 5 } else { 3 };
+            close(&format!("{name} q"), e, &e.values(&got[at]), &columns(&want, 0, 2), F32_ERROR);
+            for (cache, from) in [(&got[at + 1], 2), (&got[at + 2], 3)] {
+                let cache = e.values(cache);
+                let there: Vec<f64> =
+                    slot.iter().flat_map(|s| cache[*s as usize * dim..][..dim].to_vec()).collect();
+                close(&format!("{name} to the cache"), e, &there, &columns(&want, from, from + 1), F32_ERROR);
+                assert_eq!(cache.iter().filter(|v| v.is_nan()).count(), 2 * dim, "other rows stay");
+            }
+            let name = e.kernel("qkv_join");
+            let parts = [(0, 2), (2, 3), (3, 4)].map(|(from, to)| array(e, &columns(&x, from, to)));
+            let arguments = [poison(e, n * width)].into_iter().chain(angles()).chain([Argument::Null]);
+            let arguments = arguments.chain(parts).chain(sizes()).collect();
+            let got = program.launch(&name, [n as u32, 1, 1], 32, arguments);
+            close(&name, e, &e.values(&got[0]), &turned(&x, -1.), F32_ERROR);
+        }
+    }
+}
+
+#[test]
+fn swiglu_of_halves_on_the_cpu() {
+    let Some(program) = Program::of_file("swiglu") else { return };
+    let r = Random::new();
+    // More rows than the grid has, and a width of no whole packs.
+    for (n, f) in [(5, 64), (3, 77)] {
+        for e in Element::ALL {
+            let (x, dact) = (r.values(e, n * 2 * f, 3.), r.values(e, n * f, 1.));
+            let sigmoid = |g: f64| 1. / (1. + (-g).exp());
+            let each = |f_of: &dyn Fn(f64, f64, f64) -> f64| -> Vec<f64> {
+                (0..n * f)
+                    .map(|i| f_of(x[i / f * 2 * f + i % f], x[i / f * 2 * f + f + i % f], dact[i]))
+                    .collect()
+            };
+            let act = each(&|g, u, _| g * sigmoid(g) * u);
+            let dgate = each(&|g, u, d| d * u * sigmoid(g) * (1. + g * (1. - sigmoid(g))));
+            let dup = each(&|g, _, d| d * g * sigmoid(g));
+            let both: Vec<f64> =
+                dgate.chunks(f).zip(dup.chunks(f)).flat_map(|(g, u)| [g, u].concat()).collect();
+            let sizes = || [scalar(n as u32), scalar(f as u32)];
+            let name = e.kernel("swiglu_halves_forward");
+            let arguments = [array(e, &x), poison(e, n * f)].into_iter().chain(sizes()).collect();
+            let got = program.launch(&name, [3, 2, 1], 32, arguments);
+            close(&name, e, &e.values(&got[1]), &act, F32_ERROR);
+            let name = e.kernel("swiglu_halves_backward");
+            let arrays = [array(e, &x), array(e, &dact), poison(e, n * f), poison(e, n * 2 * f)];
+            let got = program.launch(&name, [3, 2, 1], 32, arrays.into_iter().chain(sizes()).collect());
+            close(&format!("{name} act"), e, &e.values(&got[2]), &act, F32_ERROR);
+            close(&name, e, &e.values(&got[3]), &both, F32_ERROR);
+        }
+    }
+}
+
 #[test]
 fn swiglu_on_the_cpu() {
     let Some(program) = Program::of_file("swiglu") else { return };

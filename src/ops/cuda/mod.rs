@@ -16,6 +16,8 @@ mod device;
 pub mod gemm;
 mod grid;
 #[cfg(feature = "cuda")]
+mod host;
+#[cfg(feature = "cuda")]
 mod launch;
 
 use candle_core::{DType, Device, Tensor};
@@ -23,7 +25,7 @@ use candle_core::{DType, Device, Tensor};
 #[cfg(not(feature = "cuda"))]
 pub use self::absent::{
     Launch, Timer, concatenate, describe, device, duplicate, memory_in_use, memory_peak, multiprocessors,
-    reset_memory_peak, synchronize, uninit, zero,
+    read, reset_memory_peak, synchronize, to_host, uninit, zero,
 };
 pub use self::description::Description;
 #[cfg(feature = "cuda")]
@@ -31,6 +33,8 @@ pub use self::device::{
     Timer, describe, device, memory_in_use, memory_peak, multiprocessors, reset_memory_peak, synchronize,
 };
 pub use self::grid::{Grid, row_threads};
+#[cfg(feature = "cuda")]
+pub use self::host::{read, to_host};
 #[cfg(feature = "cuda")]
 pub use self::launch::{Launch, concatenate, duplicate, uninit, zero};
 use crate::error::Result;

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use crate::error::Result;
 pub use crate::ops::cuda::zero;
-use crate::ops::cuda::{Grid, Launch, spread, uninit};
+use crate::ops::cuda::{Grid, Launch, read, spread, uninit};
 use crate::ops::fault::fault;
 
 /// `sum += term`, in place; the same shape and type, or a bf16 term into an f32 sum.
@@ -65,5 +65,5 @@ pub fn sum_squares(tensors: &[&Tensor]) -> Result<f64> {
         .tensor(&total)?
         .u32(count as u32)
         .run(Grid::line(1, 1024))?;
-    total.to_vec1::<f64>()?.first().copied().ok_or_else(|| fault("sum_squares: the device gave no total"))
+    read::<f64>(&total)?.first().copied().ok_or_else(|| fault("sum_squares: the device gave no total"))
 }

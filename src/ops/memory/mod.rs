@@ -33,10 +33,7 @@ pub fn concatenate(parts: &[&Tensor]) -> Result<Tensor> {
 
 /// The tensor in host memory. Of a view, its own elements go over, not all of what it is a view of.
 pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
-    if !tensor.device().is_cuda() {
-        return Ok(tensor.clone());
-    }
-    Ok(cuda::duplicate(tensor)?.to_device(&Device::Cpu)?)
+    if tensor.device().is_cuda() { cuda::to_host(tensor) } else { Ok(tensor.clone()) }
 }
 
 /// The same values as f32 or bf16; the tensor itself where it is of that type.

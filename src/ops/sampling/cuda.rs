@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::{Sampled, Sampling, inverse_temperature, reach};
 use crate::error::Result;
-use crate::ops::cuda::{Grid, Launch, uninit};
+use crate::ops::cuda::{Grid, Launch, read, uninit};
 use crate::ops::fault::fault;
 
 /// As [`super::sample`]; `logits_rv` f32 or bf16.
@@ -32,7 +32,7 @@ pub fn sample(logits_rv: &Tensor, sampling: &Sampling, uniforms: &[f32]) -> Resu
         .f32(sampling.top_p)
         .f32(reach(sampling))
         .run(Grid::line(draws as u32, 512))?;
-    let pairs = result.flatten_all()?.to_vec1::<u32>()?;
+    let pairs = read::<u32>(&result)?;
     Ok(pairs
         .chunks_exact(2)
         .map(|pair| Sampled { token: pair[0], logprob: f32::from_bits(pair[1]) })
