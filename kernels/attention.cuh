@@ -30,9 +30,10 @@ struct RowTile {
 };
 
 // Keys start..start + count of one segment. All rows from a key's own up to rows_end see it: the rest of its
-// segment and, of a prompt, all completions, which follow it.
+// segment and, of a prompt, all completions, which follow it. The tree, a prompt and its completions, begins at row
+// `tree`; from strip `strips` on lie the gradients of the keys' scores (attention_backward.cu).
 struct KeyTile {
-    unsigned start, count, rows_end;
+    unsigned start, count, rows_end, tree, strips;
 };
 
 static constexpr int warps = 4, threads_of_block = 32 * warps;
@@ -58,8 +59,18 @@ struct Attending {
     float max[2] = {-INFINITY, -INFINITY};  // of the unscaled scores
     float sum[2] = {0.f, 0.f};              // this thread's share
 
-    // KEYS more keys, of which rows g and g + 8 see the first visible[0] and visible[1]. The first call must show
+    // 64 more keys, of which rows g and g + 8 see the first visible[0] and visible[1]. The first call must show
     // every row at least one.
+    __device__ __forceinline__ void tile(Rows<D> k, Rows<D> v, const int (&visible)[2], bool all_visible, float scale_log2) {
+        // Scores of 64 keys beside 128 sums would leave no registers for a third block on the multiprocessor.
+        constexpr int at_once = D > 64 ? 32 : 64;
+#pragma unroll 1
+        for (int first = 0; first < 64; first += at_once) {
+            const int left[2] = {visible[0] - first, visible[1] - first};
+            keys<at_once>(Rows<D>{k.base + first * Rows<D>::bytes}, Rows<D>{v.base + first * Rows<D>::bytes}, left, all_visible, scale_log2);
+        }
+    }
+    // KEYS keys in one go.
     template <int KEYS>
     __device__ __forceinline__ void keys(Rows<D> k, Rows<D> v, const int (&visible)[2], bool all_visible, float scale_log2) {
         float s[KEYS / 8][4] = {};

@@ -26,7 +26,7 @@ static __device__ __forceinline__ void forward(const bf16 *__restrict__ q, const
         [&](unsigned j) { return ((size_t)tile.token(j) * kv_heads + kv_head) * D; },
         [&](unsigned first, Rows<D> keys, Rows<D> values) {
             const int left[2] = {(int)(visible[0] - first), (int)(visible[1] - first)};
-            warp.template keys<64>(keys, values, left, first + 64 <= shared, scale * LOG2E);
+            warp.tile(keys, values, left, first + 64 <= shared, scale * LOG2E);
         });
     warp.finish();
 #pragma unroll
@@ -38,12 +38,12 @@ static __device__ __forceinline__ void forward(const bf16 *__restrict__ q, const
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_forward_64_bf16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *lse,
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_64_bf16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *lse,
                                                                             const RowTile *tiles, unsigned kv_heads, unsigned share,
                                                                             float scale) {
     forward<64>(q, k, v, out, lse, tiles, kv_heads, share, scale);
 }
-extern "C" __global__ void __launch_bounds__(128) attention_forward_128_bf16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *lse,
+extern "C" __global__ void __launch_bounds__(128, 3) attention_forward_128_bf16(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, float *lse,
                                                                              const RowTile *tiles, unsigned kv_heads, unsigned share,
                                                                              float scale) {
     forward<128>(q, k, v, out, lse, tiles, kv_heads, share, scale);

@@ -32,7 +32,7 @@ static __device__ __forceinline__ void prefix(const bf16 *__restrict__ q, const 
         k, v, split.keys, blockDim.x, [&](unsigned j) { return ((size_t)(split.key_start + j) * kv_heads + kv_head) * D; },
         [&](unsigned first, Rows<D> keys, Rows<D> values) {
             const int left = (int)(split.keys - first), visible[2] = {left, left};
-            if (warp_first <= last) warp.template keys<64>(keys, values, visible, left >= 64, scale * LOG2E);
+            if (warp_first <= last) warp.tile(keys, values, visible, left >= 64, scale * LOG2E);
         });
     if (warp_first > last) return;
     warp.finish();

@@ -42,6 +42,12 @@ static __device__ __forceinline__ void ldmatrix_transposed(unsigned (&r)[4], Sha
                  : "r"(row)
                  : "memory");
 }
+// An 8x8 matrix of 16-bit elements turned over; lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
+static __device__ __forceinline__ unsigned transposed(unsigned matrix) {
+    unsigned r;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(matrix));
+    return r;
+}
 // c += a b
 static __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -68,6 +74,7 @@ static inline void copy_4(Shared to, const void *from, bool inside) { on_cpu::co
 static inline void copies_done() { on_cpu::copies_done(); }
 static inline void ldmatrix(unsigned (&r)[4], Shared row) { on_cpu::ldmatrix(r, row, false); }
 static inline void ldmatrix_transposed(unsigned (&r)[4], Shared row) { on_cpu::ldmatrix(r, row, true); }
+static inline unsigned transposed(unsigned matrix) { return on_cpu::transposed(matrix); }
 static inline void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) { on_cpu::mma_m16n8k16(c, a, b0, b1); }
 static inline float exp2_fast(float x) { return exp2f(x); }
 static inline unsigned pack(float low, float high) { return __float2bfloat16(low).bits | unsigned(__float2bfloat16(high).bits) << 16; }

@@ -1,8 +1,8 @@
 // RMSNorm, Zhang and Sennrich, arXiv:1910.07467: y = x r w with r = 1 / sqrt(mean(x^2) + eps), row by row.
 //
 // x, y, dy, dx [N, H] and w [H] in f32 or bf16; inverse_rms [N], dw [H] and partial [C, H] in f32.
-// Bound by memory. Elements moved through device memory, per element of x: forward 2 (with a residual 4),
-// backward_input 4, backward_weight 2; second reads of a row hit the caches.
+// Bound by memory. Elements moved through device memory, per element of x: forward 2 (with a residual 4), backward 4;
+// second reads of a row hit the caches.
 // CPU twin: src/ops/rms_norm/cpu.rs. Tests: tests/suite/kernels.rs.
 #include "wide.cuh"
 
@@ -42,63 +42,84 @@ __device__ void forward(const T *x, const T *__restrict__ residual, const T *__r
     }
 }
 
-// Grid: N blocks. With g = dy w: dx += r g - x r^3 mean(g x). Adds, because the residual's gradient is there.
-template <typename T>
-__device__ void backward_input(const T *__restrict__ x, const T *__restrict__ w, const float *__restrict__ inverse_rms,
-                               const T *__restrict__ dy, T *__restrict__ dx, unsigned width) {
-    constexpr unsigned lanes = Wide<T>::lanes;
-    const size_t row = (size_t)blockIdx.x * width;
-    const bool wide = width % lanes == 0 && aligned(x) && aligned(w) && aligned(dy) && aligned(dx);
-    const unsigned first = threadIdx.x * lanes, step = blockDim.x * lanes;
-    const float r = inverse_rms[blockIdx.x];
-    float along = 0.f, g[lanes], v[lanes];
-    const auto load = [&](unsigned i) {
-        float scale[lanes];
-        load_some(dy + row + i, width - i, wide, g);
-        load_some(x + row + i, width - i, wide, v);
-        load_some(w + i, width - i, wide, scale);
-#pragma unroll
-        for (unsigned l = 0; l < lanes; ++l) g[l] *= scale[l];
-    };
-    for (unsigned i = first; i < width; i += step) {
-        load(i);
-#pragma unroll
-        for (unsigned l = 0; l < lanes; ++l) along += g[l] * v[l];
+struct Two {
+    float a, b;
+};
+
+// Sums over the block, the same in every thread, in a fixed order; the room that they go through takes turns.
+static __device__ __forceinline__ Two block_sums(Two x, unsigned turn) {
+    __shared__ Two results[2][32];
+    for (int lanes = 16; lanes > 0; lanes >>= 1) {
+        x.a += __shfl_xor_sync(ALL_LANES, x.a, lanes);
+        x.b += __shfl_xor_sync(ALL_LANES, x.b, lanes);
     }
-    const float pull = block_sum(along) / width * r * r * r;
-    for (unsigned i = first; i < width; i += step) {
-        float d[lanes];
-        if (width > step) load(i);
-        load_some(dx + row + i, width - i, wide, d);
-#pragma unroll
-        for (unsigned l = 0; l < lanes; ++l) d[l] += r * g[l] - v[l] * pull;
-        store_some(dx + row + i, width - i, wide, d);
+    if (blockDim.x == 32) return x;
+    if (threadIdx.x % 32 == 0) results[turn % 2][threadIdx.x / 32] = x;
+    __syncthreads();
+    x = threadIdx.x % 32 < blockDim.x / 32 ? results[turn % 2][threadIdx.x % 32] : Two{0.f, 0.f};
+    for (int lanes = 16; lanes > 0; lanes >>= 1) {
+        x.a += __shfl_xor_sync(ALL_LANES, x.a, lanes);
+        x.b += __shfl_xor_sync(ALL_LANES, x.b, lanes);
     }
+    return x;
 }
 
-// Grid: (ceil(H / (threads lanes)), C) blocks with lanes 4 for f32 and 8 for bf16; block row c sums rows
-// [c R, (c + 1) R) of dy x r into partial[c]. No atomics: the same numbers on every run.
-template <typename T>
-__device__ void backward_weight(const T *__restrict__ x, const float *__restrict__ inverse_rms, const T *__restrict__ dy,
-                                float *__restrict__ partial, unsigned rows, unsigned width, unsigned rows_per_chunk) {
+// With g = dy w: dx += r g - x r^3 mean(g x). Adds, because the residual's gradient is there. r is worked out again:
+// the row is read anyway. Where `partial` is not null, block c sums rows [c R, (c + 1) R) of dy x r into partial[c]:
+// no atomics, the same numbers on every run.
+// Grid: C blocks of which each thread holds ROUNDS times 16 bytes of a row; H up to ROUNDS threads lanes.
+template <int ROUNDS, typename T>
+__device__ void backward(const T *__restrict__ x, const T *__restrict__ w, const T *__restrict__ dy, T *__restrict__ dx,
+                         float *__restrict__ partial, unsigned rows, unsigned width, unsigned rows_per_block, float eps) {
     constexpr unsigned lanes = Wide<T>::lanes;
-    const unsigned column = (blockIdx.x * blockDim.x + threadIdx.x) * lanes;
-    if (column >= width) return;
-    const bool wide = width % lanes == 0 && aligned(x) && aligned(dy) && aligned(partial);
-    const unsigned first = blockIdx.y * rows_per_chunk;
-    const unsigned end = first + rows_per_chunk < rows ? first + rows_per_chunk : rows;
-    float total[lanes] = {};
-#pragma unroll 4
-    for (unsigned row = first; row < end; ++row) {
-        const size_t i = (size_t)row * width + column;
-        float g[lanes], v[lanes];
-        load_some(dy + i, width - column, wide, g);
-        load_some(x + i, width - column, wide, v);
-        const float r = inverse_rms[row];
+    const bool wide = width % lanes == 0 && aligned(x) && aligned(w) && aligned(dy) && aligned(dx) && aligned(partial);
+    const unsigned start = blockIdx.x * rows_per_block, end = min(start + rows_per_block, rows);
+    const unsigned mine = threadIdx.x * lanes, step = blockDim.x * lanes;
+    float total[ROUNDS][lanes] = {};
+    for (unsigned row = start; row < end; ++row) {
+        const size_t at = (size_t)row * width;
+        // Of several rounds only the sums are kept; rows are read back from the cache.
+        float v[lanes], g[lanes], d[lanes], scale[lanes];
+        const auto load = [&](unsigned i) {
+            load_some(x + at + i, width - i, wide, v);
+            load_some(dy + at + i, width - i, wide, g);
+            load_some(dx + at + i, width - i, wide, d);
+            load_some(w + i, width - i, wide, scale);
 #pragma unroll
-        for (unsigned l = 0; l < lanes; ++l) total[l] += g[l] * v[l] * r;
+            for (unsigned l = 0; l < lanes; ++l) scale[l] *= g[l];
+        };
+        Two sums = {0.f, 0.f};
+#pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {
+            if (mine + k * step >= width) break;
+            load(mine + k * step);
+#pragma unroll
+            for (unsigned l = 0; l < lanes; ++l) {
+                sums.a += v[l] * v[l];
+                sums.b += scale[l] * v[l];
+            }
+        }
+        sums = block_sums(sums, row);
+        const float r = 1.f / sqrtf(sums.a / width + eps), pull = sums.b / width * r * r * r;
+#pragma unroll
+        for (int k = 0; k < ROUNDS; ++k) {
+            const unsigned i = mine + k * step;
+            if (i >= width) break;
+            if (ROUNDS > 1) load(i);
+#pragma unroll
+            for (unsigned l = 0; l < lanes; ++l) {
+                d[l] += r * scale[l] - v[l] * pull;
+                total[k][l] += g[l] * v[l] * r;
+            }
+            store_some(dx + at + i, width - i, wide, d);
+        }
     }
-    store_some(partial + (size_t)blockIdx.y * width + column, width - column, wide, total);
+    if (!partial) return;
+#pragma unroll
+    for (int k = 0; k < ROUNDS; ++k) {
+        const unsigned i = mine + k * step;
+        if (i < width) store_some(partial + (size_t)blockIdx.x * width + i, width - i, wide, total[k]);
+    }
 }
 
 extern "C" __global__ void rms_norm_forward_f32(const float *x, const float *residual, const float *w, float *sum, float *y,
@@ -110,30 +131,42 @@ extern "C" __global__ void rms_norm_forward_bf16(const __nv_bfloat16 *x, const _
                                                  float eps) {
     forward(x, residual, w, sum, y, inverse_rms, width, eps);
 }
-extern "C" __global__ void rms_norm_backward_input_f32(const float *x, const float *w, const float *inverse_rms, const float *dy,
-                                                       float *dx, unsigned width) {
-    backward_input(x, w, inverse_rms, dy, dx, width);
+extern "C" __global__ void __launch_bounds__(1024)
+rms_norm_backward_f32(const float *x, const float *w, const float *dy, float *dx, float *partial, unsigned rows, unsigned width,
+                      unsigned rows_per_block, float eps) {
+    backward<1>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
 }
-extern "C" __global__ void rms_norm_backward_input_bf16(const __nv_bfloat16 *x, const __nv_bfloat16 *w, const float *inverse_rms,
-                                                        const __nv_bfloat16 *dy, __nv_bfloat16 *dx, unsigned width) {
-    backward_input(x, w, inverse_rms, dy, dx, width);
+extern "C" __global__ void __launch_bounds__(1024)
+rms_norm_backward_bf16(const __nv_bfloat16 *x, const __nv_bfloat16 *w, const __nv_bfloat16 *dy, __nv_bfloat16 *dx, float *partial,
+                       unsigned rows, unsigned width, unsigned rows_per_block, float eps) {
+    backward<1>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
 }
-extern "C" __global__ void rms_norm_backward_weight_f32(const float *x, const float *inverse_rms, const float *dy, float *partial,
-                                                        unsigned rows, unsigned width, unsigned rows_per_chunk) {
-    backward_weight(x, inverse_rms, dy, partial, rows, width, rows_per_chunk);
+// Rows wider than 1024 threads hold.
+extern "C" __global__ void __launch_bounds__(512)
+rms_norm_backward_wide_f32(const float *x, const float *w, const float *dy, float *dx, float *partial, unsigned rows, unsigned width,
+                           unsigned rows_per_block, float eps) {
+    backward<4>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
 }
-extern "C" __global__ void rms_norm_backward_weight_bf16(const __nv_bfloat16 *x, const float *inverse_rms,
-                                                         const __nv_bfloat16 *dy, float *partial, unsigned rows, unsigned width,
-                                                         unsigned rows_per_chunk) {
-    backward_weight(x, inverse_rms, dy, partial, rows, width, rows_per_chunk);
+extern "C" __global__ void __launch_bounds__(512)
+rms_norm_backward_wide_bf16(const __nv_bfloat16 *x, const __nv_bfloat16 *w, const __nv_bfloat16 *dy, __nv_bfloat16 *dx, float *partial,
+                            unsigned rows, unsigned width, unsigned rows_per_block, float eps) {
+    backward<4>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
 }
 
-// Grid: ceil(H / threads) blocks. dw += partial[0] + partial[1] + ..., in that order.
-extern "C" __global__ void rms_norm_add_partials(const float *__restrict__ partial, float *__restrict__ dw, unsigned chunks,
-                                                 unsigned width) {
-    const unsigned column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= width) return;
+// dw += the sum over all chunks: thread (c, group) takes every `groups`th chunk of column c, and the groups are summed
+// in order. Grid: ceil(H / 32) blocks of 32 groups threads.
+extern "C" __global__ void __launch_bounds__(1024)
+rms_norm_add_partials(const float *__restrict__ partial, float *__restrict__ dw, unsigned chunks, unsigned width) {
+    __shared__ float of_groups[32][33];
+    const unsigned lane = threadIdx.x % 32, group = threadIdx.x / 32, groups = blockDim.x / 32, column = blockIdx.x * 32 + lane;
     float total = 0.f;
-    for (unsigned c = 0; c < chunks; ++c) total += partial[(size_t)c * width + column];
+    if (column < width) {
+#pragma unroll 4
+        for (unsigned c = group; c < chunks; c += groups) total += partial[(size_t)c * width + column];
+    }
+    of_groups[group][lane] = total;
+    __syncthreads();
+    if (group != 0 || column >= width) return;
+    for (unsigned g = 1; g < groups; ++g) total += of_groups[g][lane];
     dw[column] += total;
 }

@@ -20,6 +20,7 @@ use crate::formats::hf::weights::LOAD_WINDOW;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
 use crate::ops::adamw::blockwise::BLOCK;
+use crate::ops::attention::cuda::KEPT_BYTES;
 use crate::ops::token_logprob::{CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES};
 
 /// What a config does not say of a run.
@@ -192,6 +193,21 @@ impl Sum<'_> {
         }
     }
 
+    /// One block's backward pass over packs of `rows` tokens, at its widest.
+    fn block_backward(&self, packs: &Packs) -> u64 {
+        let attention = packs.rows * self.bytes.attention_backward;
+        let kept = match self.target.cuda && self.is_bf16() {
+            // A number for each pair of rows of a group and each head is more than there is.
+            true => {
+                let rows = packs.rows / packs.groups.max(1);
+                let pairs = packs.groups * rows * rows * self.model.num_attention_heads as u64;
+                (2 * pairs).min(KEPT_BYTES as u64)
+            }
+            false => 0,
+        };
+        (packs.rows * self.bytes.backward).max(attention + kept)
+    }
+
     /// A backward pass over packs of `rows` tokens, `targets` of them predicted.
     fn backward(&self, phase: Phase, optim: &OptimConfig, kept_rows: u64, packs: &Packs) -> Phase {
         let logits = match self.target.cuda {
@@ -200,13 +216,14 @@ impl Sum<'_> {
             false => CPU_CHUNK_BYTES,
         } as u64;
         let all_logits = packs.targets * self.model.vocab_size as u64 * 4;
+        // The head's backward pass is over when the last block's begins.
+        let passing = self.block_backward(packs).max(logits.min(2 * all_logits));
         phase.with(&[
             ("gradients", self.gradients(optim)),
             ("activations kept", kept_rows * self.kept()),
-            ("one block and its backward pass", packs.rows * self.bytes.backward),
+            ("backward pass of block or head", passing),
             ("f32 copies for the adapter", if self.adapter() > 0 { packs.rows * self.widest() } else { 0 }),
             ("hidden states", (2 * packs.rows + 4 * packs.targets) * self.bytes.hidden),
-            ("logits of a chunk", logits.min(2 * all_logits)),
         ])
     }
 

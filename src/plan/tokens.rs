@@ -19,6 +19,8 @@ pub(super) struct TokenBytes {
     pub(super) forward: u64,
     /// The widest moment of one block's backward pass, its activations included.
     pub(super) backward: u64,
+    /// The moment of it in which attention goes back, without the score gradients that a device keeps for it.
+    pub(super) attention_backward: u64,
 }
 
 impl TokenBytes {
@@ -40,6 +42,9 @@ impl TokenBytes {
             forward: activations + width * (2 * hidden + inner),
             // Beside them dy, what the two norms gave, and dact, dgate, dup and the product of gate and up.
             backward: activations + width * (3 * hidden + 4 * inner),
+            // Without gate and up; beside the rest dy and n1, dq and dout, dk and dv, and a sum for each head.
+            attention_backward: activations + width * (2 * hidden + 2 * query + 2 * key) - width * 2 * inner
+                + 4 * model.num_attention_heads as u64,
         }
     }
 }

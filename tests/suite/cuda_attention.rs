@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use rlvr::ops::attention::cuda::DeviceLayout;
+use rlvr::ops::attention::tiles::KeyTiles;
 use rlvr::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use rlvr::ops::decode_attention::cuda::DecodeLayout;
 use rlvr::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
@@ -45,6 +46,26 @@ fn attention_is_that_of_the_cpu() {
         let want = attention::backward(inputs(0), upstream).unwrap();
         let upstream = Upstream { out: &out, lse: &lse, dout: &dout[1] };
         let got = attention::cuda::backward(&on_device, inputs(1), upstream).unwrap();
+        // With room for one key/value head at a time, and for none.
+        let of_one_head = KeyTiles::new(&layout, heads.sharing(), 64, 4096 / heads.dim).strips << 11;
+        for bytes in [of_one_head, of_one_head - 1] {
+            let kept = DeviceLayout::keeping(bytes, &layout, heads, e.dtype(), &device).unwrap();
+            let again = attention::cuda::backward(&kept, inputs(1), upstream).unwrap();
+            for (what, got, again, same) in [
+                // Worked out again, scores are of another product.
+                ("dq", &got.dq, &again.dq, bytes == of_one_head),
+                ("dk", &got.dk, &again.dk, true),
+                ("dv", &got.dv, &again.dv, true),
+            ] {
+                let allowed = if same { [0.; 2] } else { tolerance(e) };
+                near(
+                    &format!("{e:?} {heads:?} {what}, {bytes} bytes"),
+                    &values(again),
+                    &values(got),
+                    allowed,
+                );
+            }
+        }
         for (what, got, want) in [
             ("out", &out, &want_out),
             ("lse", &lse, &want_lse),

@@ -140,7 +140,7 @@ fn a_kernel_gets_its_arguments_and_grid() {
         let (partial, parts) = bench.matrix(chunks, width, DType::F32);
         let (sums, before) = bench.matrix(1, width, DType::F32);
         let launch = add_partials(&bench, &partial, &sums).u32(chunks as u32).u32(width as u32);
-        launch.run(Grid::cover(width, 32).unwrap()).unwrap();
+        launch.run(Grid::line(width.div_ceil(32) as u32, 64)).unwrap();
         let want: Vec<f64> = (0..width).map(|i| parts.iter().skip(i).step_by(width).sum()).collect();
         close("sums", &sums, &sum(&want, &before), chunks);
     }
@@ -293,7 +293,7 @@ fn the_twin_stops_a_kernel_that_leaves_its_arrays() {
     let out = child("a_kernel_beyond_its_array");
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(!out.status.success());
-    let place = "rlvr twin: rms_norm_add_partials, block (0, 0, 0), thread ";
+    let place = "rlvr twin: rms_norm_add_partials, block (1, 0, 0), thread ";
     assert!(said.contains(place) && said.contains(" of an allocation of 128 bytes"), "{said}");
     let out = child("a_kernel_that_is_not_there");
     let said = String::from_utf8_lossy(&out.stderr);
@@ -306,7 +306,7 @@ fn a_kernel_beyond_its_array() {
     let Some(bench) = Bench::new() else { return };
     let partial = bench.poison(2, 32, DType::F32);
     let sums = bench.poison(1, 32, DType::F32);
-    let _ = add_partials(&bench, &partial, &sums).u32(1).u32(64).run(Grid::line(1, 64));
+    let _ = add_partials(&bench, &partial, &sums).u32(1).u32(64).run(Grid::line(2, 32));
     cuda::synchronize(&bench.device).unwrap();
 }
 

@@ -56,25 +56,31 @@ fn rms_norm_of_width(program: &Program, h: usize) {
                 before[i] + q[row] * dy[i] * w[column] - x[i] * q[row].powi(3) * mean[row]
             })
             .collect();
-        let name = e.kernel("rms_norm_backward_input");
-        let arguments =
-            vec![array(e, &x), array(e, &w), f32s(&q), array(e, &dy), array(e, &before), scalar(h as u32)];
-        let got = program.launch(&name, [n as u32, 1, 1], 96, arguments);
-        close(&format!("{name} dx"), e, &e.values(&got[4]), &dx, F32_ERROR);
-
-        // 5 rows by chunks of 2: the last chunk is short, and so is the last block of columns.
-        let name = e.kernel("rms_norm_backward_weight");
-        let sizes = [scalar(n as u32), scalar(h as u32), scalar(2)];
-        let arguments = [array(e, &x), f32s(&q), array(e, &dy), poison(full, 3 * h)];
-        let got = program.launch(&name, [5, 3, 1], 32, arguments.into_iter().chain(sizes).collect());
-        let partial = full.values(&got[3]);
+        // 5 rows by 2: the last block's are fewer, and so are the last columns. Threads hold a whole row, or parts.
         let old = r.values(full, h, 1.);
-        let arguments = vec![f32s(&partial), f32s(&old), scalar(3), scalar(h as u32)];
-        let got = program.launch("rms_norm_add_partials", [17, 1, 1], 32, arguments);
         let dw: Vec<f64> = (0..h)
             .map(|c| old[c] + (0..n).map(|row| dy[row * h + c] * x[row * h + c] * q[row]).sum::<f64>())
             .collect();
-        close(&format!("{name} dw"), full, &full.values(&got[1]), &dw, F32_ERROR);
+        let lanes = if matches!(e, Element::F32) { 4 } else { 8 };
+        let whole = h.div_ceil(lanes).next_multiple_of(32) as u32;
+        for (name, threads) in
+            [("rms_norm_backward", whole), ("rms_norm_backward_wide", whole.div_ceil(96) * 32)]
+        {
+            let name = e.kernel(name);
+            let arguments = |dw: Argument| {
+                let sizes = [scalar(n as u32), scalar(h as u32), scalar(2), real(eps)];
+                let arrays = [array(e, &x), array(e, &w), array(e, &dy), array(e, &before), dw];
+                arrays.into_iter().chain(sizes).collect::<Vec<_>>()
+            };
+            let frozen = program.launch(&name, [3, 1, 1], threads, arguments(Argument::Null));
+            close(&format!("{name} dx"), e, &e.values(&frozen[3]), &dx, F32_ERROR);
+            let got = program.launch(&name, [3, 1, 1], threads, arguments(poison(full, 3 * h)));
+            assert_eq!(got[3], frozen[3], "{name}: dx beside dw");
+            let arguments = vec![f32s(&full.values(&got[4])), f32s(&old), scalar(3), scalar(h as u32)];
+            let grid = [h.div_ceil(32) as u32, 1, 1];
+            let got = program.launch("rms_norm_add_partials", grid, 64, arguments);
+            close(&format!("{name} dw"), full, &full.values(&got[1]), &dw, F32_ERROR);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The attention kernels, run on the CPU (tests/doubles/kernel-shim) against softmax written out in f64.
 
-use rlvr::ops::attention::cuda::{Pass, Path, key_tiles, row_tiles};
+use rlvr::ops::attention::cuda::{Pass, Path};
+use rlvr::ops::attention::tiles::{KeyTiles, row_tiles};
 use rlvr::ops::attention::{AttentionLayout, Heads};
 use rlvr::types::Segment;
 
@@ -78,11 +79,11 @@ impl Problem<'_> {
 fn check(e: Element, heads: Heads, segments: &[Segment]) {
     let layout = AttentionLayout::new(segments).unwrap();
     let path = Path::of(e.dtype(), heads.dim).unwrap();
-    let programs = [Pass::Forward, Pass::QueryGradient, Pass::KeyGradients].map(|pass| {
+    let programs = [Pass::Forward, Pass::QueryGradient, Pass::KeyGradients, Pass::QuerySums].map(|pass| {
         let (file, kernel) = path.kernel(pass);
         Some((Program::of_file(file)?, e.kernel(&kernel)))
     });
-    let ([Some(forward), Some(query_gradient), Some(key_gradients)], Some(delta)) =
+    let ([Some(forward), Some(query_gradient), Some(key_gradients), Some(query_sums)], Some(delta)) =
         (programs, Program::of_file("attention_backward"))
     else {
         return;
@@ -101,20 +102,22 @@ fn check(e: Element, heads: Heads, segments: &[Segment]) {
     let want = problem.reference();
     let case = format!("{} {}/{} heads of {}", e.kernel(""), heads.query, heads.key_value, heads.dim);
     let row_tiles = row_tiles(&layout, heads.sharing(), path.tile());
-    let key_tiles = key_tiles(&layout, path.tile());
-    let run = |(program, kernel): &(Program, String), pass: Pass, arrays: Vec<Argument>| {
-        let (tiles, count) = match pass {
-            Pass::KeyGradients => (u32s(key_tiles.as_flattened()), key_tiles.len()),
-            _ => (u32s(row_tiles.as_flattened()), row_tiles.len()),
-        };
-        let grid = path.grid(pass, count, heads.key_value);
+    let key_tiles = KeyTiles::new(&layout, heads.sharing(), path.tile(), path.queries_at_once());
+    let on_tensor_cores = matches!(path, Path::TensorCores(_));
+    // For some key/value heads, from the tensors and tiles on.
+    let run_heads = |(program, kernel): &(Program, String), pass, tiles, many: u32, arrays: Vec<Argument>| {
+        let grid = path.grid(pass, tiles, many as usize);
         let mut arguments = arrays;
-        arguments.extend([tiles, scalar(heads.key_value as u32), scalar(heads.sharing() as u32)]);
-        if matches!(path, Path::Plain(_)) {
+        arguments.extend([scalar(heads.key_value as u32), scalar(heads.sharing() as u32)]);
+        if !on_tensor_cores {
             arguments.push(scalar(heads.dim as u32));
         }
         arguments.push(real(heads.scale().into()));
         program.launch_shared(kernel, grid.blocks, (grid.threads, grid.shared_bytes), arguments)
+    };
+    let run = |program: &(Program, String), pass: Pass, mut arrays: Vec<Argument>| {
+        arrays.push(u32s(row_tiles.as_flattened()));
+        run_heads(program, pass, row_tiles.len(), heads.key_value as u32, arrays)
     };
     let inputs = || vec![array(e, &problem.q), array(e, &problem.k), array(e, &problem.v)];
 
@@ -144,17 +147,42 @@ fn check(e: Element, heads: Heads, segments: &[Segment]) {
     let got = run(&query_gradient, Pass::QueryGradient, arrays);
     near(&format!("{case}: dq"), &e.values(&got[6]), &want.dq, tolerance(e));
 
-    let mut arrays = inputs();
-    arrays.extend([
-        array(e, &problem.dout),
-        f32s(&lse),
-        f32s(&delta),
-        poison(e, kv_size),
-        poison(e, kv_size),
-    ]);
-    let got = run(&key_gradients, Pass::KeyGradients, arrays);
-    near(&format!("{case}: dk"), &e.values(&got[6]), &want.dk, tolerance(e));
-    near(&format!("{case}: dv"), &e.values(&got[7]), &want.dv, tolerance(e));
+    // All heads with nothing kept, and then one after the other, with all of it.
+    let tiles = key_tiles.longest_first();
+    let of_keys = |before: [&[f64]; 2], kept: Vec<Argument>, many: u32| {
+        let mut arrays = inputs();
+        arrays.extend([array(e, &problem.dout), f32s(&lse), f32s(&delta)]);
+        arrays.extend(before.map(|values| array(e, values)));
+        arrays.push(u32s(tiles.as_flattened()));
+        arrays.extend(kept);
+        run_heads(&key_gradients, Pass::KeyGradients, tiles.len(), many, arrays)
+    };
+    let near_keys = |what: &str, dk: &[f64], dv: &[f64]| {
+        near(&format!("{case}: dk{what}"), dk, &want.dk, tolerance(e));
+        near(&format!("{case}: dv{what}"), dv, &want.dv, tolerance(e));
+    };
+    let nothing = vec![f64::NAN; kv_size];
+    let no_room = vec![Argument::Null, scalar(0), scalar(0)];
+    let got =
+        of_keys([&nothing; 2], if on_tensor_cores { no_room } else { Vec::new() }, heads.key_value as u32);
+    near_keys("", &e.values(&got[6]), &e.values(&got[7]));
+    if !on_tensor_cores {
+        return;
+    }
+    let (sums, in_order) = (key_tiles.sum_tiles(), key_tiles.in_order());
+    let (mut dk, mut dv, mut dq) = (nothing.clone(), nothing, vec![f64::NAN; q_size]);
+    for head in 0..heads.key_value as u32 {
+        let kept = Argument::Array(vec![0xff; key_tiles.strips * path.strip_bytes()]);
+        let place = || [scalar(key_tiles.strips as u32), scalar(head)];
+        let got = of_keys([&dk, &dv], [kept].into_iter().chain(place()).collect(), 1);
+        [dk, dv] = [6, 7].map(|i| e.values(&got[i]));
+        let mut arrays = vec![array(e, &problem.k), Argument::Array(got[9].clone()), array(e, &dq)];
+        arrays.extend([u32s(sums.as_flattened()), u32s(in_order.as_flattened())]);
+        arrays.extend(place());
+        dq = e.values(&run_heads(&query_sums, Pass::QuerySums, sums.len(), 1, arrays)[2]);
+    }
+    near_keys(" with score gradients kept", &dk, &dv);
+    near(&format!("{case}: dq of kept score gradients"), &dq, &want.dq, tolerance(e));
 }
 
 // Lengths are such that tiles end inside segments, at prefixes' ends and on both sides of the diagonal.

@@ -2,16 +2,22 @@
 //!
 //! bf16 with head widths 64 and 128 runs on the tensor cores; f32, and other head widths that are multiples of 8
 //! up to 256, run on plain arithmetic. Both are deterministic.
-
-use std::cmp::Reverse;
+//!
+//! On tensor cores the backward pass works out scores and their gradients once: `key_gradients` keeps the latter in
+//! bf16 for `query_sums`, for as many key/value heads at a time as [`KEPT_BYTES`] hold. Where they do not hold one
+//! head of the batch, and on plain arithmetic, `query_gradient` works them out again.
 
 use candle_core::{DType, Device, Tensor};
 
+use super::tiles::{KeyTiles, STRIP, row_tiles};
 use super::{AttentionLayout, Gradients, Heads, Inputs, Upstream};
 use crate::error::Result;
 use crate::ops::cuda::{Grid, Launch, uninit, upload};
 use crate::ops::fault::fault;
 use crate::ops::indices::once;
+
+/// Score gradients that the backward pass keeps at a time, bytes.
+pub const KEPT_BYTES: usize = 256 << 20;
 
 /// Which kernels serve an element type and head width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +34,7 @@ pub enum Pass {
     Forward,
     QueryGradient,
     KeyGradients,
+    QuerySums,
 }
 
 impl Path {
@@ -52,6 +59,19 @@ impl Path {
         }
     }
 
+    /// Queries that the key tiles' kernel takes at a time.
+    pub fn queries_at_once(self) -> usize {
+        match self {
+            Self::TensorCores(dim) => 4096 / dim,
+            Self::Plain(_) => 32,
+        }
+    }
+
+    /// Bytes of the score gradients of a strip and one key tile.
+    pub fn strip_bytes(self) -> usize {
+        2 * STRIP * self.tile()
+    }
+
     /// The launch of one pass over `tiles` tiles of each key/value head.
     pub fn grid(self, pass: Pass, tiles: usize, key_value_heads: usize) -> Grid {
         let (threads, shared_bytes) = match self {
@@ -60,6 +80,7 @@ impl Path {
                     Pass::Forward => 512 * dim,
                     Pass::QueryGradient => 32 << 10,
                     Pass::KeyGradients => 256 * dim + 2 * (16384 + 8 * (4096 / dim)),
+                    Pass::QuerySums => 2 * (128 * dim + 16384),
                 };
                 (128, bytes)
             }
@@ -69,6 +90,7 @@ impl Path {
                     Pass::Forward => 96 * pitch + 1056,
                     Pass::QueryGradient => 128 * pitch + 1056,
                     Pass::KeyGradients => 128 * pitch + 2176,
+                    Pass::QuerySums => 0, // nothing is kept here
                 };
                 (256, 4 * floats)
             }
@@ -83,6 +105,7 @@ impl Path {
             Pass::Forward => "forward",
             Pass::QueryGradient => "query_gradient",
             Pass::KeyGradients => "key_gradients",
+            Pass::QuerySums => "query_sums",
         };
         match self {
             Self::TensorCores(dim) => {
@@ -97,40 +120,6 @@ impl Path {
     }
 }
 
-/// `[segment start, first query, queries, prefix start, prefix length]` of each run of up to `tile` queries of a
-/// segment, most keys first. The queries of a segment are counted over rows and, within a row, over the `sharing`
-/// heads that read one key/value head.
-pub fn row_tiles(layout: &AttentionLayout, sharing: usize, tile: usize) -> Vec<[u32; 5]> {
-    let mut tiles = Vec::new();
-    for segment in layout.blocks().flat_map(|tree| tree.chunk_by(|a, b| a.own_start == b.own_start)) {
-        let Some(block) = segment.last() else { continue };
-        let queries = block.own_len * sharing;
-        for first in (0..queries).step_by(tile) {
-            let count = tile.min(queries - first);
-            tiles.push([block.own_start, first, count, block.prefix_start, block.prefix_len]);
-        }
-    }
-    tiles.sort_by_key(|[_, first, count, _, prefix]| Reverse(prefix + (first + count - 1) / sharing));
-    tiles.into_iter().map(|tile| tile.map(|v| v as u32)).collect()
-}
-
-/// `[first key, keys, end of the rows that see them]` of each run of up to `tile` keys of a segment, most rows
-/// first. All rows from a key's own to that end see it: of a prompt's key, those of its completions too.
-pub fn key_tiles(layout: &AttentionLayout, tile: usize) -> Vec<[u32; 3]> {
-    let mut tiles = Vec::new();
-    for tree in layout.blocks() {
-        let tree_end = tree.last().map_or(0, |block| block.start + block.rows);
-        for segment in tree.chunk_by(|a, b| a.own_start == b.own_start) {
-            let (Some(first), Some(last)) = (segment.first(), segment.last()) else { continue };
-            let end = last.start + last.rows;
-            let rows_end = if first.prefix_len == 0 { tree_end } else { end };
-            tiles.extend((first.start..end).step_by(tile).map(|k| [k, tile.min(end - k), rows_end]));
-        }
-    }
-    tiles.sort_by_key(|[start, _, rows_end]| Reverse(rows_end - start));
-    tiles.into_iter().map(|tile| tile.map(|v| v as u32)).collect()
-}
-
 /// An [`AttentionLayout`] as the kernels read it, in device memory: made once for all layers of a pass.
 #[derive(Clone, Debug)]
 pub struct DeviceLayout {
@@ -140,6 +129,27 @@ pub struct DeviceLayout {
     tokens: usize,
     row_tiles: Tensor,
     key_tiles: Tensor,
+    kept: Option<Kept>,
+}
+
+/// How score gradients are kept.
+#[derive(Clone, Debug)]
+struct Kept {
+    /// Of one key/value head.
+    strips: usize,
+    /// Key/value heads at a time.
+    heads: usize,
+    key_tiles_in_order: Tensor,
+    sum_tiles: Tensor,
+}
+
+/// Key/value heads whose score gradients are kept at a time, none where `bytes` do not hold those of one: as even
+/// as can be, in as few launches.
+fn heads_at_once(heads: usize, head_bytes: usize, bytes: usize) -> usize {
+    match bytes / head_bytes.max(1) {
+        0 => 0,
+        most => heads.div_ceil(heads.div_ceil(most)),
+    }
 }
 
 impl DeviceLayout {
@@ -148,6 +158,20 @@ impl DeviceLayout {
     /// # Errors
     /// When no kernel takes the type or head width, the batch is beyond 32-bit numbers, or the device fails.
     pub fn new(layout: &AttentionLayout, heads: Heads, dtype: DType, device: &Device) -> Result<Self> {
+        Self::keeping(KEPT_BYTES, layout, heads, dtype, device)
+    }
+
+    /// The same, with `bytes` for score gradients.
+    ///
+    /// # Errors
+    /// As [`DeviceLayout::new`].
+    pub fn keeping(
+        bytes: usize,
+        layout: &AttentionLayout,
+        heads: Heads,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let path = Path::of(dtype, heads.dim)?;
         if heads.key_value == 0 || heads.query == 0 || !heads.query.is_multiple_of(heads.key_value) {
             return Err(fault(format!(
@@ -163,14 +187,28 @@ impl DeviceLayout {
             )));
         }
         let rows = row_tiles(layout, sharing, path.tile());
-        let keys = key_tiles(layout, path.tile());
+        let keys = KeyTiles::new(layout, sharing, path.tile(), path.queries_at_once());
+        let at_once = match path {
+            Path::TensorCores(_) => heads_at_once(heads.key_value, keys.strips * path.strip_bytes(), bytes),
+            Path::Plain(_) => 0,
+        };
+        let kept = match at_once {
+            0 => None,
+            heads => Some(Kept {
+                strips: keys.strips,
+                heads,
+                key_tiles_in_order: upload(keys.in_order().as_flattened(), device)?,
+                sum_tiles: upload(keys.sum_tiles().as_flattened(), device)?,
+            }),
+        };
         Ok(Self {
             heads,
             dtype,
             path,
             tokens: layout.tokens(),
             row_tiles: upload(rows.as_flattened(), device)?,
-            key_tiles: upload(keys.as_flattened(), device)?,
+            key_tiles: upload(keys.longest_first().as_flattened(), device)?,
+            kept,
         })
     }
 
@@ -203,22 +241,31 @@ impl DeviceLayout {
         Ok(())
     }
 
-    fn launch(&self, pass: Pass, tensors: &[&Tensor]) -> Result<()> {
+    /// A launch of `pass` with its tensors, up to where the passes differ.
+    fn begin(&self, pass: Pass, device: &Device, tensors: &[&Tensor]) -> Result<Launch> {
         let (file, kernel) = self.path.kernel(pass);
-        let (tiles, numbers) = match pass {
-            Pass::KeyGradients => (&self.key_tiles, 3),
-            _ => (&self.row_tiles, 5),
+        let launch = Launch::typed(device, file, &kernel, self.dtype)?;
+        tensors.iter().try_fold(launch, |launch, tensor| launch.tensor(tensor))
+    }
+
+    /// The end of one over `heads` key/value heads.
+    fn run(&self, pass: Pass, launch: Launch, heads: usize) -> Result<()> {
+        let tiles = match (pass, &self.kept) {
+            (Pass::QuerySums, Some(kept)) => kept.sum_tiles.elem_count() / 7,
+            (Pass::KeyGradients, _) => self.key_tiles.elem_count() / 5,
+            _ => self.row_tiles.elem_count() / 5,
         };
-        let mut launch = Launch::typed(tiles.device(), file, &kernel, self.dtype)?;
-        for tensor in tensors {
-            launch = launch.tensor(tensor)?;
-        }
-        launch = launch.tensor(tiles)?.u32(self.heads.key_value as u32).u32(self.heads.sharing() as u32);
+        let mut launch = launch.u32(self.heads.key_value as u32).u32(self.heads.sharing() as u32);
         if let Path::Plain(dim) = self.path {
             launch = launch.u32(dim as u32);
         }
-        let count = tiles.elem_count() / numbers;
-        launch.f32(self.heads.scale()).run(self.path.grid(pass, count, self.heads.key_value))
+        launch.f32(self.heads.scale()).run(self.path.grid(pass, tiles, heads))
+    }
+
+    /// A pass over row tiles.
+    fn over_rows(&self, pass: Pass, tensors: &[&Tensor]) -> Result<()> {
+        let launch = self.begin(pass, self.row_tiles.device(), tensors)?.tensor(&self.row_tiles)?;
+        self.run(pass, launch, self.heads.key_value)
     }
 }
 
@@ -240,7 +287,7 @@ pub fn forward(layout: &DeviceLayout, inputs: Inputs) -> Result<(Tensor, Tensor)
     let Inputs { heads, q, k, v, .. } = inputs;
     let out = uninit(q.device(), (layout.tokens, heads.query_width()), layout.dtype)?;
     let lse = uninit(q.device(), (layout.tokens, heads.query), DType::F32)?;
-    layout.launch(Pass::Forward, &[q, k, v, &out, &lse])?;
+    layout.over_rows(Pass::Forward, &[q, k, v, &out, &lse])?;
     Ok((out, lse))
 }
 
@@ -266,7 +313,26 @@ pub fn backward(layout: &DeviceLayout, inputs: Inputs, upstream: Upstream) -> Re
         .run(Grid::line(vectors.div_ceil(32) as u32, 256))?;
     let [dq, dk, dv] = [q, k, v].map(|t| uninit(t.device(), t.shape(), layout.dtype));
     let (dq, dk, dv) = (dq?, dk?, dv?);
-    layout.launch(Pass::QueryGradient, &[q, k, v, dout, lse, &delta, &dq])?;
-    layout.launch(Pass::KeyGradients, &[q, k, v, dout, lse, &delta, &dk, &dv])?;
+    let of_keys = [q, k, v, dout, lse, &delta, &dk, &dv];
+    let Some(kept) = &layout.kept else {
+        layout.over_rows(Pass::QueryGradient, &[q, k, v, dout, lse, &delta, &dq])?;
+        let mut launch = layout.begin(Pass::KeyGradients, q.device(), &of_keys)?.tensor(&layout.key_tiles)?;
+        if let Path::TensorCores(_) = layout.path {
+            launch = launch.null().u32(0).u32(0);
+        }
+        layout.run(Pass::KeyGradients, launch, heads.key_value)?;
+        return Ok(Gradients { dq, dk, dv });
+    };
+    let bytes = kept.heads * kept.strips * layout.path.strip_bytes();
+    let scores = uninit(q.device(), bytes, DType::U8)?;
+    for first in (0..heads.key_value).step_by(kept.heads) {
+        let count = kept.heads.min(heads.key_value - first);
+        let (strips, first) = (kept.strips as u32, first as u32);
+        let launch = layout.begin(Pass::KeyGradients, q.device(), &of_keys)?.tensor(&layout.key_tiles)?;
+        layout.run(Pass::KeyGradients, launch.tensor(&scores)?.u32(strips).u32(first), count)?;
+        let launch = layout.begin(Pass::QuerySums, q.device(), &[k, &scores, &dq])?;
+        let launch = launch.tensor(&kept.sum_tiles)?.tensor(&kept.key_tiles_in_order)?;
+        layout.run(Pass::QuerySums, launch.u32(strips).u32(first), count)?;
+    }
     Ok(Gradients { dq, dk, dv })
 }

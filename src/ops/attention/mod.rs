@@ -6,6 +6,7 @@
 
 mod cpu;
 pub mod cuda;
+pub mod tiles;
 
 use std::sync::OnceLock;
 

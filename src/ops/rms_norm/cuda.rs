@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::ops::cuda::{Grid, Launch, multiprocessors, row_threads, uninit};
 use crate::ops::fault::fault;
 
-/// What the forward pass gives, and the backward pass reads.
+/// What the forward pass gives.
 pub struct Normed {
     /// What was normed: `x`, or `x + residual`. `[N, H]`
     pub sum_nh: Tensor,
@@ -49,18 +49,21 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(forward_add(x_nh, None, w_h, eps)?.y_nh)
 }
 
-/// What the backward pass reads of the forward pass.
-#[derive(Clone, Copy)]
-pub struct Saved<'a> {
-    /// What was normed.
-    pub x_nh: &'a Tensor,
-    pub w_h: &'a Tensor,
-    pub inverse_rms_n: &'a Tensor,
+/// Threads of a block of the backward pass, and whether each of them holds more than one 16 bytes of a row.
+fn backward_block(width: usize, dtype: DType) -> Result<(u32, bool)> {
+    let lanes = 16 / dtype.size_in_bytes();
+    match width {
+        0 => Err(fault("rms_norm: rows without elements")),
+        _ if width <= 1024 * lanes => Ok((row_threads(width, dtype), false)),
+        _ if width <= 4 * 512 * lanes => Ok((512, true)),
+        _ => Err(fault(format!("rms_norm: {width} elements a row are more than the backward kernels take"))),
+    }
 }
 
-/// Adds to `dx_nh`, and to `dw_h` (f32) where there is one, in place; see [`super::backward`].
-pub fn backward_saved(saved: Saved, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: Option<&Tensor>) -> Result<()> {
-    let Saved { x_nh, w_h, inverse_rms_n } = saved;
+/// As [`super::backward`], for an f32 `dw_h`. `1 / rms` is worked out again from the row that is read anyway, and the
+/// row's share of the weight's gradient with it.
+pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: Option<&Tensor>) -> Result<()> {
+    let Input { x_nh, w_h, eps } = norm;
     let (n, h) = x_nh.dims2()?;
     let dtype = x_nh.dtype();
     let same = |t: &Tensor| t.dims() == [n, h] && t.dtype() == dtype;
@@ -68,45 +71,41 @@ pub fn backward_saved(saved: Saved, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: Option
     if !same(dy_nh) || !same(dx_nh) || !dw_h.is_none_or(vector) {
         return Err(fault("rms_norm: gradients must have the rows' shape and type, the weight's f32"));
     }
+    if w_h.dims() != [h] || w_h.dtype() != dtype {
+        return Err(fault(format!("rms_norm: a weight {:?} for rows {:?}", w_h.shape(), x_nh.shape())));
+    }
+    if n == 0 {
+        return Ok(());
+    }
     let device = x_nh.device();
-    let threads = row_threads(h, dtype);
-    Launch::typed(device, "rms_norm", "rms_norm_backward_input", dtype)?
+    let (threads, wide) = backward_block(h, dtype)?;
+    // What the device holds at once (a thread takes 64 registers), each with a row of `partial`. The cut, and so the
+    // sums, depend on N, H and the device only.
+    let blocks = multiprocessors(device)? * (1024 / threads as usize).min(16);
+    let rows_per_block = n.div_ceil(blocks);
+    let blocks = n.div_ceil(rows_per_block);
+    let kernel = if wide { "rms_norm_backward_wide" } else { "rms_norm_backward" };
+    let launch = Launch::typed(device, "rms_norm", kernel, dtype)?
         .tensor(x_nh)?
         .tensor(w_h)?
-        .tensor(inverse_rms_n)?
         .tensor(dy_nh)?
-        .tensor(dx_nh)?
-        .u32(h as u32)
-        .run(Grid::line(n as u32, threads))?;
-    let Some(dw_h) = dw_h else { return Ok(()) };
-    // Blocks enough to fill the device twice; the chunks, and so the sums, depend on N and the device only.
-    let threads = threads.min(128);
-    let lanes = 16 / dtype.size_in_bytes();
-    let columns = h.div_ceil(threads as usize * lanes);
-    let chunks = (2048 * multiprocessors(device)? / (threads as usize * columns)).clamp(1, 1024);
-    let rows_per_chunk = n.div_ceil(chunks).max(8);
-    let chunks = n.div_ceil(rows_per_chunk);
-    let partial = uninit(device, (chunks, h), DType::F32)?;
-    Launch::typed(device, "rms_norm", "rms_norm_backward_weight", dtype)?
-        .tensor(x_nh)?
-        .tensor(inverse_rms_n)?
-        .tensor(dy_nh)?
-        .tensor(&partial)?
+        .tensor(dx_nh)?;
+    let partial = dw_h.map(|_| uninit(device, (blocks, h), DType::F32)).transpose()?;
+    let launch = match &partial {
+        Some(partial) => launch.tensor(partial)?,
+        None => launch.null(),
+    };
+    launch
         .u32(n as u32)
         .u32(h as u32)
-        .u32(rows_per_chunk as u32)
-        .run(Grid { blocks: [columns as u32, chunks as u32, 1], threads, shared_bytes: 0 })?;
+        .u32(rows_per_block as u32)
+        .f32(eps)
+        .run(Grid::line(blocks as u32, threads))?;
+    let (Some(dw_h), Some(partial)) = (dw_h, &partial) else { return Ok(()) };
     Launch::new(device, "rms_norm", "rms_norm_add_partials")?
-        .tensor(&partial)?
+        .tensor(partial)?
         .tensor(dw_h)?
-        .u32(chunks as u32)
+        .u32(blocks as u32)
         .u32(h as u32)
-        .run(Grid::cover(h, 64)?)
-}
-
-/// As [`super::backward`]. `1 / rms` is computed again: nothing of the forward pass is kept for it.
-pub fn backward(norm: Input, dy_nh: &Tensor, dx_nh: &Tensor, dw_h: Option<&Tensor>) -> Result<()> {
-    let again = forward_add(norm.x_nh, None, norm.w_h, norm.eps)?;
-    let saved = Saved { x_nh: norm.x_nh, w_h: norm.w_h, inverse_rms_n: &again.inverse_rms_n };
-    backward_saved(saved, dy_nh, dx_nh, dw_h)
+        .run(Grid::line(h.div_ceil(32) as u32, 1024))
 }

@@ -181,6 +181,15 @@ inline void ldmatrix(unsigned (&r)[4], uintptr_t row, bool transposed) {
     }
 }
 
+// movmatrix.trans: lane l holds elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
+inline unsigned transposed(unsigned matrix) {
+    const uint64_t mine = matrix;
+    const unsigned set = offer(&mine, 1);
+    const size_t row = running % 32 / 4, t = running % 4;
+    const auto element = [&](size_t of_row, size_t column) { return unsigned(*offered(set, of_row * 4 + column / 2) >> 16 * (column % 2)) & 0xffffu; };
+    return element(2 * t, row) | element(2 * t + 1, row) << 16;
+}
+
 // mma.m16n8k16, bf16 in, f32 out: c += a b.
 inline void mma_m16n8k16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     const uint64_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
