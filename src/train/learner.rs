@@ -111,7 +111,8 @@ impl Learner {
         let under = under.into();
         let logprobs = self.decoder.logprobs(&forward, under)?;
         let LossSlopes { dlogprobs, dentropies } = loss(&logprobs)?.into();
-        let slopes = Slopes { dlogprobs: &dlogprobs, dentropies: &dentropies, cut: None };
+        let log_sums = &logprobs.log_sums;
+        let slopes = Slopes { dlogprobs: &dlogprobs, dentropies: &dentropies, cut: None, log_sums };
         self.decoder.backward(forward, under, slopes, &mut self.gradients)
     }
 

@@ -170,11 +170,21 @@ fn token_logprob_entropy_and_gradients() {
     let slopes: Vec<f64> = slopes.into_iter().map(f64::from).collect();
     let want = oracle(&both, &inputs64, &Tensor::new(slopes, &Device::Cpu).unwrap());
     let dhead = Tensor::zeros((v, h), DType::F32, &Device::Cpu).unwrap();
-    let slopes = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &dentropies, cut: None };
+    let slopes = token_logprob::Slopes {
+        dlogprobs: &floats(&dlogp),
+        dentropies: &dentropies,
+        cut: None,
+        log_sums: &[],
+    };
     let dhidden = token_logprob::backward(inputs, slopes, &dhead).unwrap();
     close("dhidden with entropies", &dhidden, &want[0], 1e-5);
     close("dhead with entropies", &dhead, &want[1], 1e-5);
-    let short = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &dentropies[1..], cut: None };
+    let short = token_logprob::Slopes {
+        dlogprobs: &floats(&dlogp),
+        dentropies: &dentropies[1..],
+        cut: None,
+        log_sums: &[],
+    };
     assert!(token_logprob::backward(inputs, short, &dhead).is_err());
 }
 
@@ -227,7 +237,12 @@ fn cut_logprobs_are_the_samplers_and_differentiate_the_kept_tokens_only() {
     let dlogp = random(8, &[r]);
     let want = oracle(&f, &[hidden.clone(), head.clone()], &dlogp);
     let dhead = Tensor::zeros((v, h), DType::F32, &Device::Cpu).unwrap();
-    let slopes = token_logprob::Slopes { dlogprobs: &floats(&dlogp), dentropies: &[], cut: Some(&config) };
+    let slopes = token_logprob::Slopes {
+        dlogprobs: &floats(&dlogp),
+        dentropies: &[],
+        cut: Some(&config),
+        log_sums: &[],
+    };
     let dhidden = token_logprob::backward(inputs, slopes, &dhead).unwrap();
     close("dhidden", &dhidden, &want[0], 1e-5);
     close("dhead", &dhead, &want[1], 1e-5);

@@ -17,7 +17,11 @@ pub(super) fn forward(inputs: Inputs, cut: Option<&Sampling>) -> Result<TokenLog
     let (hidden, head) = (View::new(hidden_rh)?, View::new(head_vh)?);
     let rows = chunk_rows(CPU_CHUNK_BYTES, v);
     let scale = 1.0 / temperature;
-    let mut result = TokenLogprobs { logprobs: Vec::with_capacity(r), entropies: Vec::with_capacity(r) };
+    let mut result = TokenLogprobs {
+        logprobs: Vec::with_capacity(r),
+        entropies: Vec::with_capacity(r),
+        log_sums: Vec::new(),
+    };
     for (hidden, targets) in hidden.chunks(rows * h).zip(targets.chunks(rows)) {
         let hidden = Mat::row_major(hidden, targets.len(), h);
         let mut logits = product(hidden, Mat::row_major(&head, v, h).t(), Threads::Pool);
@@ -53,7 +57,7 @@ fn apply(cut: Option<&Sampling>, logits: &mut [f32], vocab: usize, targets: &[u3
 }
 
 pub(super) fn backward(inputs: Inputs, slopes: Slopes, dhead_vh: Option<&Tensor>) -> Result<Tensor> {
-    let Slopes { dlogprobs, dentropies, cut } = slopes;
+    let Slopes { dlogprobs, dentropies, cut, .. } = slopes;
     let by_entropy = !dentropies.is_empty();
     let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
     let ((r, h), (v, _)) = (hidden_rh.dims2()?, head_vh.dims2()?);

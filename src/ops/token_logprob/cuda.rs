@@ -42,13 +42,18 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
     }
     let mut read = results.to_vec2::<f32>()?.into_iter();
     let mut next = || read.next().unwrap_or_default();
-    Ok(TokenLogprobs { logprobs: next(), entropies: next() })
+    Ok(TokenLogprobs { logprobs: next(), entropies: next(), log_sums: next() })
 }
 
 /// As [`super::backward`]: returns `dL / dhidden` in the type of `hidden_rh`, and adds to `dhead_vh`, f32.
-pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: Option<&Tensor>) -> Result<Tensor> {
+pub fn backward(
+    inputs: Inputs,
+    dlogprobs: &[f32],
+    log_sums: &[f32],
+    dhead_vh: Option<&Tensor>,
+) -> Result<Tensor> {
     let (r, v) = checked_sizes(&inputs)?;
-    if dlogprobs.len() != r {
+    if dlogprobs.len() != r || !(log_sums.is_empty() || log_sums.len() == r) {
         return Err(fault(format!("token_logprob: {} gradients for {r} rows", dlogprobs.len())));
     }
     let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
@@ -59,15 +64,22 @@ pub fn backward(inputs: Inputs, dlogprobs: &[f32], dhead_vh: Option<&Tensor>) ->
     }
     let targets = upload(targets, device)?;
     let dlogprobs = Tensor::from_slice(dlogprobs, r, device)?;
+    let known = match log_sums {
+        [] => None,
+        known => Some(Tensor::from_slice(known, r, device)?),
+    };
     let rows = chunk_rows(CUDA_CHUNK_BYTES, v);
     for start in (0..r).step_by(rows) {
         let n = rows.min(r - start);
         let hidden = hidden_rh.narrow(0, start, n)?;
         let logits = linear::logits(&hidden, head_vh)?;
         let targets_r = &targets.narrow(0, start, n)?;
-        // The log-sums again, with one read of logits that lie in the cache in part.
-        let log_sums_r = &forward_rows(&logits, targets_r, temperature)?.log_sums;
-        let rows = RowGradients { targets_r, log_sums_r, dlogprobs_r: &dlogprobs.narrow(0, start, n)? };
+        let log_sums_r = match &known {
+            Some(known) => known.narrow(0, start, n)?,
+            None => forward_rows(&logits, targets_r, temperature)?.log_sums,
+        };
+        let (log_sums_r, dlogprobs_r) = (&log_sums_r, &dlogprobs.narrow(0, start, n)?);
+        let rows = RowGradients { targets_r, log_sums_r, dlogprobs_r };
         let dlogits = if dtype == DType::F32 {
             backward_rows(&logits, rows, temperature)?;
             logits

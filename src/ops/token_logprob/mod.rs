@@ -12,8 +12,10 @@ use crate::ops::sampling::Sampling;
 
 /// Bytes of logits alive at once on the CPU.
 pub const CPU_CHUNK_BYTES: usize = 64 << 20;
-/// Bytes of logits alive at once on a CUDA device, in f32; their gradient in bf16 takes half as much beside them.
-pub const CUDA_CHUNK_BYTES: usize = 128 << 20;
+/// Bytes of logits alive at once on a CUDA device, in f32; their gradient in bf16 takes half as much beside them. 1,308
+/// rows of a vocabulary of 128,256: the targets of a pack of four groups, so that the head and its gradient pass
+/// through memory once.
+pub const CUDA_CHUNK_BYTES: usize = 640 << 20;
 
 /// Rows whose logits are alive at once.
 fn chunk_rows(bytes: usize, vocab: usize) -> usize {
@@ -27,6 +29,9 @@ pub struct TokenLogprobs {
     pub logprobs: Vec<f32>,
     /// Entropy of `softmax(logits / temperature)`, `[R]`
     pub entropies: Vec<f32>,
+    /// `log sum exp(logits / temperature)`, `[R]`, for the backward pass on a CUDA device; empty on the CPU, which has no
+    /// use for them.
+    pub log_sums: Vec<f32>,
 }
 
 /// Normed hidden rows, the head and what to predict.
@@ -50,11 +55,13 @@ pub struct Slopes<'a> {
     pub dentropies: &'a [f32],
     /// What [`forward_within`] was given.
     pub cut: Option<&'a Sampling>,
+    /// What [`forward`] gave at the same temperature, `[R]`, or empty: worked out again where they are needed.
+    pub log_sums: &'a [f32],
 }
 
 impl<'a> From<&'a [f32]> for Slopes<'a> {
     fn from(dlogprobs: &'a [f32]) -> Self {
-        Self { dlogprobs, dentropies: &[], cut: None }
+        Self { dlogprobs, dentropies: &[], cut: None, log_sums: &[] }
     }
 }
 
@@ -100,17 +107,18 @@ fn no_cut(cut: Option<&Sampling>) -> Result<()> {
 /// logits.
 ///
 /// # Errors
-/// Slopes of another number than the targets; derivatives by entropies on a CUDA device, which has none.
+/// Slopes or log-sums of another number than the targets; derivatives by entropies on a CUDA device, which has none.
 pub fn backward<'s, 'h>(
     inputs: Inputs,
     slopes: impl Into<Slopes<'s>>,
     dhead_vh: impl Into<Option<&'h Tensor>>,
 ) -> Result<Tensor> {
     let (slopes, dhead_vh) = (slopes.into(), dhead_vh.into());
-    let Slopes { dlogprobs, dentropies, cut } = slopes;
+    let Slopes { dlogprobs, dentropies, cut, log_sums } = slopes;
     let by_entropy = !dentropies.is_empty();
     let r = inputs.targets.len();
-    if dlogprobs.len() != r || (by_entropy && dentropies.len() != r) {
+    let one_each = |values: &[f32]| values.is_empty() || values.len() == r;
+    if dlogprobs.len() != r || !one_each(dentropies) || !one_each(log_sums) {
         return Err(fault("log-prob slopes: not one a target"));
     }
     if inputs.hidden_rh.device().is_cuda() {
@@ -119,7 +127,7 @@ pub fn backward<'s, 'h>(
             return Err(Error::input("grpo.entropy_coef", "is not there yet on a CUDA device", fix));
         }
         no_cut(cut)?;
-        cuda::backward(inputs, dlogprobs, dhead_vh)
+        cuda::backward(inputs, dlogprobs, log_sums, dhead_vh)
     } else {
         cpu::backward(inputs, slopes, dhead_vh)
     }
