@@ -73,6 +73,27 @@ def attention(products):
     return cost
 
 
+def heads_at_once(kept, strips, first, kv_heads):
+    """Key/value heads of a launch that keeps score gradients, a strip of 2048 bytes for 16 queries and a key tile."""
+    return min(kept // (2048 * strips), kv_heads - first) if kept else kv_heads
+
+
+def key_gradients(step, name, sizes, numbers):
+    if "_any_" in name:
+        return attention(4)(step, name, sizes, numbers)
+    strips, first, *heads = numbers
+    many = heads_at_once(sizes[9], strips, first, heads[0])
+    flop, moved = attention(4)(step, name, sizes[:9], heads)
+    return flop * many / heads[0], moved * many / heads[0] + 2048 * strips * many
+
+
+def query_sums(step, name, sizes, numbers):
+    strips, first, *heads = numbers
+    many = heads_at_once(sizes[1], strips, first, heads[0])
+    flop, moved = attention(1)(step, name, [sizes[2], sizes[0]], heads)
+    return flop * many / heads[0], moved * many / heads[0] + 2048 * strips * many
+
+
 def merged(step, name, sizes, numbers):
     """Of the caches of completions, what is filled."""
     rows, kv_heads, share, dim, filled, capacity = numbers[:6]
@@ -123,15 +144,15 @@ def counted(step, name, sizes, numbers):
 COSTS = [
     ("attention_forward", attention(2)),
     ("attention_query_gradient", attention(3)),
-    ("attention_key_gradients", attention(4)),
-    ("attention_backward", attention(5)),
+    ("attention_key_gradients", key_gradients),
+    ("attention_query_sums", query_sums),
     ("decode_attention_prefix", prefix),
     ("decode_attention_merge", merged),
     ("embedding_gather_of_two", rows_of(2, 3)),
     ("embedding_gather", rows_of(2, 2)),
     ("embedding_scatter_add", rows_of(3, 4)),
     ("embedding_scatter", rows_of(2, 2)),
-    ("rms_norm_backward_input", twice(4)),
+    ("rms_norm_backward", twice(3)),
     ("rms_norm_add_partials", twice(1)),
     ("rope", rope),
     ("add_assign", twice(0)),

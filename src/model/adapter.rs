@@ -142,40 +142,64 @@ pub struct LowRank {
     pub a: usize,
     pub b: usize,
     pub scale: f32,
+    /// Of A among the adapter's tensors; B follows.
+    pub nth: usize,
+}
+
+/// The adapter's tensors as products read them: on a CUDA device of the model's type, whose tensor cores multiply them
+/// with f32 sums; on the CPU f32, as they are.
+pub(super) fn operands(tensors: &[Tensor], model: DType) -> Result<Vec<Tensor>> {
+    let cast = |tensor: &Tensor| match tensor.device().is_cuda() {
+        true => memory::cast(tensor, model),
+        false => Ok(tensor.clone()),
+    };
+    tensors.iter().map(cast).collect()
+}
+
+/// What goes in, in the type of the [`operands`].
+fn like(x: &Tensor, operand: &Tensor) -> Result<Tensor> {
+    memory::cast(x, operand.dtype())
 }
 
 impl LowRank {
-    /// A and B as products with `like` read them: on a CUDA device of its type, whose tensor cores multiply them with f32
-    /// sums; on the CPU f32.
-    fn operands(self, weights: &[Tensor], like: &Tensor) -> Result<[Tensor; 3]> {
-        let dtype = if like.device().is_cuda() { like.dtype() } else { DType::F32 };
-        let cast = |tensor: &Tensor| memory::cast(tensor, dtype);
-        Ok([cast(&weights[self.a])?, cast(&weights[self.b])?, cast(like)?])
-    }
-
-    /// Adds `scale B A x` to `y_no`, in place.
-    pub(super) fn add_output(self, weights: &[Tensor], x_nh: &Tensor, y_no: &Tensor) -> Result<()> {
-        let [a, b, x] = self.operands(weights, x_nh)?;
-        linear::add_forward(y_no, &linear::forward_scaled(&x, &a, self.scale)?, &b)
+    /// Adds `scale B A x` to `y_no`, in place. `operands`: those of all layers, so for every method.
+    pub(super) fn add_output(self, operands: &[Tensor], x_nh: &Tensor, y_no: &Tensor) -> Result<()> {
+        linear::add_forward(y_no, &self.inner(operands, x_nh)?, &operands[self.nth + 1])
     }
 
     /// Adds `scale A^T B^T dy` to `dx_nh`, in place.
-    pub(super) fn add_input_gradient(self, weights: &[Tensor], dy_no: &Tensor, dx_nh: &Tensor) -> Result<()> {
-        let [a, b, dy] = self.operands(weights, dy_no)?;
-        linear::add_backward_input(dx_nh, &linear::backward_input_scaled(&dy, &b, self.scale)?, &a)
+    pub(super) fn add_input_gradient(
+        self,
+        operands: &[Tensor],
+        dy_no: &Tensor,
+        dx_nh: &Tensor,
+    ) -> Result<()> {
+        linear::add_backward_input(dx_nh, &self.inner_gradient(operands, dy_no)?, &operands[self.nth])
     }
 
     /// `dA += scale (B^T dy) x^T` and `dB += scale dy (A x)^T`. What the forward pass had between A and B is
     /// computed again: it costs rank / in of the layer's product.
     pub(super) fn add_gradients(
         self,
-        weights: &[Tensor],
+        operands: &[Tensor],
         dy_no: &Tensor,
         x_nh: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<()> {
-        let ([a, b, x], [_, _, dy]) = (self.operands(weights, x_nh)?, self.operands(weights, dy_no)?);
-        gradients.add_product(self.b, &dy, &linear::forward_scaled(&x, &a, self.scale)?)?;
-        gradients.add_product(self.a, &linear::backward_input_scaled(&dy, &b, self.scale)?, &x)
+        let (x, dy) = (like(x_nh, &operands[self.nth])?, like(dy_no, &operands[self.nth])?);
+        gradients.add_product(self.b, &dy, &self.inner(operands, &x)?)?;
+        gradients.add_product(self.a, &self.inner_gradient(operands, &dy)?, &x)
+    }
+
+    /// `scale A x`, `[N, rank]`
+    fn inner(self, operands: &[Tensor], x_nh: &Tensor) -> Result<Tensor> {
+        let a = &operands[self.nth];
+        linear::forward_scaled(&like(x_nh, a)?, a, self.scale)
+    }
+
+    /// `scale B^T dy`, `[N, rank]`
+    fn inner_gradient(self, operands: &[Tensor], dy_no: &Tensor) -> Result<Tensor> {
+        let b = &operands[self.nth + 1];
+        linear::backward_input_scaled(&like(dy_no, b)?, b, self.scale)
     }
 }

@@ -55,12 +55,12 @@ impl Decoder {
             beside.iter().enumerate().map(|(i, at)| (at.name.as_str(), first + 2 * i)).collect();
         for projection in self.blocks.iter_mut().flat_map(|block| block.projections_mut()) {
             let a = position.get(self.names[projection.weight].as_str());
-            projection.adapter = a.map(|&a| LowRank { a, b: a + 1, scale: shape.scale() });
+            projection.adapter = a.map(|&a| LowRank { a, b: a + 1, scale: shape.scale(), nth: a - first });
         }
         self.names.extend(wanted.into_iter().map(|(name, _)| name));
         self.weights.extend(list);
         self.adapter = Some(shape);
-        Ok(())
+        self.adapter_changed()
     }
 
     /// Takes the adapter off, and with it the freeze of the weights.
@@ -69,6 +69,7 @@ impl Decoder {
         let base = self.base_count();
         self.names.truncate(base);
         self.weights.truncate(base);
+        self.operands.clear();
         self.blocks.iter_mut().flat_map(|block| block.projections_mut()).for_each(|p| p.adapter = None);
         self.adapter = None;
         adapter

@@ -147,6 +147,8 @@ impl Activations {
 pub struct Block<'a> {
     pub weights: &'a [Tensor],
     pub at: BlockParameters,
+    /// The adapter's.
+    pub(super) operands: &'a [Tensor],
     /// Where layers that read the same input are one product.
     pub(super) together: Option<&'a Together>,
 }
@@ -201,7 +203,7 @@ impl Block<'_> {
     }
 
     fn projections(&self) -> Projections<'_> {
-        Projections { weights: self.weights }
+        Projections { weights: self.weights, operands: self.operands }
     }
 
     /// Norm, projections and rotation; shared by the packed pass and the decode step.

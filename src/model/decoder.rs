@@ -29,6 +29,8 @@ pub struct Decoder {
     /// How many of them are the model's own; frozen while there is an adapter.
     base: usize,
     pub(super) adapter: Option<super::adapter::Shape>,
+    /// The adapter's tensors as products read them.
+    pub(super) operands: Vec<Tensor>,
     pub(super) blocks: Vec<BlockParameters>,
     embedding: usize,
     final_norm: usize,
@@ -123,22 +125,28 @@ impl Decoder {
         let base = weights.len();
         // A block's weights are given back as soon as they lie together.
         drop(by_name);
-        let (adapter, together) = (None, Vec::new());
         let mut decoder = Self {
             names,
             weights,
             base,
-            adapter,
+            adapter: None,
+            operands: Vec::new(),
             blocks,
             embedding,
             final_norm,
             head,
             rope,
-            together,
+            together: Vec::new(),
             config,
         };
         decoder.join_weights()?;
         Ok(decoder)
+    }
+
+    /// Reads the adapter's tensors again, after an update of them in place.
+    pub fn adapter_changed(&mut self) -> Result<()> {
+        self.operands = super::adapter::operands(&self.weights[self.base..], self.dtype())?;
+        Ok(())
     }
 
     /// Brings the weights of layers that are one product together, again whenever tensors of `weights` were replaced.
@@ -245,7 +253,12 @@ impl Decoder {
     }
 
     fn block(&self, layer: usize) -> Block<'_> {
-        Block { weights: &self.weights, at: self.blocks[layer], together: self.together[layer].as_ref() }
+        Block {
+            weights: &self.weights,
+            at: self.blocks[layer],
+            operands: &self.operands,
+            together: self.together[layer].as_ref(),
+        }
     }
 
     fn pass<'a>(&'a self, rows: &'a Rows) -> Pass<'a> {

@@ -22,6 +22,8 @@ pub struct Projection {
 #[derive(Clone, Copy)]
 pub struct Projections<'a> {
     pub weights: &'a [Tensor],
+    /// The adapter's, as [`super::adapter::operands`].
+    pub operands: &'a [Tensor],
 }
 
 impl Projections<'_> {
@@ -31,7 +33,7 @@ impl Projections<'_> {
         let all = linear::forward_all(x_nh, at.map(|p| &self.weights[p.weight]), biases)?;
         for (y, p) in all.iter().zip(at) {
             if let Some(adapter) = p.adapter {
-                adapter.add_output(self.weights, x_nh, y)?;
+                adapter.add_output(self.operands, x_nh, y)?;
             }
         }
         Ok(all)
@@ -48,7 +50,7 @@ impl Projections<'_> {
         let [y] = linear::forward_all(x_nh, [&joined.weight], [joined.bias.as_ref()])?;
         for (layer, columns) in at.iter().zip(self.columns(&y, at)?) {
             if let Some(adapter) = layer.adapter {
-                adapter.add_output(self.weights, x_nh, &columns)?;
+                adapter.add_output(self.operands, x_nh, &columns)?;
             }
         }
         Ok(y)
@@ -70,7 +72,7 @@ impl Projections<'_> {
         let bias = at.bias.map(|bias| &self.weights[bias]);
         let y = linear::forward_add(residual_no, x_nh, &self.weights[at.weight], bias)?;
         if let Some(adapter) = at.adapter {
-            adapter.add_output(self.weights, x_nh, &y)?;
+            adapter.add_output(self.operands, x_nh, &y)?;
         }
         Ok(y)
     }
@@ -80,7 +82,7 @@ impl Projections<'_> {
         let dx = linear::backward_input(&layers.map(|(dy, p)| (dy, &self.weights[p.weight])))?;
         for (dy, p) in layers {
             if let Some(adapter) = p.adapter {
-                adapter.add_input_gradient(self.weights, dy, &dx)?;
+                adapter.add_input_gradient(self.operands, dy, &dx)?;
             }
         }
         Ok(dx)
@@ -101,7 +103,7 @@ impl Projections<'_> {
         for (layer, dy) in at.into_iter().zip(self.columns(dy, at)?) {
             self.add_small_gradients(layer, &dy, x_nh, gradients)?;
             if let Some(adapter) = layer.adapter {
-                adapter.add_input_gradient(self.weights, &dy, &dx)?;
+                adapter.add_input_gradient(self.operands, &dy, &dx)?;
             }
         }
         Ok(dx)
@@ -133,7 +135,7 @@ impl Projections<'_> {
             linear::backward_weight(&column(gradient)?, dy_no, &ones(dy_no)?)?;
         }
         if let Some(adapter) = at.adapter {
-            adapter.add_gradients(self.weights, dy_no, x_nh, gradients)?;
+            adapter.add_gradients(self.operands, dy_no, x_nh, gradients)?;
         }
         Ok(())
     }

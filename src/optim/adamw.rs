@@ -119,6 +119,7 @@ impl AdamW {
             };
             update(&parameter, &numbers)?;
         }
+        decoder.adapter_changed()?;
         Ok(grad_norm)
     }
 

@@ -149,6 +149,10 @@ impl Sum<'_> {
             &[
                 ("weights", self.weights()),
                 ("adapter", 4 * self.adapter()),
+                (
+                    "adapter as products read it",
+                    if self.target.cuda && self.is_bf16() { 2 * self.adapter() } else { 0 },
+                ),
                 ("moments", moments),
                 ("f32 masters", if masters { 4 * parameters } else { 0 }),
                 ("program and workspace", BASE),
@@ -215,6 +219,8 @@ impl Sum<'_> {
             true => CUDA_CHUNK_BYTES + CUDA_CHUNK_BYTES * self.target.dtype.size_in_bytes() / 4,
             false => CPU_CHUNK_BYTES,
         } as u64;
+        // On a device its products read what is there, and A and B in the weights' type.
+        let copies = self.adapter() > 0 && self.is_bf16() && !self.target.cuda;
         let all_logits = packs.targets * self.model.vocab_size as u64 * 4;
         // The head's backward pass is over when the last block's begins.
         let passing = self.block_backward(packs).max(logits.min(2 * all_logits));
@@ -222,7 +228,7 @@ impl Sum<'_> {
             ("gradients", self.gradients(optim)),
             ("activations kept", kept_rows * self.kept()),
             ("backward pass of block or head", passing),
-            ("f32 copies for the adapter", if self.adapter() > 0 { packs.rows * self.widest() } else { 0 }),
+            ("f32 copies for the adapter", if copies { packs.rows * self.widest() } else { 0 }),
             ("hidden states", (2 * packs.rows + 4 * packs.targets) * self.bytes.hidden),
         ])
     }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{CUDA_CHUNK_BYTES, Inputs, TokenLogprobs, chunk_rows};
 use crate::error::Result;
 use crate::ops::cuda::gemm::{Mat, Write, gemm};
-use crate::ops::cuda::{Grid, Launch, row_threads, uninit, upload};
+use crate::ops::cuda::{Grid, Launch, read, row_threads, uninit, upload};
 use crate::ops::fault::fault;
 use crate::ops::linear;
 
@@ -40,8 +40,9 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
         let rows = Rows::within(&results, start, n)?;
         forward_into(&logits, &targets.narrow(0, start, n)?, inputs.temperature, &rows)?;
     }
-    let mut read = results.to_vec2::<f32>()?.into_iter();
-    let mut next = || read.next().unwrap_or_default();
+    let read = read::<f32>(&results)?;
+    let mut rows = read.chunks(r).map(<[f32]>::to_vec);
+    let mut next = || rows.next().unwrap_or_default();
     Ok(TokenLogprobs { logprobs: next(), entropies: next(), log_sums: next() })
 }
 
