@@ -12,12 +12,13 @@ use criterion::{
 };
 use rlvr::bench::ops::{self, Maker, Run};
 use rlvr::bench::step::StepShape;
-use rlvr::bench::timing::input_sets;
+use rlvr::bench::timing::{MOST_SETS, input_sets};
 use rlvr::config::ActivationMemory;
 use rlvr::config::optim::OptimConfig;
 use rlvr::data::synthetic::{self, Spec, Split};
 use rlvr::model::decoder::Placement;
-use rlvr::plan::cost::GroupShape;
+use rlvr::ops::token_logprob::CPU_CHUNK_BYTES;
+use rlvr::plan::cost::{GroupShape, Groups};
 use rlvr::plan::shapes;
 use rlvr::task::Task;
 use rlvr::text::{EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -36,9 +37,19 @@ fn short<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
 /// op that computes nothing.
 fn ops(c: &mut Criterion) {
     let config = shapes::find(MODEL).expect("a shape that is known");
-    let mut shape = GroupShape { config, prompt: 256, completions: 8, new_tokens: 16, rows: 0, size: 4 };
+    let mut shape = GroupShape {
+        config,
+        prompt: 256,
+        completions: 8,
+        new_tokens: 16,
+        groups: Groups::ONE,
+        rows: 0,
+        size: 4,
+        gradient_size: 4,
+        chunk_bytes: CPU_CHUNK_BYTES,
+    };
     shape.rows = shape.packed();
-    let maker = Maker::new(Device::Cpu, DType::F32);
+    let maker = Maker::new(Device::Cpu, DType::F32, DType::F32);
     let mut group = short(c, "ops");
     for case in ops::all(&shape).expect("a group with tokens") {
         group.throughput(match case.cost.flop {
@@ -48,7 +59,7 @@ fn ops(c: &mut Criterion) {
         // Made when the function is chosen, and once for all its samples.
         let mut made = None;
         group.bench_function(BenchmarkId::new(&case.name, &case.shape), |b| {
-            let make = || input_sets(&case, &maker).expect("inputs that fit in memory");
+            let make = || input_sets(&case, &maker, MOST_SETS).expect("inputs that fit in memory");
             let runs: &Vec<Run> = made.get_or_insert_with(make);
             let mut turn = runs.iter().cycle();
             b.iter(|| turn.next().map(|run| run().expect("an op that runs")));

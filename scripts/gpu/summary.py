@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Short tables in Markdown of what run.sh wrote to a folder: python3 summary.py FOLDER."""
+"""Short tables in Markdown of what run.sh wrote to a folder: python3 summary.py FOLDER.
+
+python3 summary.py --kernels NCU.csv: a line of JSON for each kernel that ncu saw, the longest in sum first.
+"""
+import csv
 import json
 import os
 import sys
@@ -41,14 +45,14 @@ def way(r):
 def steps(folder):
     rows, times = [], {}
     lines = read(os.path.join(folder, "steps.jsonl"))
-    for r in (line for line in lines if "mean_step_seconds" in line):
+    for r in (line for line in lines if "mean_step_seconds" in line and "peer" not in line):
         times[way(r)] = r
         rate = f"{number(r.get('update_flop_per_second'), 2, 1e12)} ({number(r.get('mfu_update'))})"
         rows.append((way(r), r, rate))
     worst = [r["metrics"].get("sampling/sampling_logp_difference/max") or 0 for r in lines if "metrics" in r]
     if worst:
         print(f"largest |sampler - trainer log-prob| of {len(worst)} steps: {max(worst):.1e}\n")
-    for r in read(os.path.join(folder, "peers.jsonl")):
+    for r in (line for line in lines if "peer" in line):
         how = f"{r.get('preset')}, micro-batch {r.get('micro_batch')}, activations {r.get('activations')}"
         rows.append((f"{r.get('peer')}, {how}", r, "-"))
     keys = ["mean_step_seconds", "rollout_seconds", "prefill_seconds", "decode_seconds", "update_seconds"]
@@ -86,23 +90,77 @@ def doctor(folder):
 
 
 def ops(folder):
+    about, mine, torch, kernels = {}, [], {}, []
     for r in read(os.path.join(folder, "ops.jsonl")):
         for when in ("ceilings", "ceilings_after"):
-            c = r.get(when, {})
-            rates = number(c.get("flop_per_second"), 1, 1e12), number(c.get("copy_bytes_per_second"), 1, 1e9)
-            print(f"{when.replace('_', ' ')}: {rates[0]} TFLOP/s, {rates[1]} GB/s  ")
-        lines = sorted(r.get("ops", []), key=lambda op: op.get("share", 0))
-        print(f"{len(lines)} ops of {r.get('preset')}, {r.get('dtype')}; failed: {r.get('failed') or 'none'}\n")
-        table(
-            ["lowest shares of the roofline", "shape", "us", "share", "bound"],
-            [
-                [op["op"], op["shape"], number(op["seconds"], 1, 1e-6), number(op["share"]), op["bound"]]
-                for op in lines[:12]
-            ],
-        )
+            if when in r:
+                c = r[when]
+                rates = number(c.get("flop_per_second"), 1, 1e12), number(c.get("copy_bytes_per_second"), 1, 1e9)
+                print(f"{when.replace('_', ' ')}: {rates[0]} TFLOP/s, {rates[1]} GB/s  ")
+        if r.get("bench") == "ops":
+            about = r
+        if "kernel" in r:
+            kernels.append(r)
+        elif "peer" in r:
+            torch[r["op"], r["shape"], r.get("as")] = r
+        elif "op" in r:
+            mine.append(r)
+        elif r.get("failed"):
+            print(f"\nfailed: {r['failed']}")
+    if mine:
+        print(f"\n{len(mine)} ops of {about.get('preset')}, {about.get('dtype')}\n")
+    table(
+        ["lowest shares of the roofline", "shape", "us", "share", "bound"],
+        [
+            [op["op"], op["shape"], number(op["seconds"], 1, 1e-6), number(op["share"]), op["bound"]]
+            for op in sorted(mine, key=lambda op: op.get("share", 0))[:12]
+        ],
+    )
+    beside(mine, torch)
+    total = sum(k["nanoseconds"] for k in kernels)
+    table(
+        ["kernel", "launches", "us", "share of the time"],
+        [
+            [k["kernel"], str(k["launches"]), number(k["nanoseconds"], 1, 1e3), number(k["nanoseconds"] / total)]
+            for k in kernels[:20]
+        ],
+    )
+
+
+def beside(mine, torch):
+    """rlvr and torch on the same shape: rates, and torch's time over rlvr's where the work is the same."""
+    rows = []
+    for op in mine:
+        for how in (None, "prompts", "rows"):
+            r = torch.get((op["op"], op["shape"], how))
+            if r is None or "seconds" not in r:
+                continue
+            over = number(r["seconds"] / op["seconds"]) if how != "prompts" else "-"
+            rates = [number(each["flop_per_second"], 1, 1e9) for each in (op, r)]
+            rows.append([op["op"], op["shape"], *rates, over, how or "same work"])
+    table(["op", "shape", "rlvr GFLOP/s", "torch GFLOP/s", "its time over rlvr's", "torch's work"], rows)
+    failed = [f"{r['op']} {r['shape']}: {r['failed']}" for r in torch.values() if "failed" in r]
+    if failed:
+        print("torch failed: " + "; ".join(failed) + "\n")
+
+
+def kernels(path):
+    """Nanoseconds and launches of each kernel in what `ncu --csv --print-units base` printed."""
+    found = {}
+    with open(path) as file:
+        lines = [line for line in file if line.startswith('"')]
+    for row in csv.DictReader(lines):
+        if row.get("Metric Name") == "gpu__time_duration.sum" and row.get("Metric Unit") in ("ns", "nsecond"):
+            of = found.setdefault(row["Kernel Name"].split("(")[0], [0, 0.0])
+            of[0] += 1
+            of[1] += float(row["Metric Value"].replace(",", ""))
+    for name, (launches, time) in sorted(found.items(), key=lambda item: -item[1][1]):
+        print(json.dumps({"kernel": name, "launches": launches, "nanoseconds": time}))
 
 
 def main():
+    if len(sys.argv) == 3 and sys.argv[1] == "--kernels":
+        return kernels(sys.argv[2])
     if len(sys.argv) != 2 or not os.path.isdir(sys.argv[1]):
         sys.exit(__doc__)
     folder = sys.argv[1]

@@ -1,5 +1,6 @@
-//! Every op in the shapes that one model and one GRPO group give it.
+//! Every op in the shapes that one model and the packs of a GRPO step give it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -26,6 +27,8 @@ pub struct Case {
     /// `op.pass` and, for linear layers, which one.
     pub name: String,
     pub shape: String,
+    /// The numbers in `shape` by name, of products and attention: for a program that repeats them elsewhere.
+    pub sizes: Vec<(&'static str, usize)>,
     pub cost: Cost,
     /// Makes inputs, of which the run that it returns is timed.
     pub make: Make,
@@ -35,18 +38,20 @@ pub struct Case {
 #[derive(Clone)]
 pub struct Maker {
     pub device: Device,
-    /// Type of weights and activations; gradients of weights, moments and sums over a row are f32.
+    /// Type of weights and activations; moments and sums over a row are f32.
     pub dtype: DType,
+    /// Type of the gradients of matrices.
+    pub gradients: DType,
     pool: Arc<Vec<f32>>,
     set: usize,
 }
 
 impl Maker {
-    pub fn new(device: Device, dtype: DType) -> Self {
+    pub fn new(device: Device, dtype: DType, gradients: DType) -> Self {
         let stream = Stream::new(1, Purpose::Bench, [0; 3]);
         // A prime length, so that rows of no model line up with it.
         let pool = (0..65_537).map(|i| stream.uniform(i) * 2.0 - 1.0).collect();
-        Self { device, dtype, pool: Arc::new(pool), set: 0 }
+        Self { device, dtype, gradients, pool: Arc::new(pool), set: 0 }
     }
 
     /// The same with other values.
@@ -61,6 +66,10 @@ impl Maker {
 
     pub fn random(&self, shape: impl Into<Shape>) -> Result<Tensor> {
         memory::cast(&self.f32(shape)?, self.dtype)
+    }
+
+    fn gradient(&self, shape: impl Into<Shape>) -> Result<Tensor> {
+        memory::cast(&self.f32(shape)?, self.gradients)
     }
 
     fn f32(&self, shape: impl Into<Shape>) -> Result<Tensor> {
@@ -91,7 +100,14 @@ fn case(
     cost: Cost,
     make: impl Fn(&Maker) -> Result<Run> + 'static,
 ) -> Case {
-    Case { name: name.into(), shape, cost, make: Box::new(make) }
+    Case { name: name.into(), shape, sizes: Vec::new(), cost, make: Box::new(make) }
+}
+
+/// `y = x W^T` of this layer, or a gradient of it.
+fn product(name: String, layer: Layer, cost: Cost, make: impl Fn(&Maker) -> Result<Run> + 'static) -> Case {
+    let Layer { rows, inputs, outputs, .. } = layer;
+    let sizes = vec![("rows", rows), ("inputs", inputs), ("outputs", outputs)];
+    Case { sizes, ..case(name, format!("{rows} x {inputs} -> {outputs}"), cost, make) }
 }
 
 /// A run that throws the op's result away.
@@ -122,34 +138,34 @@ fn linears(group: &GroupShape) -> Vec<Case> {
     let mut cases = Vec::new();
     for layer in group.layers() {
         let Layer { name, rows: n, inputs: h, outputs: o } = layer;
-        let shape = format!("{n} x {h} -> {o}");
         let cost = group.linear(layer);
-        cases.push(case(format!("linear.forward.{name}"), shape.clone(), cost, move |m| {
+        cases.push(product(format!("linear.forward.{name}"), layer, cost, move |m| {
             let (x, w) = (m.random((n, h))?, m.random((o, h))?);
             run(move || linear::forward(&x, &w))
         }));
-        cases.push(case(format!("linear.backward_input.{name}"), shape.clone(), cost, move |m| {
+        cases.push(product(format!("linear.backward_input.{name}"), layer, cost, move |m| {
             let (dy, w) = (m.random((n, o))?, m.random((o, h))?);
             run(move || linear::backward_input(&[(&dy, &w)]))
         }));
         let cost = group.linear_backward_weight(layer);
-        cases.push(case(format!("linear.backward_weight.{name}"), shape, cost, move |m| {
-            let (dw, dy, x) = (m.f32((o, h))?, m.random((n, o))?, m.random((n, h))?);
+        cases.push(product(format!("linear.backward_weight.{name}"), layer, cost, move |m| {
+            let (dw, dy, x) = (m.gradient((o, h))?, m.random((n, o))?, m.random((n, h))?);
             run(move || linear::backward_weight(&dw, &dy, &x))
         }));
     }
     cases
 }
 
-/// Products of a decode step: the weights are read for a few rows.
+/// Products of a decode step: the weights are read for a few rows. The step's own: those of a pack of its rollout, and
+/// of all its groups in one.
 fn few_rows(group: &GroupShape) -> Vec<Case> {
     let mut cases = Vec::new();
+    let rows = BTreeSet::from([8, 16, 32, group.decode_rows(), group.groups.all * group.completions]);
     for layer in group.layers().into_iter().filter(|layer| !matches!(layer.name, "k" | "v" | "up")) {
-        for n in [8, 16, 32] {
+        for n in rows.iter().copied() {
             let layer = Layer { rows: n, ..layer };
             let Layer { name, inputs: h, outputs: o, .. } = layer;
-            let shape = format!("{n} x {h} -> {o}");
-            cases.push(case(format!("linear.few_rows.{name}"), shape, group.linear(layer), move |m| {
+            cases.push(product(format!("linear.few_rows.{name}"), layer, group.linear(layer), move |m| {
                 let (x, w) = (m.random((n, h))?, m.random((o, h))?);
                 run(move || linear::forward(&x, &w))
             }));
@@ -198,14 +214,20 @@ fn attentions(group: &GroupShape) -> Result<Vec<Case>> {
     let (heads, layout) = (group.heads(), group.layout()?);
     let (p, g, own) = (group.prompt, group.completions, group.new_tokens);
     let (n, q_width, kv_width) = (layout.tokens(), heads.query_width(), heads.key_value_width());
-    let shape = format!("{p} + {g} x {}, heads {}/{} x {}", own - 1, heads.query, heads.key_value, heads.dim);
+    let (packed_groups, sampled, rows) = (group.groups.packed, group.groups.sampled, group.decode_rows());
+    let of_heads = format!("heads {}/{} x {}", heads.query, heads.key_value, heads.dim);
+    let shape = format!("{packed_groups} x ({p} + {g} x {}), {of_heads}", own - 1);
+    let sizes = |groups| {
+        let [q, kv, dim] = [("heads", heads.query), ("key_value_heads", heads.key_value), ("dim", heads.dim)];
+        vec![("groups", groups), ("prompt", p), ("completions", g), ("new_tokens", own), q, kv, dim]
+    };
     let (forward, backward) = (group.attention_forward(&layout), group.attention_backward(&layout));
     let decode = group.decode_attention();
     let packed = move |m: &Maker| -> Result<[Tensor; 3]> {
         Ok([m.random((n, q_width))?, m.random((n, kv_width))?, m.other().random((n, kv_width))?])
     };
     let layout_b = layout.clone();
-    Ok(vec![
+    let mut cases = vec![
         case("attention.forward", shape.clone(), forward, move |m| {
             let ([q, k, v], layout) = (packed(m)?, layout.clone());
             run(move || attention::forward(attention::Inputs { layout: &layout, heads, q: &q, k: &k, v: &v }))
@@ -220,12 +242,15 @@ fn attentions(group: &GroupShape) -> Result<Vec<Case>> {
                 attention::backward(inputs, attention::Upstream { out: &out, lse: &lse, dout: &dout })
             })
         }),
-        case("decode_attention.forward", format!("{g} rows, {p} + {own} keys"), decode, move |m| {
-            let q = m.random((g, q_width))?;
-            let (prefix_k, prefix_v) = (m.random((p, kv_width))?, m.random((p, kv_width))?);
-            let (own_k, own_v) = (m.random((g, own, kv_width))?, m.random((g, own, kv_width))?);
-            let prefixes = vec![decode_attention::SharedPrefix { start: 0, len: p, rows: g }];
-            let readers = decode_attention::Readers::new(prefixes, (0..g).collect());
+        case("decode_attention.forward", format!("{rows} rows, {p} + {own} keys"), decode, move |m| {
+            let q = m.random((rows, q_width))?;
+            let prompts = (sampled * p, kv_width);
+            let (prefix_k, prefix_v) = (m.random(prompts)?, m.other().random(prompts)?);
+            let caches = (rows, own, kv_width);
+            let (own_k, own_v) = (m.random(caches)?, m.other().random(caches)?);
+            let prefix = |i| decode_attention::SharedPrefix { start: i * p, len: p, rows: g };
+            let readers =
+                decode_attention::Readers::new((0..sampled).map(prefix).collect(), (0..rows).collect());
             run(move || {
                 let cache = decode_attention::Cache {
                     prefix_k: &prefix_k,
@@ -236,7 +261,11 @@ fn attentions(group: &GroupShape) -> Result<Vec<Case>> {
                 decode_attention::forward(heads, &q, cache, &readers, own)
             })
         }),
-    ])
+    ];
+    for (case, groups) in cases.iter_mut().zip([packed_groups, packed_groups, sampled]) {
+        case.sizes = sizes(groups);
+    }
+    Ok(cases)
 }
 
 fn logprobs(group: &GroupShape) -> Vec<Case> {
@@ -263,7 +292,7 @@ fn logprobs(group: &GroupShape) -> Vec<Case> {
         }),
         case("token_logprob.backward", shape, group.token_logprob_backward(), move |m| {
             let (hidden, head, targets) = make(m)?;
-            let dhead = m.f32((v, h))?;
+            let dhead = m.gradient((v, h))?;
             let dlogprobs = vec![0.01f32; r];
             run(move || {
                 let (hidden_rh, head_vh, targets) = (&hidden, &head, &targets[..]);
@@ -290,14 +319,26 @@ fn embeddings(group: &GroupShape) -> Vec<Case> {
     ]
 }
 
+/// Both moments of a weight.
+type Moments = fn(&Maker, &Tensor) -> Result<[Moment; 2]>;
+
 /// Passes over one weight of the largest layer and its gradient.
 fn passes(group: &GroupShape) -> Vec<Case> {
     let (h, f) = (group.config.hidden_size, group.config.intermediate_size);
     let shape = format!("{f} x {h}");
-    vec![
-        case("adamw.update", shape.clone(), group.adamw(), move |m| {
-            let (weight, gradient) = (m.random((f, h))?, m.other().f32((f, h))?);
-            let (first, second) = (Moment::F32(m.f32((f, h))?), Moment::F32(m.f32_by((f, h), |x| x * x)?));
+    // Coded moments begin at zero, and hold an update's values after the run that is not timed.
+    let moments: [(&str, Cost, Moments); 2] = [
+        ("adamw.update", group.adamw(), |m, weight| {
+            Ok([Moment::F32(m.f32(weight.shape())?), Moment::F32(m.f32_by(weight.shape(), |x| x * x)?)])
+        }),
+        ("adamw.update_int8", group.adamw_int8(), |_, weight| {
+            Ok([Moment::zeros_int8(weight)?, Moment::zeros_int8(weight)?])
+        }),
+    ];
+    let updates = moments.into_iter().map(|(name, cost, moments)| {
+        case(name, shape.clone(), cost, move |m| {
+            let (weight, gradient) = (m.random((f, h))?, m.other().gradient((f, h))?);
+            let [first, second] = moments(m, &weight)?;
             let update = adamw::Update {
                 learning_rate: 1e-6,
                 beta1: 0.9,
@@ -317,9 +358,12 @@ fn passes(group: &GroupShape) -> Vec<Case> {
                     adamw::Parameter { weight: &weight, precision, gradient: &gradient, first, second };
                 adamw::update(&parameter, &update)
             })
-        }),
+        })
+    });
+    let mut cases: Vec<Case> = updates.collect();
+    cases.extend([
         case("sum_squares", shape.clone(), group.sum_squares(), move |m| {
-            let gradient = m.f32((f, h))?;
+            let gradient = m.gradient((f, h))?;
             run(move || sum_squares(&[&gradient]))
         }),
         case("add_assign", shape.clone(), group.add_assign(), move |m| {
@@ -330,12 +374,13 @@ fn passes(group: &GroupShape) -> Vec<Case> {
             let gradient = m.f32((f, h))?;
             run(move || zero(&gradient))
         }),
-    ]
+    ]);
+    cases
 }
 
-/// One token for each completion of the group: over the whole vocabulary, and with top-k and top-p.
+/// One token for each completion of a rollout's pack: over the whole vocabulary, and with top-k and top-p.
 fn sampling(group: &GroupShape) -> Vec<Case> {
-    let (g, v, cost) = (group.completions, group.config.vocab_size, group.sampling());
+    let (g, v, cost) = (group.decode_rows(), group.config.vocab_size, group.sampling());
     let settings = [("plain", 0, 1.0), ("top_k", 50, 1.0), ("top_p", 0, 0.95)];
     let one = |(name, top_k, top_p): (&str, usize, f32)| {
         let sampling = Sampling { temperature: 0.7, top_k, top_p, ..Sampling::default() };

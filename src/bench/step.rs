@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::random_tokens;
 use crate::algo::advantage::centered;
 use crate::config::ActivationMemory;
 use crate::config::lora::LoraConfig;
@@ -16,7 +17,7 @@ use crate::model::decoder::{Decoder, Placement};
 use crate::observe::Metrics;
 use crate::ops::memory::synchronize;
 use crate::plan::work::Work;
-use crate::rng::{Purpose, Stream};
+use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
 use crate::rollout::tapes::Tapes;
 use crate::text::StopTokens;
@@ -89,8 +90,10 @@ impl StepShape {
     /// # Errors
     /// There is not enough memory.
     pub fn run(&self, learner: &mut Learner, step: u64) -> Result<Stepped> {
-        let vocab = learner.decoder().config.vocab_size as u32;
-        let prompts: Vec<Prompt> = (0..self.groups).map(|group| self.prompt(vocab, step, group)).collect();
+        let vocab = learner.decoder().config.vocab_size;
+        let prompt = |group| random_tokens(vocab, [step as u32, group, 0], self.prompt_tokens);
+        let prompts: Vec<Prompt> =
+            (0..self.groups as u32).map(|group| Prompt { token_ids: prompt(group) }).collect();
         let requests: Vec<Request> =
             prompts.iter().enumerate().map(|(i, prompt)| Request { prompt, sample_id: i as u32 }).collect();
         let completions = Completions {
@@ -113,12 +116,6 @@ impl StepShape {
         metrics.extend(learner.step(1e-6)?);
         phases.optimizer = start.elapsed().as_secs_f64();
         Ok(Stepped { phases, work, metrics })
-    }
-
-    fn prompt(&self, vocab: u32, step: u64, group: usize) -> Prompt {
-        let stream = Stream::new(1, Purpose::Bench, [step as u32, group as u32, 0]);
-        let token = |i: u32| stream.block(i)[0] % vocab;
-        Prompt { token_ids: (0..self.prompt_tokens as u32).map(token).collect() }
     }
 
     /// A GRPO update on made-up rewards: half of each group right.

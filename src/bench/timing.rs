@@ -16,7 +16,7 @@ const FEWEST: usize = 5;
 const PATIENCE: f64 = 10.0;
 const MOST: usize = 2000;
 /// More sets of inputs than this are not made, whatever the cache.
-const MOST_SETS: usize = 64;
+pub const MOST_SETS: usize = 64;
 /// On CUDA, work between two synchronisations takes at least this long, so that waiting costs below 1%.
 const BATCH_SECONDS: f64 = 4e-3;
 
@@ -30,15 +30,16 @@ pub struct Timing {
     pub sets: usize,
 }
 
-/// Times `case` for about `seconds`.
-pub fn time(case: &Case, maker: &Maker, seconds: f64) -> Result<Timing> {
-    repeat(&maker.device, &input_sets(case, maker)?, seconds)
+/// Times `case` for about `seconds`, on inputs as of [`input_sets`].
+pub fn time(case: &Case, maker: &Maker, seconds: f64, most_sets: usize) -> Result<Timing> {
+    repeat(&maker.device, &input_sets(case, maker, most_sets)?, seconds)
 }
 
-/// Runs of `case` on different inputs, each made once; together the inputs are larger than the caches.
-pub fn input_sets(case: &Case, maker: &Maker) -> Result<Vec<Run>> {
+/// Runs of `case` on different inputs, each made once; together the inputs are larger than the caches, unless that
+/// takes more than `most` sets.
+pub fn input_sets(case: &Case, maker: &Maker, most: usize) -> Result<Vec<Run>> {
     let wanted = (cache_bytes(&maker.device) as f64 / case.cost.bytes.max(1.0)).ceil();
-    let sets = (wanted as usize).clamp(1, MOST_SETS);
+    let sets = (wanted as usize).clamp(1, most);
     let runs: Vec<Run> = (0..sets).map(|set| (case.make)(&maker.set(set))).collect::<Result<_>>()?;
     for run in &runs {
         run()?;
@@ -77,9 +78,14 @@ fn repeat(device: &Device, runs: &[Run], seconds: f64) -> Result<Timing> {
     Ok(Timing { median: each[each.len() / 2], best: each[0], runs: each.len() * batch, sets: runs.len() })
 }
 
-/// Both ceilings, best of the runs: a ceiling is what the machine can do, not what it does on average.
-pub fn ceilings(maker: &Maker, seconds: f64) -> Result<Rates> {
-    let n = if maker.device.is_cuda() { 8192 } else { 2048 };
+/// Rows and columns of the product that is the ceiling of all products.
+pub fn ceiling_size(device: &Device) -> usize {
+    if device.is_cuda() { 8192 } else { 2048 }
+}
+
+/// Both ceilings, best of the runs: a ceiling is what the machine can do, not what it does on average. The product is
+/// one of `n` x `n` matrices.
+pub fn ceilings(maker: &Maker, n: usize, seconds: f64) -> Result<Rates> {
     let (x, w) = (maker.set(0).random((n, n))?, maker.set(1).random((n, n))?);
     let product: Run = Box::new(move || linear::forward(&x, &w).map(drop));
     product()?;

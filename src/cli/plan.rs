@@ -13,6 +13,7 @@ use crate::hub::{self, Parts};
 use crate::observe::machine::Host;
 use crate::ops::cuda;
 use crate::plan::activations::{self, Settled};
+use crate::plan::cards::{self, CARDS, Way};
 use crate::plan::{Plan, Target, advise, shapes};
 use crate::task::Task;
 
@@ -22,7 +23,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder, short name, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
-    /// llama-3.2-3b, qwen3-4b, llama-3.1-8b. Default: the config's model.path.
+    /// llama-3.2-3b, qwen3-4b, llama-3.1-8b, qwen3-14b. Default: the config's model.path.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Config file, or the name of a preset.
@@ -35,6 +36,9 @@ pub struct Args {
     /// Memory to fit into. Default: what the device, or on the CPU the machine, has free.
     #[arg(long, value_name = "N")]
     memory_gib: Option<f64>,
+    /// A table of which known shape fits which card by which way to train, for this config's rows and tokens.
+    #[arg(long, conflicts_with_all = ["model", "memory_gib"])]
+    cards: bool,
     /// One JSON object on stdout instead of tables.
     #[arg(long)]
     json: bool,
@@ -44,6 +48,9 @@ pub fn run(args: &Args) -> Result<()> {
     let mut config = Config::load(&args.config, &args.overrides)?;
     if args.memory_gib.is_some_and(|gib| !(gib > 0.0 && gib.is_finite())) {
         return Err(Error::config("--memory-gib", "no size", "above 0", "something has to fit").into());
+    }
+    if args.cards {
+        return cards(&config, args.json);
     }
     let Some(named) = args.model.clone().or(config.model.path.clone()) else {
         let fix = "Add --model with a folder, a hub name or a shape";
@@ -63,11 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let on_cuda = config.device == DeviceKind::Cuda || device.is_some();
     let dtype = config.model.dtype.on(on_cuda);
-    let answers = match config.stages.contains(&Stage::Enumerate) {
-        true => Task::load(&config.task)?.labels().len(),
-        false => 0,
-    };
-    let target = Target { cuda: on_cuda, dtype, answers };
+    let target = Target { cuda: on_cuda, dtype, answers: answers(&config)? };
     // As training decides it, which knows the whole of its device's memory.
     let memory = args.memory_gib.map(|gib| (gib * GIB) as u64).or(device.as_ref().map(|d| d.memory_total));
     let settled = activations::settle(&mut config, &model, target, memory);
@@ -140,6 +143,46 @@ pub fn run(args: &Args) -> Result<()> {
             "That is not enough: train an adapter (--set lora.rank=16), lower data.max_prompt_tokens or \
              *.max_completion_tokens, or choose a smaller model."
         );
+    }
+    Ok(())
+}
+
+fn answers(config: &Config) -> Result<usize> {
+    Ok(match config.stages.contains(&Stage::Enumerate) {
+        true => Task::load(&config.task)?.labels().len(),
+        false => 0,
+    })
+}
+
+/// Peaks by way, and the fastest way on each card, in Markdown.
+fn cards(config: &Config, as_json: bool) -> Result<()> {
+    let rows = cards::rows(config, answers(config)?)?;
+    if as_json {
+        for row in rows {
+            let peaks =
+                Way::ALL.iter().zip(row.peaks).map(|(way, peak)| (way.name().to_string(), json!(peak)));
+            let fits = CARDS.map(|card| (card.to_string(), json!(row.on(card).map(Way::name))));
+            let (peaks, fits) = (peaks.collect(), fits.into_iter().collect());
+            let json = json!({
+                "model": row.model, "trained": row.trained.name(),
+                "peak_bytes": serde_json::Value::Object(peaks), "fits_gb": serde_json::Value::Object(fits),
+            });
+            println!("{json}");
+        }
+        return Ok(());
+    }
+    let line = |cells: &[String]| println!("| {} |", cells.join(" | "));
+    let ways = Way::ALL.map(|way| format!("{}, GiB", way.name()));
+    let heads = CARDS.map(|card| format!("{card} GB"));
+    let first = ["model".to_string(), "trained".into()];
+    let head: Vec<String> = first.into_iter().chain(ways).chain(heads).collect();
+    line(&head);
+    println!("|{}", "---|".repeat(head.len()));
+    for row in rows {
+        let peaks = row.peaks.map(|peak| format!("{:.1}", peak as f64 / GIB));
+        let fits = CARDS.map(|card| row.on(card).map_or("-", Way::name).to_string());
+        let first = [row.model.to_string(), row.trained.name().into()];
+        line(&first.into_iter().chain(peaks).chain(fits).collect::<Vec<_>>());
     }
     Ok(())
 }

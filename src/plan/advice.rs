@@ -81,7 +81,7 @@ fn options(config: &Config, target: Target) -> Vec<(String, Config)> {
     found
 }
 
-fn optim(config: &mut Config, stage: Stage) -> &mut crate::config::optim::OptimConfig {
+pub(super) fn optim(config: &mut Config, stage: Stage) -> &mut crate::config::optim::OptimConfig {
     match stage {
         Stage::Sft => &mut config.sft.optim,
         Stage::Grpo => &mut config.grpo.optim,

@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 use crate::model::config::ModelConfig;
+use crate::ops::adamw::blockwise::BLOCK;
 use crate::ops::attention::{AttentionLayout, Heads};
 use crate::types::Segment;
 
@@ -41,7 +42,7 @@ impl Cost {
     }
 }
 
-/// One GRPO group on one model.
+/// A GRPO step's groups, all alike, on one model.
 #[derive(Clone, Debug)]
 pub struct GroupShape {
     pub config: ModelConfig,
@@ -50,10 +51,37 @@ pub struct GroupShape {
     pub completions: usize,
     /// Tokens of each completion, at least one.
     pub new_tokens: usize,
+    pub groups: Groups,
     /// Rows of the ops that see every packed token.
     pub rows: usize,
     /// Bytes of a weight or activation.
     pub size: usize,
+    /// Bytes of a number of a matrix's gradient.
+    pub gradient_size: usize,
+    /// Bytes of logits, in f32, that the head makes at once.
+    pub chunk_bytes: usize,
+}
+
+/// How many groups come together, each at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// In a pack of the update.
+    pub packed: usize,
+    /// In a pack of the rollout.
+    pub sampled: usize,
+    /// In the step.
+    pub all: usize,
+}
+
+impl Groups {
+    pub const ONE: Self = Self { packed: 1, sampled: 1, all: 1 };
+
+    /// Of `all` groups, of which each has `rows` tokens in a pack of the update, that has room for `most_rows`, and takes
+    /// `size` in one of the rollout, that has room for `most_size`; at least one group.
+    pub fn new(all: usize, [rows, most_rows]: [usize; 2], [size, most_size]: [usize; 2]) -> Self {
+        let together = |size: usize, most: usize| (most / size.max(1)).clamp(1, all.max(1));
+        Self { packed: together(rows, most_rows), sampled: together(size, most_size), all }
+    }
 }
 
 /// A linear layer, or the rows of it that are computed at once.
@@ -66,14 +94,29 @@ pub struct Layer {
 }
 
 impl GroupShape {
-    /// Tokens of the packed group: a completion's last token predicts nothing and is no input.
-    pub fn packed(&self) -> usize {
+    /// Tokens of one packed group: a completion's last token predicts nothing and is no input.
+    fn group_rows(&self) -> usize {
         self.prompt + self.completions * (self.new_tokens - 1)
+    }
+
+    /// Tokens of a pack of the update.
+    pub fn packed(&self) -> usize {
+        self.groups.packed * self.group_rows()
     }
 
     /// Rows of the head: only what predicts something.
     pub fn targets(&self) -> usize {
-        (self.completions * self.new_tokens).min(self.rows)
+        (self.groups.packed * self.completions * self.new_tokens).min(self.rows)
+    }
+
+    /// Rows of the head's product: those whose logits are alive at once.
+    pub fn head_rows(&self) -> usize {
+        self.targets().min((self.chunk_bytes / (4 * self.config.vocab_size)).max(1))
+    }
+
+    /// Rows of a decode step in a pack of the rollout.
+    pub fn decode_rows(&self) -> usize {
+        self.groups.sampled * self.completions
     }
 
     pub fn heads(&self) -> Heads {
@@ -85,11 +128,14 @@ impl GroupShape {
     /// None that a shape with tokens has.
     pub fn layout(&self) -> Result<AttentionLayout> {
         let (p, r) = (self.prompt, self.new_tokens - 1);
-        let prompt = Segment { start: 0, len: p, prefix: None };
-        let completion = |i| Segment { start: p + i * r, len: r, prefix: Some(0) };
         let completions = if r == 0 { 0 } else { self.completions };
-        let segments: Vec<Segment> =
-            std::iter::once(prompt).chain((0..completions).map(completion)).collect();
+        let mut segments = Vec::new();
+        for group in 0..self.groups.packed {
+            let (start, prefix) = (group * self.group_rows(), segments.len());
+            segments.push(Segment { start, len: p, prefix: None });
+            let completion = |i| Segment { start: start + p + i * r, len: r, prefix: Some(prefix) };
+            segments.extend((0..completions).map(completion));
+        }
         AttentionLayout::new(&segments)
     }
 
@@ -108,7 +154,7 @@ impl GroupShape {
             ("head", h, self.config.vocab_size),
         ];
         sizes.map(|(name, inputs, outputs)| {
-            let rows = if name == "head" { self.targets() } else { self.rows };
+            let rows = if name == "head" { self.head_rows() } else { self.rows };
             Layer { name, rows, inputs, outputs }
         })
     }
@@ -121,7 +167,7 @@ impl GroupShape {
 
     pub fn linear_backward_weight(&self, layer: Layer) -> Cost {
         let Layer { rows: n, inputs: h, outputs: o, .. } = layer;
-        Cost::of(2 * n * h * o, self.size * (n * h + n * o) + 8 * o * h)
+        Cost::of(2 * n * h * o, self.size * (n * h + n * o) + 2 * self.gradient_size * o * h)
     }
 
     /// Numbers of all rows' hidden states.
@@ -176,11 +222,12 @@ impl GroupShape {
         Cost::of(5 * product, self.size * (2 * inputs + 2 * output) + lse)
     }
 
-    /// One token of each completion, at the last position.
+    /// One token of each completion of a rollout's pack, at the last position.
     pub fn decode_attention(&self) -> Cost {
-        let (p, g, own, heads) = (self.prompt, self.completions, self.new_tokens, self.heads());
+        let (p, g, own, heads) = (self.prompt, self.decode_rows(), self.new_tokens, self.heads());
         let (q, kv) = (heads.query_width(), heads.key_value_width());
-        Cost::of(4 * q * g * (p + own), self.size * (2 * kv * (p + g * own) + 2 * g * q))
+        let keys = self.groups.sampled * p + g * own;
+        Cost::of(4 * q * g * (p + own), self.size * (2 * kv * keys + 2 * g * q))
     }
 
     pub fn token_logprob_forward(&self) -> Cost {
@@ -190,7 +237,8 @@ impl GroupShape {
 
     pub fn token_logprob_backward(&self) -> Cost {
         let (r, h, v) = (self.targets(), self.config.hidden_size, self.config.vocab_size);
-        Cost::of(6 * r * h * v, self.size * (2 * r * h + v * h) + 8 * v * h + 8 * r)
+        let gradient = 2 * self.gradient_size * v * h;
+        Cost::of(6 * r * h * v, self.size * (2 * r * h + v * h) + gradient + 8 * r)
     }
 
     pub fn embedding_gather(&self) -> Cost {
@@ -208,11 +256,17 @@ impl GroupShape {
 
     /// With moments in f32.
     pub fn adamw(&self) -> Cost {
-        Cost::of(16 * self.weight(), (2 * self.size + 20) * self.weight())
+        Cost::of(16 * self.weight(), (2 * self.size + self.gradient_size + 16) * self.weight())
+    }
+
+    /// With moments of a byte, and a scale a block.
+    pub fn adamw_int8(&self) -> Cost {
+        let scales = 16 * self.weight().div_ceil(BLOCK);
+        Cost::of(16 * self.weight(), (2 * self.size + self.gradient_size + 4) * self.weight() + scales)
     }
 
     pub fn sum_squares(&self) -> Cost {
-        Cost::of(2 * self.weight(), 4 * self.weight())
+        Cost::of(2 * self.weight(), self.gradient_size * self.weight())
     }
 
     pub fn add_assign(&self) -> Cost {
@@ -223,9 +277,9 @@ impl GroupShape {
         Cost::of(0, 4 * self.weight())
     }
 
-    /// A token for each completion.
+    /// A token for each completion of a rollout's pack.
     pub fn sampling(&self) -> Cost {
-        let logits = self.completions * self.config.vocab_size;
+        let logits = self.decode_rows() * self.config.vocab_size;
         Cost::of(4 * logits, 4 * logits)
     }
 }
@@ -238,7 +292,17 @@ mod tests {
     /// SmolLM2-135M in f32: 576 wide, 1,536 inside, 9 query and 3 key heads of 64, 49,152 tokens.
     fn shape() -> GroupShape {
         let config = shapes::find("smollm2-135m").unwrap();
-        let mut shape = GroupShape { config, prompt: 10, completions: 2, new_tokens: 3, rows: 0, size: 4 };
+        let mut shape = GroupShape {
+            config,
+            prompt: 10,
+            completions: 2,
+            new_tokens: 3,
+            groups: Groups::ONE,
+            rows: 0,
+            size: 4,
+            gradient_size: 4,
+            chunk_bytes: 64 << 20,
+        };
         shape.rows = shape.packed();
         shape
     }
@@ -259,6 +323,26 @@ mod tests {
         assert_eq!(shape.attention_forward(&layout).flop, (2 * 2 * 576 * 101) as f64);
         assert_eq!(shape.decode_attention().flop, (4 * 576 * 2 * 13) as f64);
         assert_eq!(shape.token_logprob_backward().flop, 3.0 * shape.token_logprob_forward().flop);
+    }
+
+    /// The step of scripts/gpu/run.sh: 32 prompts of 1,500 tokens with 8 answers of 40 on Llama-3.1-8B.
+    #[test]
+    fn groups_come_together_as_packing_puts_them() {
+        let mut shape = shape();
+        shape.config = shapes::find("llama-3.1-8b").unwrap();
+        (shape.prompt, shape.completions, shape.new_tokens) = (1500, 8, 40);
+        shape.groups = Groups::new(32, [1500 + 8 * 39, 7248], [1500 + 8 * 40, 32768]);
+        assert_eq!(shape.groups, Groups { packed: 4, sampled: 18, all: 32 });
+        shape.rows = shape.packed();
+        assert_eq!((shape.rows, shape.decode_rows(), shape.targets()), (7248, 144, 1280));
+        // 512.5 KB of logits a row.
+        shape.chunk_bytes = 128 << 20;
+        assert_eq!(shape.head_rows(), 261);
+        let (one, four) = (Groups { packed: 1, ..shape.groups }, shape.layout().unwrap());
+        shape.groups = one;
+        assert_eq!(four.pairs(), 4 * shape.layout().unwrap().pairs());
+        assert_eq!(four.tokens(), 7248);
+        assert_eq!(Groups::new(2, [100, 10], [100, 1000]), Groups { packed: 1, sampled: 2, all: 2 });
     }
 
     #[test]

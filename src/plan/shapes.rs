@@ -48,8 +48,22 @@ const LLAMA_8B: Preset = Preset {
     tied: false,
 };
 
+const QWEN3_4B: Preset = Preset {
+    name: "qwen3-4b",
+    family: Family::Qwen3,
+    hidden: 2560,
+    inner: 9728,
+    layers: 36,
+    heads: 32,
+    key_value_heads: 8,
+    head_dim: 128,
+    vocab: 151936,
+    rope_theta: 1e6,
+    tied: true,
+};
+
 /// Numbers of the models' published config.json files.
-const PRESETS: [Preset; 6] = [
+const PRESETS: [Preset; 8] = [
     SMOLLM2,
     Preset {
         name: "smollm2-360m",
@@ -71,18 +85,20 @@ const PRESETS: [Preset; 6] = [
     },
     Preset { name: "llama-3.2-3b", hidden: 3072, inner: 8192, layers: 28, heads: 24, tied: true, ..LLAMA_8B },
     LLAMA_8B,
+    QWEN3_4B,
+    Preset { name: "qwen3-14b", hidden: 5120, inner: 17408, layers: 40, heads: 40, tied: false, ..QWEN3_4B },
+    // No published model's: to try a command in no time.
     Preset {
-        name: "qwen3-4b",
-        family: Family::Qwen3,
-        hidden: 2560,
-        inner: 9728,
-        layers: 36,
-        heads: 32,
-        key_value_heads: 8,
-        head_dim: 128,
-        vocab: 151936,
-        rope_theta: 1e6,
-        tied: true,
+        name: "tiny",
+        hidden: 64,
+        inner: 128,
+        layers: 2,
+        heads: 4,
+        key_value_heads: 2,
+        head_dim: 16,
+        vocab: 512,
+        rope_theta: 1e4,
+        ..SMOLLM2
     },
 ];
 
@@ -124,6 +140,7 @@ mod tests {
             ("llama-3.2-3b", 3.2127),
             ("llama-3.1-8b", 8.0303),
             ("qwen3-4b", 4.0225),
+            ("qwen3-14b", 14.7683),
         ] {
             let config = find(name).unwrap();
             let count: usize =

@@ -16,6 +16,15 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
+/// The JSON objects that a command printed, one a line; it must have ended well.
+#[track_caller]
+fn lines(args: &[&str]) -> Vec<Value> {
+    let out = rlvr(args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8(out.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// Names of what is in a folder of the project with this ending, without it.
 fn stems(folder: &str, ending: &str) -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -96,6 +105,26 @@ fn bench_ops_times_what_it_is_asked_for() {
             "{op}"
         );
     }
+    // As many groups in a pack as its tokens hold, and the decode rows of a rollout's pack and of the whole step.
+    let packs =
+        ["--groups", "5", "--max-tokens-per-pack", "100", "--max-rollout-tokens", "150", "--json-lines"];
+    let only = ["bench", "ops", "--only", "linear", "--preset", "tiny", "--threads", "1"];
+    let all = lines(&[&only[..], &small, &packs].concat());
+    let (about, rest) = all.split_first().unwrap();
+    let (last, ops) = rest.split_last().unwrap();
+    assert_eq!(
+        (&about["groups_in_pack"], &about["rows"], &about["decode_rows"]),
+        (&2.into(), &96.into(), &6.into())
+    );
+    assert_eq!(
+        (last["ops"].as_u64(), last["failed"].as_array().map(Vec::len)),
+        (Some(ops.len() as u64), Some(0))
+    );
+    let rows: BTreeSet<(&str, u64)> =
+        ops.iter().map(|op| (op["op"].as_str().unwrap(), op["sizes"]["rows"].as_u64().unwrap())).collect();
+    for (op, wanted) in [("linear.forward.q", 96), ("linear.few_rows.q", 6), ("linear.few_rows.q", 10)] {
+        assert!(rows.contains(&(op, wanted)), "{op} of {wanted} rows: {rows:?}");
+    }
     for (args, part) in [
         (["bench", "ops", "--only", "no_such_op"], "no op has that in its name"),
         (["bench", "ops", "--preset", "gpt-2"], "llama-3.1-8b"),
@@ -110,12 +139,6 @@ fn bench_ops_times_what_it_is_asked_for() {
 /// What a rented card has said is on disk even if the next line never comes.
 #[test]
 fn findings_and_steps_are_lines_as_they_come() {
-    let lines = |args: &[&str]| -> Vec<Value> {
-        let out = rlvr(args);
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let text = String::from_utf8(out.stdout).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    };
     let seed = seed::of_test().to_string();
     let all = lines(&[
         "doctor",

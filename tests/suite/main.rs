@@ -20,6 +20,7 @@ mod doctor;
 mod enumerate;
 mod export;
 mod families;
+mod gpu_scripts;
 mod hub;
 mod import;
 mod kernels;

@@ -25,7 +25,8 @@ pub struct Args {
     /// Load this model: a folder, short name or hub name.
     #[arg(long, conflicts_with_all = ["preset", "random_weights"], required_unless_present = "preset")]
     model: Option<PathBuf>,
-    /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.2-1b, llama-3.2-3b, qwen3-4b or llama-3.1-8b.
+    /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.2-1b, llama-3.2-3b, qwen3-4b, llama-3.1-8b,
+    /// qwen3-14b, or tiny to try the command.
     #[arg(long, requires = "random_weights")]
     preset: Option<String>,
     /// Write random weights of that shape in bf16, load them in a process of its own, and remove them.

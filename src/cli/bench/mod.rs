@@ -1,8 +1,11 @@
-//! `rlvr bench`: how long the work takes, on this machine. `step` a whole GRPO step, `ops` every op alone, `load`
-//! weights from disk.
+//! `rlvr bench`: how long the work takes, on this machine. `step` a whole GRPO step, `sft` one of SFT, `eval` answers to
+//! prompts, `ops` every op alone, `load` weights from disk.
 
+mod eval;
 mod load;
+mod on;
 mod ops;
+mod sft;
 mod step;
 
 use anyhow::Result;
@@ -18,6 +21,8 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Bench {
     Step(step::Args),
+    Sft(sft::Args),
+    Eval(eval::Args),
     Ops(ops::Args),
     Load(load::Args),
 }
@@ -25,6 +30,8 @@ enum Bench {
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Bench::Step(args) => step::run(&args),
+        Bench::Sft(args) => sft::run(&args),
+        Bench::Eval(args) => eval::run(&args),
         Bench::Ops(args) => ops::run(&args),
         Bench::Load(args) => load::run(&args),
     }

@@ -5,23 +5,22 @@ mod report;
 use anyhow::Result;
 use candle_core::DType;
 
+use super::on;
 use crate::bench::step::StepShape;
 use crate::cli::machine;
 use crate::config::model::DtypeKind;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, OptimConfig};
 use crate::config::{ActivationMemory, DeviceKind};
 use crate::error::Error;
-use crate::model::config::ModelConfig;
 use crate::model::decoder::Placement;
 use crate::ops::cuda;
-use crate::plan::shapes;
 use crate::plan::work::Work;
 use crate::train::place;
 
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Shape of the model: smollm2-135m, smollm2-360m; on a GPU also qwen3-4b and llama-3.1-8b.
+    /// Shape of the model: tiny, smollm2-135m, smollm2-360m; on a GPU also those of `rlvr bench ops`.
     #[arg(long, default_value = "smollm2-135m")]
     preset: String,
     /// Make weights from a seed, where they will live, instead of loading them (the only way so far).
@@ -82,17 +81,6 @@ pub struct Args {
     json_lines: bool,
 }
 
-/// The shape of a preset; a CPU has the memory for the small ones.
-fn shape(preset: &str, device: DeviceKind) -> Result<ModelConfig> {
-    let config = shapes::find(preset)?;
-    if device == DeviceKind::Cpu && !preset.starts_with("smollm2-") {
-        let want = "smollm2-135m or smollm2-360m on the CPU";
-        let why = "larger shapes do not fit a CPU step in f32; add --device cuda";
-        return Err(Error::config("--preset", preset, want, why).into());
-    }
-    Ok(config)
-}
-
 /// A flag's value, as the config key of the same name reads it.
 fn value<T: serde::de::DeserializeOwned>(flag: &str, text: &str) -> Result<T> {
     let parsed = serde_json::from_value(serde_json::Value::String(text.into()));
@@ -140,7 +128,7 @@ pub fn run(args: &Args) -> Result<()> {
         let fix = "Add --random-weights";
         return Err(Error::input("rlvr bench step", "has no weights to load", fix).into());
     }
-    for (flag, value) in [
+    on::above_zero(&[
         ("--groups", args.groups),
         ("--group-size", args.group_size),
         ("--prompt-tokens", args.prompt_tokens),
@@ -148,13 +136,9 @@ pub fn run(args: &Args) -> Result<()> {
         ("--steps", args.steps),
         ("--max-tokens-per-pack", args.max_tokens_per_pack),
         ("--max-rollout-tokens", args.max_rollout_tokens),
-    ] {
-        if value == 0 {
-            return Err(Error::config(flag, 0, "1 or more", "there would be nothing to time").into());
-        }
-    }
+    ])?;
     crate::cli::use_threads(args.threads)?;
-    let config = shape(&args.preset, args.device)?;
+    let config = on::shape(&args.preset, args.device)?;
     if args.peak_tflops.is_some_and(|peak| !(peak > 0.0 && peak.is_finite())) {
         return Err(Error::config("--peak-tflops", "no rate", "above 0", "MFU is a share of it").into());
     }

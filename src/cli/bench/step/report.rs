@@ -3,21 +3,13 @@
 use std::io::Write;
 
 use anyhow::Result;
-use candle_core::Device;
 use serde_json::json;
 
 use super::{Args, Setup};
 use crate::bench::step::{Phases, Stepped};
-use crate::observe::peak_memory_gib;
+use crate::cli::bench::on::peak_gib;
 use crate::ops::cuda;
 use crate::plan::work::Work;
-
-fn peak_gib(device: &Device) -> Result<Option<f64>> {
-    Ok(match device.is_cuda() {
-        true => Some(cuda::memory_peak(device)? as f64 / (1u64 << 30) as f64),
-        false => peak_memory_gib(),
-    })
-}
 
 /// One step as it ends. `flop` are those that had to be computed, `flop_done` with the blocks that were computed again.
 pub fn line(args: &Args, setup: &Setup, step: usize, stepped: &Stepped) -> Result<()> {
