@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::train;
 use crate::ablate::{Comparison, PlannedRun, Progress, plan};
+use crate::config::Loaded;
 use crate::config::ablate::AblationConfig;
 use crate::error::Error;
 use crate::run::RunDirectory;
@@ -13,6 +14,7 @@ use crate::train::launch;
 
 /// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr ablate ablate-demo --root runs/ablate-demo")]
 pub struct Args {
     /// A shipped ablation (ablate-demo, ablate-riskcue-smollm2-135m, ablate-riskcue-llama3.1-8b) or a TOML file.
     ablation: String,
@@ -36,6 +38,10 @@ pub fn run(args: &Args) -> Result<()> {
     ablation.price_per_hour = args.price_per_hour.unwrap_or(ablation.price_per_hour);
     if !(ablation.price_per_hour >= 0.0 && ablation.price_per_hour.is_finite()) {
         bail!(Error::config("--price-per-hour", ablation.price_per_hour, "0 or more", "it is a price"));
+    }
+    // An arm may set what the others lack: then there is nothing to say of all.
+    if let Ok(loaded) = Loaded::read(&ablation.config, &ablation.set) {
+        loaded.notes.iter().for_each(|note| eprintln!("note: {note}"));
     }
     let usual = || AblationConfig::usual_root(&args.ablation);
     let root = args.root.clone().or(ablation.root.clone()).unwrap_or_else(usual);

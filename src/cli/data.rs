@@ -16,6 +16,7 @@ use crate::task::Task;
 
 /// Check, show and make data files.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr data check train.jsonl --task riskcue-verdict")]
 pub struct Args {
     #[command(subcommand)]
     command: Data,
@@ -41,6 +42,9 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Report every problem of a JSONL file by line, then what is in it. Exit code 2 if there is a problem.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: rlvr data check train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
+)]
 struct CheckArgs {
     /// JSONL, one row a line.
     file: PathBuf,

@@ -11,6 +11,7 @@ use crate::task::Task;
 
 /// Score strategies that never read a log under the task's reward and both rules, before training.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr data audit train.jsonl --task riskcue-verdict")]
 pub struct Args {
     /// JSONL rows with their labels, as for training.
     data: PathBuf,

@@ -13,6 +13,9 @@ use crate::text::EndOfTurnSource;
 
 /// Show one row as the model sees it, with the part that SFT trains on marked.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: rlvr data preview train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
+)]
 pub struct Args {
     /// JSONL, one row a line.
     file: PathBuf,

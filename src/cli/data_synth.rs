@@ -10,6 +10,7 @@ use crate::error::Error;
 
 /// Write synthetic MCP logs in RiskCue's row form: DIR/train.jsonl and DIR/valid.jsonl.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr data synth --out data/riskcue")]
 pub struct Args {
     /// Folder to write to; made if it is missing. Files of these names in it are replaced.
     #[arg(long, value_name = "DIR")]

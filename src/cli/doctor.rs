@@ -20,6 +20,7 @@ use crate::ops::cuda;
 /// the CPU. Where results go, memory is poisoned with NaN first. The exit code is 1 when a result is further off
 /// than its tolerance or not finite, or an op cannot run.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr doctor --device cpu")]
 pub struct Args {
     /// `auto` checks the CPU, and a CUDA device when the build and the machine have one.
     #[arg(long, value_parser = machine::device(&DeviceKind::ALL), default_value = "auto")]

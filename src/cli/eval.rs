@@ -32,6 +32,7 @@ use crate::train::place;
 
 /// Judge a model's completions of labelled rows, or answers that were recorded.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr eval runs/demo-001/model valid.jsonl --task demo")]
 pub struct Args {
     /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
     /// org/name, org/name@revision.

@@ -24,6 +24,7 @@ use crate::observe::peak_memory_gib;
 
 /// Write a model for other programs, read it back, and compare it with the weights in memory.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr export runs/demo-001/model demo.gguf --format gguf --quant q8_0")]
 pub struct Args {
     /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
     /// org/name, org/name@revision.

@@ -6,6 +6,7 @@ use crate::hub::{self, Hub, Parts, RepoName};
 /// Download a model from the Hugging Face hub, as every command does that is given its name, and link to it from
 /// checkpoints/, so that the last part of its name is enough.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr fetch HuggingFaceTB/SmolLM2-135M-Instruct")]
 pub struct Args {
     /// org/name, or org/name@revision.
     #[arg(value_name = "ORG/NAME")]

@@ -14,6 +14,7 @@ use crate::hub::{CHECKPOINTS, short_name, target};
 /// Convert a GGUF file into a model directory that the other commands load, or Llama 3's tokenizer.model into a
 /// directory for model.tokenizer.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr import SmolLM2-135M-Instruct-F16.gguf smollm2-135m-instruct")]
 pub struct Args {
     /// The file to read: GGUF of Llama architecture, or tokenizer.model of Llama 3.
     #[arg(value_name = "FILE")]

@@ -7,6 +7,7 @@ mod data_audit;
 mod data_preview;
 mod data_synth;
 pub mod doctor;
+mod dry_run;
 pub mod eval;
 pub mod export;
 pub mod fetch;
@@ -16,6 +17,7 @@ mod machine;
 pub mod plan;
 pub mod predict;
 pub mod report;
+mod schema;
 mod text;
 pub mod train;
 
@@ -46,6 +48,7 @@ enum Command {
     Doctor(doctor::Args),
     Report(report::Args),
     Predict(predict::Args),
+    Schema(schema::Args),
 }
 
 pub fn main() -> ExitCode {
@@ -63,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Schema(args) => schema::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {

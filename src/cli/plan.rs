@@ -6,29 +6,34 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::hub::folder;
-use crate::config::{ActivationMemory, Config, DeviceKind, Stage};
+use crate::config::{ActivationMemory, Config, DeviceKind, Loaded, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
 use crate::hub::{self, Parts};
+use crate::model::config::ModelConfig;
 use crate::observe::machine::Host;
 use crate::ops::cuda;
 use crate::plan::activations::{self, Settled};
 use crate::plan::cards::{self, CARDS, Way};
 use crate::plan::{Plan, Target, advise, shapes};
 use crate::task::Task;
+use crate::train::materials::random_model;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Add up the memory of a training run, phase by phase, without its weights.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr plan riskcue-smollm2-135m --set device=cuda --memory-gib 16")]
 pub struct Args {
     /// Folder, short name, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
     /// llama-3.2-3b, qwen3-4b, llama-3.1-8b, qwen3-14b. Default: the config's model.path.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Config file, or the name of a preset.
-    #[arg(long, default_value = "riskcue-llama3.1-8b")]
-    config: String,
+    /// Config file, or the name of a preset, as `rlvr train` takes it. Default: riskcue-llama3.1-8b.
+    config: Option<String>,
+    /// The same as a flag.
+    #[arg(long = "config", value_name = "CONFIG", conflicts_with = "config")]
+    named: Option<String>,
     /// Override one key, as in --set grpo.group_size=4. May be given many times; `device=cuda` plans for a GPU that
     /// need not be here.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -45,40 +50,27 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let mut config = Config::load(&args.config, &args.overrides)?;
+    let source = args.config.as_ref().or(args.named.as_ref()).map_or("riskcue-llama3.1-8b", String::as_str);
+    let Loaded { mut config, notes, .. } = Loaded::read(source, &args.overrides)?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
     if args.memory_gib.is_some_and(|gib| !(gib > 0.0 && gib.is_finite())) {
         return Err(Error::config("--memory-gib", "no size", "above 0", "something has to fit").into());
     }
     if args.cards {
         return cards(&config, args.json);
     }
-    let Some(named) = args.model.clone().or(config.model.path.clone()) else {
-        let fix = "Add --model with a folder, a hub name or a shape";
-        return Err(Error::input(&args.config, "has no model.path", fix).into());
-    };
-    // A model that is here comes before a shape of its name.
-    let shape = named.to_str().filter(|_| hub::here(&named).is_none()).and_then(shapes::of_model);
-    let (model, note) = match shape {
-        Some(shape) => (shape, " (not here: the shape that is known by its name)"),
-        None => (config_json::load(&folder(&named, Parts::Config)?.dir)?, ""),
-    };
-    let device = match config.device {
-        DeviceKind::Cpu => None,
-        DeviceKind::Cuda | DeviceKind::Auto => {
-            cuda::device(0).and_then(|device| cuda::describe(&device)).ok()
-        }
-    };
-    let on_cuda = config.device == DeviceKind::Cuda || device.is_some();
-    let dtype = config.model.dtype.on(on_cuda);
-    let target = Target { cuda: on_cuda, dtype, answers: answers(&config)? };
+    if let Some(named) = &args.model {
+        (config.model.path, config.model.random) = (Some(named.clone()), None);
+    }
+    let Shape { name, model, note } = shape(&config)?;
+    let Found { target, free, total } = find(&config)?;
     // As training decides it, which knows the whole of its device's memory.
-    let memory = args.memory_gib.map(|gib| (gib * GIB) as u64).or(device.as_ref().map(|d| d.memory_total));
+    let memory = args.memory_gib.map(|gib| (gib * GIB) as u64).or(total);
     let settled = activations::settle(&mut config, &model, target, memory);
-    let free = if on_cuda { device.map(|device| device.memory_free) } else { Host::ask().memory_free };
     let budget = args.memory_gib.map(|gib| (gib * GIB) as u64).or(free);
     let plan = Plan::new(&model, &config, target);
     let changes = budget.map(|budget| advise(&model, &config, target, budget)).unwrap_or_default();
-    let place = format!("{} {}", if on_cuda { "cuda" } else { "cpu" }, dtype.as_str());
+    let place = format!("{} {}", if target.cuda { "cuda" } else { "cpu" }, target.dtype.as_str());
     if args.json {
         let phases = plan.phases.iter().map(|phase| {
             let items = phase.items.iter().map(|item| (item.what.clone(), item.bytes.into()));
@@ -87,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
         });
         let changes = changes.iter().map(|change| json!({"set": change.setting, "peak_bytes": change.peak}));
         let json = json!({
-            "model": named, "parameters": plan.parameters, "config": args.config, "on": place,
+            "model": name, "parameters": plan.parameters, "config": source, "on": place,
             "phases": phases.collect::<Vec<_>>(), "peak_bytes": plan.peak(), "budget_bytes": budget,
             "fits": budget.map(|budget| plan.peak() <= budget), "changes": changes.collect::<Vec<_>>(),
         });
@@ -95,8 +87,8 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let (data, grpo, pack) = (&config.data, &config.grpo, &config.pack);
-    println!("model    {}, {:.3} billion parameters{note}", named.display(), plan.parameters as f64 / 1e9);
-    println!("config   {}, {place}", args.config);
+    println!("model    {name}, {:.3} billion parameters{note}", plan.parameters as f64 / 1e9);
+    println!("config   {source}, {place}");
     println!(
         "steps    sft {} rows; grpo {} prompts x {} completions; {} + {} tokens at most",
         config.sft.rows_per_step,
@@ -185,4 +177,52 @@ fn cards(config: &Config, as_json: bool) -> Result<()> {
         line(&first.into_iter().chain(peaks).chain(fits).collect::<Vec<_>>());
     }
     Ok(())
+}
+
+struct Shape {
+    name: String,
+    model: ModelConfig,
+    note: &'static str,
+}
+
+/// The model that a config names or describes.
+fn shape(config: &Config) -> Result<Shape> {
+    let Some(named) = &config.model.path else {
+        let Some(random) = &config.model.random else {
+            let fix = "Add --model with a folder, a hub name or a shape";
+            return Err(Error::input("model.path", "is not set", fix).into());
+        };
+        let model = random_model(random, random.vocab_size, &[0], config.model.max_positions)?;
+        return Ok(Shape { name: "model.random".into(), model, note: " (made from the seed)" });
+    };
+    // A model that is here comes before a shape of its name.
+    let known = named.to_str().filter(|_| hub::here(named).is_none()).and_then(shapes::of_model);
+    let (model, note) = match known {
+        Some(shape) => (shape, " (not here: the shape that is known by its name)"),
+        None => (config_json::load(&folder(named, Parts::Config)?.dir)?, ""),
+    };
+    Ok(Shape { name: named.display().to_string(), model, note })
+}
+
+/// Where the run would compute.
+struct Found {
+    target: Target,
+    /// Bytes that are free there.
+    free: Option<u64>,
+    /// Bytes of the device.
+    total: Option<u64>,
+}
+
+fn find(config: &Config) -> Result<Found> {
+    let device = match config.device {
+        DeviceKind::Cpu => None,
+        DeviceKind::Cuda | DeviceKind::Auto => {
+            cuda::device(0).and_then(|device| cuda::describe(&device)).ok()
+        }
+    };
+    let on_cuda = config.device == DeviceKind::Cuda || device.is_some();
+    let target = Target { cuda: on_cuda, dtype: config.model.dtype.on(on_cuda), answers: answers(config)? };
+    let total = device.as_ref().map(|device| device.memory_total);
+    let free = if on_cuda { device.map(|device| device.memory_free) } else { Host::ask().memory_free };
+    Ok(Found { target, free, total })
 }

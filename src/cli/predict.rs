@@ -26,6 +26,7 @@ const ROWS: usize = 16;
 
 /// Answer rows that need no label, and say of each what the answer means.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr predict runs/demo-001/model new.jsonl --task demo -o verdicts.jsonl")]
 pub struct Args {
     /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
     /// org/name, org/name@revision.

@@ -9,6 +9,7 @@ use crate::run::replace_file;
 
 /// Write one HTML page, and Markdown, about runs: results, curves, labels, answers, cost, config.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr report runs/demo-001")]
 pub struct Args {
     /// Folders of runs; several are drawn over each other. A run that is still going, or was killed, is shown as far
     /// as it came.

@@ -1,18 +1,21 @@
 //! `rlvr train`: the stages of a config, or the rest of a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::dry_run;
 use super::hub::Bars;
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::error::Error;
 use crate::observe::{Progress, Sinks};
 use crate::run::{Checkpoint, RunDirectory};
+use crate::task::Task;
 use crate::train::launch::{self, Fetched};
 
 /// Run the stages of a config: SFT, GRPO, with evaluation before and after each.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr train demo --set grpo.steps=20 --dry-run")]
 pub struct Args {
     /// Config file, or the name of a preset: demo, riskcue-smollm2-135m, riskcue-llama3.1-8b.
     #[arg(required_unless_present = "resume")]
@@ -20,7 +23,8 @@ pub struct Args {
     /// Override one key, as in --set grpo.steps=20. May be given many times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Print the config with every default filled in, and stop.
+    /// Print every key with its value, its default and where the value is from; then check task, model, template, first rows
+    /// and memory as a run would. What is printed is a config again.
     #[arg(long)]
     dry_run: bool,
     /// Go on with a run after its last checkpoint; its own config counts.
@@ -31,7 +35,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.resume {
         let run = RunDirectory::open_for_resume(path)?;
-        let fetched = fetch(Config::load(&run.config().to_string_lossy(), &[])?)?;
+        let fetched = fetch(Config::of_run(&run.config())?)?;
         super::use_threads(fetched.config.threads)?;
         let Some(latest) = Checkpoint::latest(run.path())? else {
             let fix = "Start it again with the config in config.resolved.toml and another run.name";
@@ -41,20 +45,17 @@ pub fn run(args: &Args) -> Result<()> {
         launch::resume(&fetched, &run, latest, edits, sinks())?;
         return Ok(());
     }
-    let config = Config::load(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
+    let loaded = Loaded::read(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
+    loaded.notes.iter().for_each(|note| eprintln!("note: {note}"));
     if args.dry_run {
-        print!("{}", config.to_toml()?);
-        return Ok(());
+        return dry_run::run(loaded);
     }
-    let fetched = fetch(config)?;
+    let fetched = fetch(loaded.config)?;
     let config = &fetched.config;
     super::use_threads(config.threads)?;
     let run = match &config.run.name {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
-        None => {
-            let stem = Path::new(&config.task).file_stem().unwrap_or_default();
-            RunDirectory::create_numbered(&config.run.root, &stem.to_string_lossy())?
-        }
+        None => RunDirectory::create_numbered(&config.run.root, Task::load(&config.task)?.name())?,
     };
     launch::start(&fetched, &run, sinks())?;
     Ok(())

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Stage, parse};
+use super::layers::parse;
+use super::{Config, Stage};
 use crate::error::{Error, Result};
 
 /// Shipped ablations by name.
@@ -24,13 +26,15 @@ const KNOWN_ARMS: [(&str, &[Stage], &[&str]); 6] = [
     ("sft+enumerate", &[Stage::Sft, Stage::Enumerate], &[]),
 ];
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Arms of training over seeds, compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AblationConfig {
     /// Training config, as `rlvr train` takes it: a preset's name or a file.
     pub config: String,
     /// Overrides of it for every arm, as `--set` takes them.
     pub set: Vec<String>,
+    /// A run of every arm for each.
     pub seeds: Vec<u64>,
     /// In the order of the table.
     pub arms: Vec<String>,
@@ -62,9 +66,10 @@ impl Default for AblationConfig {
 }
 
 /// One way of training.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Arm {
+    /// What `arms` calls it.
     pub name: String,
     /// Empty: the model as it is.
     pub stages: Vec<Stage>,

@@ -1,11 +1,12 @@
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// `[data]`: what is trained and evaluated on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// JSONL rows to train on.
@@ -21,13 +22,14 @@ pub struct DataConfig {
     pub max_prompt_tokens: usize,
     /// Longer SFT answers are dropped and counted. Tokens, end token included.
     pub max_target_tokens: usize,
-    /// Rows of each file to use at most, from the top; 0 uses all.
+    /// Rows of `train` to use at most, from the top; 0 uses all.
     pub max_train_rows: usize,
+    /// Rows of `valid` to use at most, from the top; 0 uses all.
     pub max_valid_rows: usize,
 }
 
 /// `[data.synthetic]`: see docs/synthetic.md.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SyntheticConfig {
     /// Rows for the SFT warm-up.
@@ -83,6 +85,15 @@ impl DataConfig {
             }
         }
         if let Some(s) = &self.synthetic {
+            let idle = [
+                ("max_train_rows", self.max_train_rows, "sft_rows and data.synthetic.grpo_rows"),
+                ("max_valid_rows", self.max_valid_rows, "valid_rows"),
+            ];
+            if let Some((name, _, heirs)) = idle.into_iter().find(|(_, rows, _)| *rows > 0) {
+                let problem = "has no effect on synthetic logs, of which as many are made as are asked for";
+                let fix = format!("Remove the key, or set data.synthetic.{heirs}");
+                return Err(Error::input(format!("data.{name}"), problem, fix));
+            }
             if !(0.0..=1.0).contains(&s.sft_safe_share) {
                 let key = "data.synthetic.sft_safe_share";
                 return Err(Error::config(key, s.sft_safe_share, "between 0 and 1", "it is a share"));

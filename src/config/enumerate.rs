@@ -1,5 +1,6 @@
 //! `[enumerate]`: the stage whose gradient is exact over every answer of a closed task.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::optim::OptimConfig;
@@ -7,7 +8,7 @@ use super::stages::{Balance, at_least};
 use crate::error::{Error, Result};
 
 /// What divides the gradient of a prompt's expected reward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleExpected {
     /// The exact standard deviation of the reward on the prompt.
@@ -18,17 +19,20 @@ pub enum ScaleExpected {
 
 /// `[enumerate]`: the expectation over every answer of a closed task (`[answers]` of the task file), no sampling. Keys
 /// that `[grpo]` has too mean the same there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnumerateConfig {
+    /// Optimiser steps.
     pub steps: usize,
     /// Prompts per optimiser step.
     pub prompts_per_step: usize,
     /// Divides the logits.
     pub temperature: f32,
+    /// What divides the gradient of a prompt's expected reward.
     pub scale_rewards: ScaleExpected,
     /// Added to the standard deviation that divides.
     pub advantage_eps: f64,
+    /// Which prompts a step sees.
     pub balance: Balance,
     /// KL penalty weight (beta), over whole answers, exact. 0 keeps no reference model.
     pub kl_coef: f64,
@@ -85,6 +89,10 @@ impl EnumerateConfig {
             if !(fine && got.is_finite()) {
                 return Err(Error::config(&format!("enumerate.{key}"), got, want, why));
             }
+        }
+        if self.scale_rewards == ScaleExpected::None && self.advantage_eps != Self::default().advantage_eps {
+            let problem = "has no effect: with enumerate.scale_rewards = \"none\" no deviation divides";
+            return Err(Error::input("enumerate.advantage_eps", problem, "Remove one of the two keys"));
         }
         if let Some(steps) = self.reference_sync_steps {
             if self.kl_coef == 0.0 {

@@ -1,5 +1,6 @@
 //! `[lora]`: train a low-rank adapter beside frozen weights, Hu et al., arXiv:2106.09685.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Stage;
@@ -10,7 +11,7 @@ pub const PROJECTIONS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// `[lora]`. Absent: all weights are trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
     /// Rows of A and columns of B (r in the paper).
@@ -19,33 +20,35 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Scale by `alpha / sqrt(rank)` instead, Kalajdzievski, arXiv:2312.03732.
     pub rslora: bool,
+    /// Which layers get an adapter: "all-linear", or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
     pub targets: Targets,
     /// Share of the adapter's inputs that is dropped while training. Only 0 so far.
     pub dropout: f64,
+    /// What happens to the adapter between two stages.
     pub stages: LoraStages,
 }
 
 /// Which layers get an adapter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
     expecting = "must be \"all-linear\" or a list of layer names such as [\"q_proj\", \"v_proj\"]"
 )]
 pub enum Targets {
     All(AllLinear),
-    /// Some of [`PROJECTIONS`].
+    /// Some of the seven.
     Named(Vec<String>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AllLinear {
-    /// All of [`PROJECTIONS`].
+    /// All of the seven.
     #[serde(rename = "all-linear")]
     AllLinear,
 }
 
 /// What happens to the adapter between two stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraStages {
     /// One adapter goes through all stages.

@@ -1,11 +1,12 @@
 //! `[grpo.loss]`: which policy loss, and how far it trusts an old rollout.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// Policy loss, by the name its paper gave it. Formulas: `algo/loss/` and docs/losses.md.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum LossConfig {
     /// Mean over completions of the mean over their tokens. Short completions weigh more per token.
@@ -27,16 +28,17 @@ pub enum LossConfig {
 }
 
 /// What the probability ratio of new to old policy is taken over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RatioLevel {
+    /// Each token.
     Token,
     /// Geometric mean over the completion (GSPO, arXiv:2507.18071).
     Sequence,
 }
 
 /// Which estimate of the distance to the reference model, by the names of Schulman's note.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlEstimator {
     /// `logp - ref_logp`. In the loss its gradient is zero in expectation: for rewards.
@@ -50,7 +52,7 @@ pub enum KlEstimator {
 }
 
 /// Where the distance to the reference model is charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KlPlace {
     /// Added to each token's loss.
@@ -61,10 +63,10 @@ pub enum KlPlace {
 
 /// How the ratio is clipped. On the first update of a rollout the ratio is 1 and none of these keys does
 /// anything, so giving one needs `grpo.updates_per_rollout` above 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClipConfig {
-    /// Default `token`.
+    /// What the probability ratio of new to old policy is taken over. Default `token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<RatioLevel>,
     /// The ratio is clipped below at `1 - epsilon_low`. Default 0.2.
@@ -81,10 +83,10 @@ pub struct ClipConfig {
 }
 
 /// Keys of `cispo`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CispoConfig {
-    /// Default `token`.
+    /// What the probability ratio of new to old policy is taken over. Default `token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<RatioLevel>,
     /// Upper bound of the ratio that weighs a token, TRL's `epsilon_high`. Default 5 (ScaleRL, arXiv:2510.13786).
@@ -93,10 +95,10 @@ pub struct CispoConfig {
 }
 
 /// Keys of `sapo`; single precision, as TRL computes them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SapoConfig {
-    /// Default `token`.
+    /// What the probability ratio of new to old policy is taken over. Default `token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<RatioLevel>,
     /// Steepness for positive advantages. Default 1.
@@ -108,7 +110,7 @@ pub struct SapoConfig {
 }
 
 /// Keys of `vespo`; single precision, as TRL computes them. The ratio is always the whole completion's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct VespoConfig {
     /// Power of the ratio for advantages of 0 or more. Default 2.

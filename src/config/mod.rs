@@ -3,27 +3,38 @@
 pub mod ablate;
 pub mod data;
 pub mod enumerate;
+mod exclusive;
+mod foreign;
+pub mod keys;
+mod layers;
+mod load;
 pub mod lora;
 pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod pack;
+pub mod reference;
 pub mod sampling;
+pub mod schema;
 pub mod stages;
+mod suggest;
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+
+pub use exclusive::idle_because;
+pub use layers::Origin;
+pub use load::{Loaded, keys_of};
 
 pub use self::pack::{ActivationMemory, PackConfig, ReusedTokens};
 use crate::error::{Error, Result};
 
 /// A training run, whole.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Keys every random draw of the run.
@@ -32,7 +43,7 @@ pub struct Config {
     pub task: String,
     /// Stages in order. Evaluation runs before the first and after each.
     pub stages: Vec<Stage>,
-    /// "auto" takes the first CUDA device when the build and the machine have one, and else the CPU.
+    /// Where the run computes.
     pub device: DeviceKind,
     /// CPU threads; 0 takes all cores.
     pub threads: usize,
@@ -50,11 +61,14 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
+    /// The warm-up.
     Sft,
+    /// Rollouts, rewards, advantages.
     Grpo,
+    /// The exact gradient over all answers of a closed task, in the place of GRPO.
     Enumerate,
 }
 
@@ -69,12 +83,14 @@ impl Stage {
 }
 
 /// Where tensors live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
     /// The first CUDA device when the build and the machine have one, and else the CPU.
     Auto,
+    /// The CPU.
     Cpu,
+    /// The first CUDA device.
     Cuda,
 }
 
@@ -111,7 +127,7 @@ fn unknown(text: &str, known: &[impl ToString]) -> String {
 }
 
 /// `[run]`: where the run's directory goes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
     /// Folder that holds run directories.
@@ -126,8 +142,8 @@ pub struct RunConfig {
     pub dump_steps: Vec<u64>,
 }
 
-/// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// `[checkpoint]`: what a stop can cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// Optimiser steps between two checkpoints. 0: only at the ends of stages.
@@ -178,48 +194,6 @@ pub const PRESETS: [(&str, &str); 3] = [
 ];
 
 impl Config {
-    /// From a file, or a preset's name, with overrides `a.b=v` on top.
-    pub fn load(source: &str, overrides: &[String]) -> Result<Self> {
-        let (place, text) = read_source(source)?;
-        Self::from_toml(&place, &text, overrides)
-    }
-
-    /// `place` names the text in errors.
-    pub fn from_toml(place: &str, text: &str, overrides: &[String]) -> Result<Self> {
-        let mut table = parse(place, text)?;
-        if let Some(preset) = table.remove("preset") {
-            let name = preset.as_str().unwrap_or_default();
-            let Some((_, base)) = PRESETS.iter().find(|(n, _)| *n == name) else {
-                let names: Vec<&str> = PRESETS.iter().map(|(n, _)| *n).collect();
-                let want = format!("one of {}", names.join(", "));
-                return Err(Error::config("preset", preset, want, "no other preset is shipped"));
-            };
-            let mut base = parse(name, base)?;
-            merge(&mut base, table);
-            table = base;
-        }
-        for text in overrides {
-            apply_override(&mut table, text)?;
-        }
-        retired(&mut table)?;
-        // Defaults lie below by key, not by section: one key of a section leaves the rest of it as it was.
-        let mut whole = parse("the defaults", &Self::default().to_toml()?)?;
-        merge(&mut whole, table);
-        let config: Self = serde_path_to_error::deserialize(whole).map_err(|error| {
-            let key = error.path().to_string();
-            let flag = |text: &&String| text.split_once('=').is_some_and(|(path, _)| path.trim() == key);
-            let place = match overrides.iter().rev().find(flag) {
-                Some(text) => format!("--set {text}"),
-                None if key == "." => place.to_string(),
-                None => format!("{place}: {key}"),
-            };
-            let problem = error.into_inner().message().replace("expected usize", "expected a whole number");
-            Error::input(place, problem, "`rlvr train demo --dry-run` prints every key with a value")
-        })?;
-        config.validate()?;
-        Ok(config)
-    }
-
     /// The whole tree, defaults filled in.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| Error::Compute(e.to_string().into()))
@@ -246,13 +220,6 @@ impl Config {
         }
         self.model.validate()?;
         self.data.validate()?;
-        if self.model.random.is_some() && self.data.synthetic.is_none() {
-            return Err(Error::input(
-                "model.random",
-                "builds its tokenizer from the synthetic logs, but [data.synthetic] is not set",
-                "Add [data.synthetic], or name a model with model.path",
-            ));
-        }
         if self.stages.contains(&Stage::Sft) {
             self.sft.validate()?;
         }
@@ -318,109 +285,4 @@ impl Config {
         }
         Ok(())
     }
-}
-
-/// Keys of configs and runs of before: one that says what is so anyway is dropped, another is named with its heir.
-fn retired(table: &mut Table) -> Result<()> {
-    let Some(Value::Table(grpo)) = table.get_mut("grpo") else { return Ok(()) };
-    match grpo.remove("estimator") {
-        Some(Value::String(sampled)) if sampled == "sampled" => Ok(()),
-        None => Ok(()),
-        Some(other) => {
-            let problem = format!("= {other}: enumeration is a stage of its own now");
-            let fix =
-                "Write \"enumerate\" in the place of \"grpo\" in stages, and its keys under [enumerate]";
-            Err(Error::input("grpo.estimator", problem, fix))
-        }
-    }
-}
-
-fn read_source(source: &str) -> Result<(String, String)> {
-    if let Some((name, text)) = PRESETS.iter().find(|(name, _)| *name == source) {
-        return Ok(((*name).into(), (*text).into()));
-    }
-    let path = Path::new(source);
-    // The presets are embedded: `configs/demo.toml` works wherever the binary is run from.
-    let shipped = PRESETS.iter().find(|(name, _)| path == Path::new("configs").join(format!("{name}.toml")));
-    match (std::fs::read_to_string(path), shipped) {
-        (Ok(text), _) => Ok((source.into(), text)),
-        (Err(_), None) if path.is_dir() => {
-            Err(Error::input(source, "is a folder, not a config", "Name a TOML file in it"))
-        }
-        (Err(e), None) if e.kind() == std::io::ErrorKind::InvalidData => {
-            Err(Error::input(source, "is not UTF-8", "Save the config as UTF-8"))
-        }
-        (Err(e), None) if e.kind() == std::io::ErrorKind::NotFound && path.extension().is_none() => {
-            let names = PRESETS.map(|(name, _)| name).join(", ");
-            let fix = format!("Use one of: {names}; or give the path of a TOML file");
-            Err(Error::input(format!("config `{source}`"), "no preset has this name", fix))
-        }
-        (Err(e), Some((_, text))) if e.kind() == std::io::ErrorKind::NotFound => {
-            Ok((source.into(), (*text).into()))
-        }
-        (Err(e), _) => Err(Error::io(path, "read the config")(e)),
-    }
-}
-
-/// Every key of a TOML text as `section.key`, with its value as TOML writes it.
-pub fn keys_of(place: &str, text: &str) -> Result<BTreeMap<String, String>> {
-    fn flatten(prefix: &str, table: &Table, out: &mut BTreeMap<String, String>) {
-        for (key, value) in table {
-            let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-            match value {
-                Value::Table(table) => flatten(&key, table, out),
-                other => drop(out.insert(key, other.to_string())),
-            }
-        }
-    }
-    let mut keys = BTreeMap::new();
-    flatten("", &parse(place, text)?, &mut keys);
-    Ok(keys)
-}
-
-fn parse(place: &str, text: &str) -> Result<Table> {
-    text.parse::<Table>().map_err(|error| {
-        let line = error.span().and_then(|span| text.get(..span.start));
-        let line = line.map_or(1, |before| before.matches('\n').count() + 1);
-        Error::input(format!("{place}:{line}"), error.message(), "Correct the TOML on that line")
-    })
-}
-
-/// `over` wins; tables merge key by key, except that a table with another `type` replaces the whole.
-fn merge(base: &mut Table, over: Table) {
-    for (key, value) in over {
-        match (base.get_mut(&key), value) {
-            (Some(Value::Table(b)), Value::Table(o))
-                if o.get("type").is_none() || o.get("type") == b.get("type") =>
-            {
-                merge(b, o);
-            }
-            (_, value) => {
-                base.insert(key, value);
-            }
-        }
-    }
-}
-
-/// `a.b=v`: v is TOML, or a bare string when it is not.
-fn apply_override(table: &mut Table, text: &str) -> Result<()> {
-    let fix = "Write --set section.key=value";
-    let Some((path, value)) = text.split_once('=') else {
-        return Err(Error::input(format!("--set {text}"), "has no `=`", fix));
-    };
-    let value = match format!("v = {value}").parse::<Table>() {
-        Ok(mut parsed) => parsed.remove("v").unwrap_or(Value::String(value.into())),
-        Err(_) => Value::String(value.into()),
-    };
-    let mut over = value;
-    for key in path.trim().rsplit('.') {
-        if key.is_empty() {
-            return Err(Error::input(format!("--set {text}"), "has an empty key", fix));
-        }
-        over = Value::Table(Table::from_iter([(key.to_string(), over)]));
-    }
-    if let Value::Table(over) = over {
-        merge(table, over);
-    }
-    Ok(())
 }

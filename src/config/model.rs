@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use candle_core::DType;
+use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -10,14 +11,14 @@ use super::unknown;
 use crate::error::{Error, Result};
 
 /// `[model]`: where the weights come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
     /// Folder in HF layout (config.json, safetensors, tokenizer.json); a short name, of a folder in `checkpoints/`; or a
     /// hub name: `org/name`, `org/name@revision`. Absent: `random` makes a model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// A small model from the seed, with a byte-level tokenizer built from the synthetic logs.
+    /// A small model from the seed, with a byte-level tokenizer built from the synthetic logs or the rows of `data.train`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub random: Option<RandomModelConfig>,
     /// Folder with the tokenizer, when not the model's own (guards run with another model's tokenizer).
@@ -28,12 +29,14 @@ pub struct ModelConfig {
     pub chat_template: Option<PathBuf>,
     /// Variables for the chat template, for instance `{ enable_thinking = false }` for Qwen3's.
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub template_args: toml::Table,
     /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
     pub max_positions: usize,
     /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, where
     /// bf16 is slower.
     #[serde(deserialize_with = "DtypeKind::computed")]
+    #[schemars(extend("enum" = ["auto", "f32", "bf16"]), with = "String")]
     pub dtype: DtypeKind,
 }
 
@@ -96,16 +99,22 @@ impl fmt::Display for DtypeKind {
 }
 
 /// `[model.random]`: shape of a Llama made from the seed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RandomModelConfig {
+    /// Width of the residual stream. A multiple of twice `attention_heads`.
     pub hidden_size: usize,
+    /// Width of the feed-forward layer.
     pub intermediate_size: usize,
+    /// Blocks.
     pub layers: usize,
+    /// Query heads of a block.
     pub attention_heads: usize,
+    /// Key and value heads of a block, a divisor of `attention_heads`.
     pub key_value_heads: usize,
     /// Entries of the byte-level tokenizer, special tokens included.
     pub vocab_size: usize,
+    /// Base of the rotary angles.
     pub rope_theta: f64,
 }
 
@@ -140,7 +149,7 @@ impl ModelConfig {
                 let unused = [("tokenizer", &self.tokenizer), ("chat_template", &self.chat_template)];
                 if let Some((name, path)) = unused.iter().find_map(|(n, p)| Some((n, p.as_ref()?))) {
                     let want = "unset with [model.random]";
-                    let why = "its tokenizer is built from the synthetic logs";
+                    let why = "its tokenizer is built from the rows";
                     return Err(Error::config(&format!("model.{name}"), path.display(), want, why));
                 }
                 if let Some((name, value)) = self.template_args.iter().next() {

@@ -1,11 +1,12 @@
 //! `[sft.optim]`, `[grpo.optim]`: AdamW, its schedule and the clip of the gradient.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// AdamW (Loshchilov and Hutter, arXiv:1711.05101) with a schedule and a clip by global norm.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
     /// Peak learning rate, reached after the warm-up.
@@ -33,7 +34,7 @@ pub struct OptimConfig {
 }
 
 /// Memory of AdamW's moments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MomentsConfig {
     /// 8 bytes a weight.
@@ -43,7 +44,7 @@ pub enum MomentsConfig {
     Int8,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bf16WeightsConfig {
     /// Stochastic rounding where weights are bf16.
@@ -55,7 +56,7 @@ pub enum Bf16WeightsConfig {
     StochasticRounding,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientsConfig {
     /// 4 bytes a weight.
@@ -66,17 +67,20 @@ pub enum GradientsConfig {
 }
 
 /// The learning rate after the warm-up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ScheduleConfig {
+    /// Stays as it is.
     Constant {},
     /// Falls along a line to `min_learning_rate`.
     Linear {
+        /// What it falls to.
         #[serde(default)]
         min_learning_rate: f64,
     },
     /// Falls along half a cosine to `min_learning_rate`.
     Cosine {
+        /// What it falls to.
         #[serde(default)]
         min_learning_rate: f64,
     },

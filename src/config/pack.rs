@@ -1,9 +1,10 @@
 //! `[pack]`: how work is cut into packed batches, and what is kept between passes.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// What a forward pass keeps for the backward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationMemory {
     /// On a GPU the fastest that fits its memory; on the CPU `recompute`.
@@ -15,7 +16,7 @@ pub enum ActivationMemory {
 }
 
 /// `[pack]`: how work is cut into packed batches. Results do not depend on it, only speed and memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PackConfig {
     /// Tokens that go through the model in one training pack; a group's prompt counts once, and the last token of a
@@ -23,6 +24,7 @@ pub struct PackConfig {
     pub max_tokens_per_pack: usize,
     /// Tokens whose keys and values are alive at once while sampling.
     pub max_rollout_tokens: usize,
+    /// What a forward pass keeps for the backward pass.
     pub activations: ActivationMemory,
     /// Tokens whose activations a rollout keeps for the update that follows, which then computes no forward pass
     /// for them; 0 switches it off. What is kept of a token: see `activations`. `"auto"`: on a GPU as many as fit its
@@ -76,6 +78,16 @@ impl<'de> Deserialize<'de> for ReusedTokens {
             Written::Tokens(tokens) => Self::Tokens(tokens),
             Written::Word(Auto::Auto) => Self::Auto,
         })
+    }
+}
+
+impl JsonSchema for ReusedTokens {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ReusedTokens".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "enum": ["auto"] }] })
     }
 }
 

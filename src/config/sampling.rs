@@ -1,9 +1,10 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// How a token is drawn from the model's distribution.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingConfig {
     /// Divides the logits; the trainer's log-probs use the same. 0 is greedy (evaluation only).
@@ -16,7 +17,7 @@ pub struct SamplingConfig {
     pub min_p: f32,
     /// Log-probs are those of the distribution that was cut: the trainer cuts its own in the same way, and the
     /// sampled token is always part of it. Else top_k, top_p and min_p choose the tokens, and log-probs are those of
-    /// the whole distribution. CPU only.
+    /// the whole distribution. CPU only. Default false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub replay_truncation: bool,
 }

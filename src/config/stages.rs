@@ -1,5 +1,6 @@
 //! `[sft]`, `[grpo]`, `[eval]`: what each stage of a run does.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::loss::{KlEstimator, KlPlace, LossConfig};
@@ -8,19 +9,21 @@ use super::sampling::SamplingConfig;
 use crate::error::{Error, Result};
 
 /// `[sft]`: the warm-up, cross-entropy on the answer's tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
-    /// Optimiser steps. 0: as many as `epochs` takes.
+    /// Optimiser steps. 0: as many as `epochs` takes. Give this or `epochs`.
     pub steps: usize,
-    pub epochs: f64,
+    /// How often each row is learned from. Give this or `steps`. Default 1 where neither is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
     /// Rows an optimiser step averages over.
     pub rows_per_step: usize,
     pub optim: OptimConfig,
 }
 
 /// How rewards become advantages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScaleRewards {
     /// Divide by the standard deviation of the group.
@@ -32,7 +35,7 @@ pub enum ScaleRewards {
 }
 
 /// What a completion's reward is compared with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Baseline {
     /// The mean of the group.
@@ -42,7 +45,7 @@ pub enum Baseline {
 }
 
 /// How the rewards of a task that has several become one advantage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CombineRewards {
     /// Their weighted sum is normalised.
@@ -53,7 +56,7 @@ pub enum CombineRewards {
 }
 
 /// In which order a stage goes through its prompts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptOrder {
     /// Every prompt once an epoch.
@@ -63,16 +66,17 @@ pub enum PromptOrder {
 }
 
 /// What is learned from a completion that the budget cut off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncatedCompletions {
+    /// What is learned from any other.
     Keep,
     /// It is part of its group's mean, but no token of it is trained on (DAPO, arXiv:2503.14476).
     Mask,
 }
 
 /// Which prompts a GRPO step sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
     /// Prompts as the data has them.
@@ -82,9 +86,10 @@ pub enum Balance {
 }
 
 /// `[grpo]`: how rollouts become a gradient.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GrpoConfig {
+    /// Optimiser steps.
     pub steps: usize,
     /// Prompts per optimiser step. Rollouts per step = `prompts_per_step * group_size`.
     pub prompts_per_step: usize,
@@ -93,21 +98,27 @@ pub struct GrpoConfig {
     /// Completion budget in tokens.
     pub max_completion_tokens: usize,
     pub sampling: SamplingConfig,
+    /// How rewards become advantages.
     pub scale_rewards: ScaleRewards,
     /// Added to the standard deviation that divides the advantages.
     pub advantage_eps: f64,
+    /// What a completion's reward is compared with.
     pub baseline: Baseline,
+    /// How the rewards of a task that has several become one advantage.
     pub combine_rewards: CombineRewards,
+    /// Which prompts a step sees.
     pub balance: Balance,
+    /// In which order the stage goes through its prompts.
     pub order: PromptOrder,
     /// Rounds of new prompts in the place of those whose completions all earned the same, until a step has
     /// `prompts_per_step` groups to learn from (dynamic sampling, DAPO). 0: dead groups stay.
     pub max_resamples: usize,
+    /// What is learned from a completion that the budget cut off.
     pub truncated: TruncatedCompletions,
     /// A completion loses up to `overlong_penalty` of its reward over the last so many tokens of the budget
     /// (DAPO's soft punishment). 0: none.
     pub overlong_buffer_tokens: usize,
-    /// Default 1.
+    /// Reward that is lost at the end of the budget. Default 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlong_penalty: Option<f64>,
     /// Upper bound of `exp(trainer logp - sampler logp)`, with which a token's loss is multiplied when it is given
@@ -121,10 +132,10 @@ pub struct GrpoConfig {
     pub updates_per_rollout: usize,
     /// KL penalty weight (beta), per token in nats. 0 keeps no reference model.
     pub kl_coef: f64,
-    /// Default: `k3` in the loss, `k1` in the reward.
+    /// Which estimate of the distance to the reference. Default: `k3` in the loss, `k1` in the reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_estimator: Option<KlEstimator>,
-    /// Default `loss`.
+    /// Where the distance to the reference is charged. Default `loss`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_in: Option<KlPlace>,
     /// Every so many steps the reference becomes the policy of that step. Default: it stays that of the start.
@@ -137,20 +148,21 @@ pub struct GrpoConfig {
 }
 
 /// `[eval]`: run before training, after each stage, and every `every_steps` of GRPO.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// Steps of GRPO between two evaluations. 0: only at the ends of stages.
     pub every_steps: usize,
     /// Completions per prompt, each counted.
     pub samples_per_prompt: usize,
+    /// Completion budget in tokens.
     pub max_completion_tokens: usize,
     pub sampling: SamplingConfig,
 }
 
 impl Default for SftConfig {
     fn default() -> Self {
-        Self { steps: 0, epochs: 1.0, rows_per_step: 32, optim: OptimConfig::default() }
+        Self { steps: 0, epochs: None, rows_per_step: 32, optim: OptimConfig::default() }
     }
 }
 
@@ -205,11 +217,17 @@ pub(super) fn at_least(key: &str, got: usize, least: usize, why: &str) -> Result
 }
 
 impl SftConfig {
+    /// What counts where `steps` is 0.
+    pub fn epochs(&self) -> f64 {
+        self.epochs.unwrap_or(1.0)
+    }
+
     pub fn validate(&self) -> Result<()> {
         at_least("sft.rows_per_step", self.rows_per_step, 1, "a step averages over rows")?;
-        if self.steps == 0 && !(self.epochs > 0.0 && self.epochs.is_finite()) {
+        let epochs = self.epochs();
+        if self.steps == 0 && !(epochs > 0.0 && epochs.is_finite()) {
             let why = "sft.steps is 0, so epochs decide the length";
-            return Err(Error::config("sft.epochs", self.epochs, "above 0", why));
+            return Err(Error::config("sft.epochs", epochs, "above 0", why));
         }
         self.optim.validate("sft.optim")
     }
@@ -293,6 +311,17 @@ impl GrpoConfig {
             false => Err(Error::config(&format!("grpo.{key}"), got, want, why)),
         };
         let coef = self.entropy_coef;
+        if self.scale_rewards != ScaleRewards::Group
+            && self.combine_rewards == CombineRewards::NormalizeThenSum
+        {
+            let problem = "has no effect beside grpo.combine_rewards = \"normalize_then_sum\", which has a way of its own";
+            return Err(Error::input("grpo.scale_rewards", problem, "Remove one of the two keys"));
+        }
+        let nothing_divides = self.scale_rewards == ScaleRewards::None;
+        if nothing_divides && self.advantage_eps != Self::default().advantage_eps {
+            let problem = "has no effect: with grpo.scale_rewards = \"none\" no deviation divides";
+            return Err(Error::input("grpo.advantage_eps", problem, "Remove one of the two keys"));
+        }
         number("entropy_coef", coef, coef >= 0.0, "0 or more", "a negative bonus makes the policy collapse")?;
         if let Some(cap) = self.importance_cap {
             number("importance_cap", cap, cap > 0.0, "above 0", "it bounds a ratio of probabilities")?;

@@ -6,6 +6,7 @@ pub mod jsonl;
 pub mod order;
 pub mod predictions;
 pub mod preview;
+pub mod raw;
 mod recorded;
 pub mod synthetic;
 pub mod unlabelled;

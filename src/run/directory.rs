@@ -1,6 +1,6 @@
 //! Where the files of a run are, and who may write them.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::checkpoint::remove_leftovers;
 use super::lock::Lock;
@@ -33,30 +33,27 @@ impl RunDirectory {
     /// # Errors
     /// A directory that holds anything already, or that cannot be written.
     pub fn create(root: &Path, name: &str) -> Result<Self> {
-        let mut components = Path::new(name).components();
-        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
-            let why = "it becomes a directory of run.root";
-            return Err(Error::config("run.name", format!("{name:?}"), "a plain directory name", why));
-        }
+        check_name(name)?;
         let path = root.join(name);
         std::fs::create_dir_all(&path).map_err(Error::io(&path, "create the run directory"))?;
         let run = Self { _lock: Lock::acquire(&path.join(LOCK))?, path };
-        for entry in std::fs::read_dir(&run.path).map_err(Error::io(&run.path, "read"))? {
-            let entry = entry.map_err(Error::io(&run.path, "read"))?;
-            if entry.file_name() != LOCK {
-                return Err(Error::input(
-                    run.path.display(),
-                    format!("is not empty (it has {})", entry.file_name().display()),
-                    "Choose another run.name, or go on with that run with --resume",
-                ));
-            }
-        }
+        check_empty(&run.path)?;
         run.make_folders()?;
         Ok(run)
     }
 
-    /// A new run `root/stem-001`, or with the first number that is free.
+    /// Refuses what [`Self::create`] would refuse, and makes nothing.
+    pub fn check_new(root: &Path, name: &str) -> Result<()> {
+        check_name(name)?;
+        let path = root.join(name);
+        if path.exists() { check_empty(&path) } else { Ok(()) }
+    }
+
+    /// A new run `root/stem-001`, or with the first number that is free. What no run may be called becomes `-` in it.
     pub fn create_numbered(root: &Path, stem: &str) -> Result<Self> {
+        let stem: String = stem.chars().map(|c| if may_be_in_a_name(c) { c } else { '-' }).collect();
+        let stem = stem.trim_start_matches(['-', '.']);
+        let stem = if stem.is_empty() { "run" } else { stem };
         std::fs::create_dir_all(root).map_err(Error::io(root, "create the directory of runs"))?;
         let mut number = 0u64;
         loop {
@@ -123,6 +120,35 @@ impl RunDirectory {
     pub fn model(&self) -> PathBuf {
         self.path.join("model")
     }
+}
+
+/// A name goes into commands, tables and file names of other programs: letters, digits and `. _ - + = @`.
+fn may_be_in_a_name(c: char) -> bool {
+    c.is_alphanumeric() || "._-+=@".contains(c)
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let plain = name.chars().all(may_be_in_a_name) && !name.starts_with(['-', '.']);
+    if plain && (1..=200).contains(&name.len()) {
+        return Ok(());
+    }
+    let want = "a plain directory name: letters, digits and . _ - + = @, the first a letter, a digit or one of _ + = @";
+    Err(Error::config("run.name", format!("{name:?}"), want, "it becomes a directory of run.root"))
+}
+
+/// A lock may lie in it.
+fn check_empty(path: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(path).map_err(Error::io(path, "read"))? {
+        let entry = entry.map_err(Error::io(path, "read"))?;
+        if entry.file_name() != LOCK {
+            return Err(Error::input(
+                path.display(),
+                format!("is not empty (it has {})", entry.file_name().display()),
+                "Choose another run.name, or go on with that run with --resume",
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,20 +13,26 @@ use super::{LabelId, Outcome, Place, Task, Verdict, shorten};
 use crate::error::Result;
 use crate::types::FinishReason;
 
-/// `[answers]` as it is written.
-#[derive(Deserialize)]
+/// The exact text of every label's answer, for the stage `enumerate` and for exact probabilities of labels.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AnswersSection {
+    /// Template of the negative answer. Absent: it is free text, and the task is open.
     negative: Option<String>,
+    /// Template of every positive label's answer: `{label}`, `{name}` of the fields, any other `{path}` of the row.
     positive: String,
+    /// What group 1 of a regex matches in a text of the row, its last match, by name.
     #[serde(default)]
     fields: BTreeMap<String, FieldEntry>,
 }
 
-#[derive(Deserialize)]
+/// A part of the row's text.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct FieldEntry {
+    /// Path to the text.
     path: String,
+    /// With one capture group.
     regex: String,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::answers::AnswersSection;
@@ -10,84 +11,121 @@ use super::outcome::ExtraReward;
 use super::paper::PaperSection;
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
+use crate::config::schema;
 use crate::error::{Error, Result};
 use crate::types::FinishReason;
 
 const MANUAL: &str = "docs/tasks.md lists every key";
 
-#[derive(Deserialize)]
+/// A task: how a row becomes a conversation with a gold label, how an answer becomes a verdict, and what it earns.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct TaskFile {
+pub(super) struct TaskFile {
+    /// The task's name in reports.
     name: String,
+    /// What an answer is that the completion budget cut off.
     #[serde(default)]
     truncated: Truncated,
+    /// How often an evaluation asks again where an answer is malformed (temperature above 0).
     #[serde(default)]
     retries: u32,
+    /// Path to true or false: whether the row's attack went through without a guard.
     attack_succeeded: Option<String>,
     input: InputSection,
     gold: GoldSection,
     sft: Option<SftSection>,
     answers: Option<AnswersSection>,
     labels: LabelsSection,
+    /// The first rule whose regex matches an answer decides. The last one is the default.
     verdict: Vec<RuleEntry>,
     paper: Option<PaperSection>,
     #[serde(default)]
     reward: Reward,
+    /// Rewards beside `[reward]`, by name.
     #[serde(default)]
     extra_rewards: BTreeMap<String, ExtraReward>,
 }
 
-#[derive(Deserialize)]
+/// How a row becomes a conversation: exactly one of messages and template.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct InputSection {
+    /// Path to a list of `{"role", "content"}`. The last message is the user's or a tool's.
     messages: Option<String>,
+    /// Text of one user message; `{path}` is the row's value there, `{{` and `}}` are braces.
     template: Option<String>,
+    /// System text: replaces the row's first system message, or is put before the first message.
     system: Option<String>,
 }
 
-#[derive(Deserialize)]
+/// Where a row's gold label is.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GoldSection {
+    /// Path to a text, number or boolean, or to a list of them where labels.multi is true.
     path: String,
+    /// From raw value to label. A value that is not here has to be a label itself.
     #[serde(default)]
     map: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
+/// The answer that SFT imitates: exactly one of target and target_template.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SftSection {
+    /// Path to the text.
     target: Option<String>,
     target_template: Option<TargetTemplates>,
 }
 
-#[derive(Deserialize)]
+/// `{label}` is the gold label, `{name}` its name in words, any other `{path}` the row's value.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TargetTemplates {
+    /// Text of the negative answer.
     negative: String,
+    /// Text of a positive answer.
     positive: String,
 }
 
-#[derive(Deserialize)]
+/// The labels of the task.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LabelsSection {
+    /// The label of "nothing to flag".
     negative: String,
+    /// All other labels.
     positive: Vec<String>,
+    /// Compare labels without regard to case.
     #[serde(default)]
     ignore_case: bool,
+    /// Gold label and answer may be several positive labels, in answers with commas between them.
     #[serde(default)]
     multi: bool,
+    /// From each label to its name in words, `{name}` in templates.
     #[serde(default)]
     names: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
+/// One rule.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RuleEntry {
+    /// Pattern of the Rust `regex` crate; it matches anywhere unless anchored.
     regex: Option<String>,
+    /// `$1`, the text of that capture group; `@negative`; `@malformed`; or a label.
     label: Option<String>,
+    /// With a capture: which match in the answer.
     take: Option<Take>,
+    /// Only in the last rule, in the place of regex and label: `@negative` or `@malformed`.
     default: Option<String>,
+    /// How the paper's rule reads this rule's malformed answers.
     paper: Option<PaperReading>,
+}
+
+/// JSON schema of a task file.
+pub(super) fn schema() -> serde_json::Value {
+    schema::of::<TaskFile>()
 }
 
 /// `place` is what errors call the file.

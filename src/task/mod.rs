@@ -106,6 +106,11 @@ impl Task {
         file::parse(&text, source)
     }
 
+    /// JSON schema of a task file.
+    pub fn schema() -> Value {
+        file::schema()
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -1,5 +1,6 @@
 //! What a verdict is worth against the gold label.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{LabelId, Verdict};
@@ -42,14 +43,20 @@ impl Outcome {
 
 /// `[reward]`: the reward of each outcome. The default is {0, 1} exact label match, as in MCP-RiskCue, but
 /// with nothing for a malformed answer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Reward {
+    /// Gold positive, the same label in the answer.
     pub exact_positive: f32,
+    /// Gold negative, and so is the answer.
     pub exact_negative: f32,
+    /// Gold positive, another positive label in the answer.
     pub wrong_label: f32,
+    /// Gold negative, any positive label in the answer.
     pub false_positive: f32,
+    /// Gold positive, a negative answer.
     pub false_negative: f32,
+    /// An answer that says nothing of the task, whatever the gold label is.
     pub malformed: f32,
 }
 
@@ -67,21 +74,27 @@ impl Default for Reward {
 }
 
 /// `[extra_rewards.<name>]`: a reward beside `[reward]`. Outcomes that are left out earn nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExtraReward {
     /// What it counts in the sum.
     weight: f32,
+    /// Gold positive, the same label in the answer.
     #[serde(default)]
     exact_positive: f32,
+    /// Gold negative, and so is the answer.
     #[serde(default)]
     exact_negative: f32,
+    /// Gold positive, another positive label in the answer.
     #[serde(default)]
     wrong_label: f32,
+    /// Gold negative, any positive label in the answer.
     #[serde(default)]
     false_positive: f32,
+    /// Gold positive, a negative answer.
     #[serde(default)]
     false_negative: f32,
+    /// An answer that says nothing of the task, whatever the gold label is.
     #[serde(default)]
     malformed: f32,
 }

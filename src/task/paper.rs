@@ -1,14 +1,17 @@
 //! `[paper]`: what the paper's rule takes for a flag.
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::check::Check;
 use crate::error::Result;
 
-#[derive(Deserialize)]
+/// What the paper's rule takes for a flag.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PaperSection {
+    /// Its first match is a flag, if capture group 1 is a label. Every other malformed answer is not flagged.
     regex: String,
 }
 

@@ -1,6 +1,7 @@
 //! From an answer to a verdict: ordered regex rules, the first that matches decides.
 
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::types::FinishReason;
@@ -72,11 +73,13 @@ impl Verdict {
 
 /// How the paper's rule reads a malformed answer. MCP-RiskCue (arXiv 2511.05867) takes nearly all of them
 /// for "not flagged", which is the hole that `Verdict::Malformed` closes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaperReading {
+    /// As an answer that raises no alarm.
     #[default]
     NotFlagged,
+    /// As an alarm.
     Flagged,
     /// Left out, as by papers that ask again and drop what they cannot parse.
     Dropped,
@@ -121,11 +124,13 @@ impl LabelSet {
 }
 
 /// Which match of a rule's regex gives the label.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Take {
+    /// The first one.
     #[default]
     First,
+    /// The last one.
     Last,
 }
 
@@ -147,7 +152,7 @@ pub(super) struct Rule {
 }
 
 /// What happens to an answer that the completion budget cut off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Truncated {
     /// Judged as it stands: half a benign answer is still a benign answer, and half a refusal is for the

@@ -36,10 +36,15 @@ impl From<Config> for Fetched {
 
 /// Finds the models that a config names by path, short name or hub name; `progress` hears of downloads.
 pub fn fetch(config: Config, progress: &mut dyn Progress) -> Result<Fetched> {
+    fetch_parts(config, Parts::Model, progress)
+}
+
+/// [`fetch`], with so much of a hub's model as `parts` says.
+pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) -> Result<Fetched> {
     let mut fetched = Fetched::from(config);
     let Fetched { config, recorded, pinned } = &mut fetched;
     for (key, path, record, parts) in [
-        ("model.path", &mut config.model.path, &mut recorded.model.path, Parts::Model),
+        ("model.path", &mut config.model.path, &mut recorded.model.path, parts),
         ("model.tokenizer", &mut config.model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
     ] {
         let Some(named) = path else { continue };

@@ -1,17 +1,19 @@
 //! What a run is made of before its first step: task, tokens, rows, weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::corpus;
 use super::place::{self, Opened};
 use super::rows::{Rows, prompt_order};
+use crate::config::model::RandomModelConfig;
 use crate::config::stages::CombineRewards;
 use crate::config::{Config, Stage};
-use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::export::probe::Probe;
 use crate::formats::hf::weights::SaveOptions;
 use crate::formats::hf::{self, Companions, config_json, folder};
-use crate::model::decoder::{Decoder, Placement};
+use crate::model::config::ModelConfig;
+use crate::model::decoder::Decoder;
 use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -24,10 +26,42 @@ pub struct Materials {
     pub companions: Companions,
 }
 
+/// Where the weights of a run come from.
+pub enum Start {
+    Folder(PathBuf),
+    /// Drawn from the seed.
+    Seed(Box<ModelConfig>),
+}
+
+impl Start {
+    /// The shape of the model.
+    pub fn model(&self) -> Result<ModelConfig> {
+        match self {
+            Self::Folder(dir) => config_json::load(dir),
+            Self::Seed(model) => Ok((**model).clone()),
+        }
+    }
+}
+
 impl Materials {
     /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer.
     pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<(Self, Decoder)> {
         let Opened { place, fell_back } = place::open_for(config)?;
+        // Rows before weights: a bad row should not cost the minutes that loading takes.
+        let (materials, start) = Self::gather(config, config, run, sinks)?;
+        let positions = config.model.max_positions;
+        let decoder = match start {
+            Start::Folder(dir) => hf::load_decoder(&dir, positions, &place)?,
+            Start::Seed(model) => Decoder::random_on(&place, *model, config.seed, positions)?,
+        };
+        if let Some(text) = fell_back {
+            sinks.emit(&Event::Note { text });
+        }
+        Ok((materials, decoder))
+    }
+
+    /// All but the weights. `rows` is the config that says which rows are read.
+    pub fn gather(config: &Config, rows: &Config, run: &Path, sinks: &mut Sinks) -> Result<(Self, Start)> {
         let task = Task::load(&config.task)?;
         let (grpo, enumerate) =
             (config.stages.contains(&Stage::Grpo), config.stages.contains(&Stage::Enumerate));
@@ -43,36 +77,23 @@ impl Materials {
             let fix = "Remove the key, or give the task [extra_rewards]";
             return Err(Error::input("grpo.combine_rewards", problem, fix));
         }
-        let (materials, decoder) = match (&config.model.path, &config.model.random) {
-            (Some(dir), _) => Self::from_folder(config, &place, task, dir, sinks),
-            (None, Some(_)) => Self::from_seed(config, &place, task, &run.join("tokenizer"), sinks),
+        let (encoder, companions, start) = match (&config.model.path, &config.model.random) {
+            (Some(dir), _) => Self::from_folder(config, dir),
+            (None, Some(shape)) => Self::from_seed(config, shape, &task, &run.join("tokenizer")),
             (None, None) => config.model.validate().and(Err(Error::Compute("no model".into()))),
         }?;
+        let rows = Rows::load(rows, &task, &encoder, sinks)?;
         // Asked before the first evaluation, not after the warm-up.
         if grpo {
-            prompt_order(&materials.rows.grpo, config.grpo.balance, "grpo.balance", config.seed)?;
+            prompt_order(&rows.grpo, config.grpo.balance, "grpo.balance", config.seed)?;
         }
         if enumerate {
-            prompt_order(
-                &materials.rows.answers,
-                config.enumerate.balance,
-                "enumerate.balance",
-                config.seed,
-            )?;
+            prompt_order(&rows.answers, config.enumerate.balance, "enumerate.balance", config.seed)?;
         }
-        if let Some(text) = fell_back {
-            sinks.emit(&Event::Note { text });
-        }
-        Ok((materials, decoder))
+        Ok((Self { task, encoder, rows, companions }, start))
     }
 
-    fn from_folder(
-        config: &Config,
-        place: &Placement,
-        task: Task,
-        dir: &Path,
-        sinks: &mut Sinks,
-    ) -> Result<(Self, Decoder)> {
+    fn from_folder(config: &Config, dir: &Path) -> Result<(PromptEncoder, Companions, Start)> {
         if !dir.is_dir() {
             let problem = if dir.exists() { "is a file, not a folder" } else { "no such folder" };
             let fix =
@@ -91,56 +112,40 @@ impl Materials {
             date: Date::default(),
             template_args: Some(&config.model.template_args),
         })?;
-        // Rows before weights: a bad row should not cost the minutes that loading takes.
-        let rows = Rows::load(config, &task, &encoder, sinks)?;
-        let decoder = hf::load_decoder(dir, config.model.max_positions, place)?;
-        Ok((Self { task, encoder, rows, companions }, decoder))
+        Ok((encoder, companions, Start::Folder(dir.into())))
     }
 
     fn from_seed(
         config: &Config,
-        place: &Placement,
-        task: Task,
+        shape: &RandomModelConfig,
+        task: &Task,
         dir: &Path,
-        sinks: &mut Sinks,
-    ) -> Result<(Self, Decoder)> {
-        let (Some(shape), Some(data)) = (&config.model.random, &config.data.synthetic) else {
-            return Err(Error::Compute("a random model without synthetic logs".into()));
-        };
-        let spec =
-            Spec { safe_share: data.sft_safe_share, ..Spec::new(config.seed, Split::Train, data.sft_rows) };
-        let corpus = synthetic::rows(&spec);
-        let texts: Vec<&str> = corpus
-            .iter()
-            .flat_map(|row| {
-                let messages = row["prompt"].as_array().into_iter().flatten();
-                messages.filter_map(|m| m["content"].as_str()).chain(row["chosen"].as_str())
-            })
-            .collect();
-        let tokenizer = byte_tokenizer::build(texts.into_iter(), &synthetic::phrases(), shape.vocab_size)
-            .map_err(|error| match error {
+    ) -> Result<(PromptEncoder, Companions, Start)> {
+        let (texts, phrases) = corpus::of(config, task)?;
+        let texts = texts.iter().map(String::as_str);
+        let tokenizer =
+            byte_tokenizer::build(texts, &phrases, shape.vocab_size).map_err(|error| match error {
                 Error::Config { got, want, why, .. } => {
                     Error::config("model.random.vocab_size", got, want, why)
                 }
                 other => other,
             })?;
+        let file = dir.join("tokenizer.json");
+        let before = std::fs::read(&file).ok();
         std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the tokenizer folder"))?;
         byte_tokenizer::save_pretrained(&tokenizer, dir)?;
+        if let Some(before) = before
+            && std::fs::read(&file).map_err(Error::io(&file, "read"))? != before
+        {
+            std::fs::write(&file, before).map_err(Error::io(&file, "write"))?;
+            let problem = "the tokenizer that is built from its rows is no longer that of this run";
+            return Err(Error::input("data.train", problem, "Give the file back that the run began with"));
+        }
         let encoder = PromptEncoder::load(&EncoderFiles::of(dir))?;
-        let json = serde_json::json!({
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
-            "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
-            "num_hidden_layers": shape.layers, "num_attention_heads": shape.attention_heads,
-            "num_key_value_heads": shape.key_value_heads, "vocab_size": tokenizer.get_vocab_size(true),
-            "rms_norm_eps": 1e-5, "rope_theta": shape.rope_theta, "tie_word_embeddings": true,
-            "max_position_embeddings": config.model.max_positions,
-            "eos_token_id": encoder.stop_tokens().ids(),
-        });
-        let model = config_json::from_json(&json, "model.random")?;
-        let decoder = Decoder::random_on(place, model, config.seed, config.model.max_positions)?;
+        let vocab = tokenizer.get_vocab_size(true);
+        let model = random_model(shape, vocab, encoder.stop_tokens().ids(), config.model.max_positions)?;
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
-        let rows = Rows::load(config, &task, &encoder, sinks)?;
-        Ok((Self { task, encoder, rows, companions }, decoder))
+        Ok((encoder, companions, Start::Seed(Box::new(model))))
     }
 
     /// A model folder with all that travels with it; an adapter of `decoder` is merged.
@@ -171,4 +176,23 @@ impl Materials {
         let problem = format!("its log-probs differ by {worst:.1e}, and {bound:.1e} is the bound");
         Err(Error::Unfaithful { path: target.to_path_buf(), problem })
     }
+}
+
+/// The model that `[model.random]` describes.
+pub fn random_model(
+    shape: &RandomModelConfig,
+    vocab_size: usize,
+    stop_tokens: &[u32],
+    max_positions: usize,
+) -> Result<ModelConfig> {
+    let json = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.attention_heads,
+        "num_key_value_heads": shape.key_value_heads, "vocab_size": vocab_size,
+        "rms_norm_eps": 1e-5, "rope_theta": shape.rope_theta, "tie_word_embeddings": true,
+        "max_position_embeddings": max_positions,
+        "eos_token_id": stop_tokens,
+    });
+    config_json::from_json(&json, "model.random")
 }

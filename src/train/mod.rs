@@ -1,5 +1,6 @@
 //! Training: the loop over stages, what each does in a step, and what holds a run together.
 
+pub mod corpus;
 mod dump;
 pub mod enumerate;
 pub mod grpo;
@@ -11,6 +12,7 @@ pub mod objective;
 mod penalties;
 pub mod place;
 pub mod policy;
+pub mod preflight;
 mod prompts;
 pub mod reference;
 mod rolled;

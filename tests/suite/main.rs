@@ -37,6 +37,7 @@ mod ops;
 mod policy;
 mod probabilities;
 mod recorded_answers;
+mod reference;
 mod reports;
 mod shared_prefix;
 mod sister_tasks;

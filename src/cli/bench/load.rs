@@ -21,6 +21,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 
 /// Load weights, and nothing else: seconds, GB/s and peak memory.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example: rlvr bench load --model smollm2-135m-instruct")]
 pub struct Args {
     /// Load this model: a folder, short name or hub name.
     #[arg(long, conflicts_with_all = ["preset", "random_weights"], required_unless_present = "preset")]

@@ -13,6 +13,7 @@ use clap::Subcommand;
 
 /// Time the work rlvr does, on this machine.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr bench step --preset smollm2-135m --random-weights")]
 pub struct Args {
     #[command(subcommand)]
     command: Bench,

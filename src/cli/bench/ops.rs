@@ -23,6 +23,7 @@ use crate::train::place;
 /// a copy, whichever takes longer) divided by the time taken. An op that mostly reads can pass 1. The inputs
 /// of a run are not those of the run before, so that they come from memory where they would in a step.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr bench ops --preset smollm2-135m")]
 pub struct Args {
     /// Shape of the model: smollm2-135m, smollm2-360m, llama-3.2-1b, llama-3.2-3b, qwen3-4b, llama-3.1-8b,
     /// qwen3-14b, or tiny to try the command.

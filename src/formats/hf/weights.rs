@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use super::config_json;
-use super::shards::{INDEX, SINGLE, WeightFiles};
+use super::shards::{INDEX, SINGLE, Shard, WeightFiles};
 use crate::error::{Error, Result};
 use crate::formats::file::{write_aside, write_json};
 use crate::model::config::ModelConfig;
@@ -32,6 +32,27 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<BTreeMap<String, Tensor>> {
+    let (shards, stored) = locate(dir, config)?;
+    let mut tensors = BTreeMap::new();
+    for (name, _) in config.parameter_names() {
+        let (_, number) = stored[&name];
+        let shard = &shards[number];
+        // Converted before it goes to the device: no kernel is asked for, and half as much goes over.
+        let tensor = shard.tensor(&shard.tensors[&name], dtype)?;
+        tensors.insert(name, tensor.to_device(device).map_err(compute)?);
+    }
+    Ok(tensors)
+}
+
+/// Refuses what [`load`] refuses, from the headers of the files: no tensor is read.
+pub fn check(dir: &Path, config: &ModelConfig) -> Result<()> {
+    locate(dir, config).map(drop)
+}
+
+/// Shape of each stored tensor, and which of the files has it.
+type Located = BTreeMap<String, (Vec<usize>, usize)>;
+
+fn locate(dir: &Path, config: &ModelConfig) -> Result<(Vec<Shard>, Located)> {
     let WeightFiles { shards, broken } = WeightFiles::open(dir)?;
     let mut stored = BTreeMap::new();
     let mut faults = Faults { broken, ..Faults::default() };
@@ -46,16 +67,7 @@ pub fn load(
     }
     faults.compare(&config.parameter_names(), &stored, config.tie_word_embeddings);
     faults.into_result(dir)?;
-
-    let mut tensors = BTreeMap::new();
-    for (name, _) in config.parameter_names() {
-        let (_, number) = stored[&name];
-        let shard = &shards[number];
-        // Converted before it goes to the device: no kernel is asked for, and half as much goes over.
-        let tensor = shard.tensor(&shard.tensors[&name], dtype)?;
-        tensors.insert(name, tensor.to_device(device).map_err(compute)?);
-    }
-    Ok(tensors)
+    Ok((shards, stored))
 }
 
 /// How [`save`] stores weights.

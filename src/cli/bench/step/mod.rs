@@ -19,6 +19,9 @@ use crate::train::place;
 
 /// One GRPO step: rollout, update, optimiser. Tokens are random, so quality means nothing here.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Example: rlvr bench step --preset smollm2-135m --random-weights --groups 1 --steps 2"
+)]
 pub struct Args {
     /// Shape of the model: tiny, smollm2-135m, smollm2-360m; on a GPU also those of `rlvr bench ops`.
     #[arg(long, default_value = "smollm2-135m")]
