@@ -15,6 +15,7 @@ const FLAGS: [&str; 4] = ["-fatbin", "-O3", "-std=c++17", "-lineinfo"];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
+    say_what_is_built();
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return ExitCode::SUCCESS;
     }
@@ -29,6 +30,49 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// For `rlvr --version`: the commit, the features, and what kernels are compiled with.
+fn say_what_is_built() {
+    let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
+    let compiler = Command::new(nvcc()).arg("--version").output().ok().filter(|_| cuda);
+    let release = compiler.and_then(|output| {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Some(text.split_once("release ")?.1.split(',').next()?.to_string())
+    });
+    let built = match (cuda, release) {
+        (false, _) => "not built in; cargo build --release --features cuda".to_string(),
+        (true, Some(release)) => format!("kernels by nvcc {release} for sm_80, sm_90a, later cards by PTX"),
+        (true, None) => "built in".to_string(),
+    };
+    println!("cargo::rustc-env=RLVR_COMMIT={}", commit().unwrap_or_else(|| "unknown".into()));
+    println!("cargo::rustc-env=RLVR_FEATURES={}", if cuda { "cuda" } else { "none" });
+    println!("cargo::rustc-env=RLVR_CUDA={built}");
+}
+
+/// Of the clone, and whether it was built with edits; or of the package.
+fn commit() -> Option<String> {
+    let git = |words: &[&str]| {
+        let output =
+            Command::new("git").args(words).output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    // A package that was unpacked inside of some other clone is not of that clone.
+    let whole = git(&["ls-files", "--error-unmatch", "build.rs"]).and_then(|_| git(&["rev-parse", "HEAD"]));
+    let Some(whole) = whole else {
+        let packaged = std::fs::read_to_string(".cargo_vcs_info.json").ok()?;
+        return Some(packaged.split_once("\"sha1\": \"")?.1.get(..12)?.to_string());
+    };
+    let built_from = ["src", "kernels", "configs", "tasks", "Cargo.toml", "Cargo.lock"];
+    for path in built_from {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    let edits = git(&[&["status", "--porcelain", "--"], &built_from[..]].concat()).unwrap_or_default();
+    let edited = if edits.is_empty() { "" } else { " and edits" };
+    Some(format!("{}{edited}", whole.get(..12)?))
 }
 
 fn compile_all() -> Result<(), String> {

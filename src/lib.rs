@@ -32,6 +32,7 @@ pub mod eval;
 pub mod export;
 pub mod formats;
 pub mod hub;
+pub mod init;
 pub mod model;
 pub mod observe;
 pub mod ops;

@@ -2,6 +2,7 @@
 
 mod ablate;
 pub mod bench;
+mod completions;
 pub mod data;
 mod data_audit;
 mod data_preview;
@@ -13,7 +14,9 @@ pub mod export;
 pub mod fetch;
 mod hub;
 pub mod import;
+mod init;
 mod machine;
+mod man;
 pub mod plan;
 pub mod predict;
 pub mod report;
@@ -27,8 +30,24 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Error;
 
+/// What this binary was built from, by build.rs.
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit    ",
+    env!("RLVR_COMMIT"),
+    "\nfeatures  ",
+    env!("RLVR_FEATURES"),
+    "\ncuda      ",
+    env!("RLVR_CUDA"),
+);
+
 #[derive(Parser)]
-#[command(name = "rlvr", version, about, max_term_width = 110)]
+#[command(name = "rlvr", version, long_version = LONG_VERSION, about, max_term_width = 110)]
+#[command(
+    after_help = "Examples:\n  rlvr train demo                  the whole line, no download\n  rlvr init data/mine.jsonl        \
+    a task and a config of your own\n  rlvr train mine/config.toml\n  rlvr eval runs/mine-001/model data/test.jsonl --task \
+    mine/task.toml"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,6 +55,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Init(init::Args),
     Train(train::Args),
     Ablate(ablate::Args),
     Eval(eval::Args),
@@ -49,11 +69,14 @@ enum Command {
     Report(report::Args),
     Predict(predict::Args),
     Schema(schema::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 pub fn main() -> ExitCode {
     // clap exits with 2 on a bad command line by itself.
     let result = match Cli::parse().command {
+        Command::Init(args) => init::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Ablate(args) => ablate::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -67,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
     match error.downcast_ref::<Error>() {

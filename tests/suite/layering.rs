@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 7] = [
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["formats"],
-    &["rollout", "algo", "optim", "run", "plan"],
+    &["rollout", "algo", "optim", "run", "plan", "init"],
     &["train", "eval", "ablate", "bench", "export", "report", "check"],
     &["main", "cli"],
 ];

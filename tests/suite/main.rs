@@ -21,6 +21,7 @@ mod enumerate;
 mod export;
 mod families;
 mod gpu_scripts;
+mod first_hour;
 mod hub;
 mod import;
 mod kernels;
