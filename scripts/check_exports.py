@@ -130,8 +130,8 @@ def load(folder):
 
 def check_folder(model, work):
     report = export(model, work / "folder", "--format", "hf", "--dtype", "f32", "--max-shard-size", "2MB")
-    ids = report["probe"]["token_ids"]
-    say("folder: log-probs, transformers", largest(report["read_back"]["logprobs"], logprobs(load(work / "folder"), ids)), 1e-3)
+    ids = report["probe"]["prompts"][0]["token_ids"]
+    say("folder: log-probs, transformers", largest(report["read_back"][0]["logprobs"], logprobs(load(work / "folder"), ids)), 1e-3)
     tokenizer = transformers.AutoTokenizer.from_pretrained(work / "folder")
     chat = tokenizer.apply_chat_template([{"role": "user", "content": TEXT}], add_generation_prompt=True)
     same("folder: token ids of the chat, transformers", ids, list(chat["input_ids"] if "input_ids" in chat else chat))
@@ -207,9 +207,9 @@ def check_llama_cpp(path, report, tokenizer, bound):
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": TEXT}], add_generation_prompt=True, tokenize=False
     )
-    ids = report["probe"]["token_ids"]
+    ids = report["probe"]["prompts"][0]["token_ids"]
     same(f"{path.name}: token ids, llama.cpp", ids, runtime.tokenize(prompt))
-    greedy, ours = report["read_back"]["greedy"], report["read_back"]["greedy_logprobs"]
+    greedy, ours = report["read_back"][0]["greedy"], report["read_back"][0]["greedy_logprobs"]
     theirs = [runtime.likeliest(ids + greedy[:at]) for at in range(len(greedy))]
     equal = sum(id == token for id, (token, _) in zip(greedy, theirs))
     print(f"  {path.name + ': greedy tokens equal, llama.cpp':<58} {equal} of {len(greedy)}", flush=True)
@@ -241,7 +241,7 @@ def check_adapter(model, work):
     with_adapter.save_pretrained(work / "adapter")
     for name, args in [("merged", ["hf", "--dtype", "f32"]), ("copied", ["peft"])]:
         report = export(model, work / name, "--adapter", work / "adapter", "--format", *args)
-        ids, ours = report["probe"]["token_ids"], report["read_back"]["logprobs"]
+        ids, ours = report["probe"]["prompts"][0]["token_ids"], report["read_back"][0]["logprobs"]
         say(f"{name}: log-probs, PEFT's own", largest(ours, logprobs(with_adapter, ids)), 1e-3)
         again = load(work / name) if name == "merged" else peft.PeftModel.from_pretrained(load(model), work / name).eval()
         reader = "transformers" if name == "merged" else "PEFT"

@@ -18,7 +18,8 @@ pub type Query = (Option<u64>, usize);
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Outcome {
     pub seed: u64,
-    /// Metrics of the evaluation after the arm's last stage, by name.
+    /// Metrics of the evaluation after the arm's last stage, or where `eval.keep_best` chooses the model, of the best one
+    /// after some training; by name.
     pub metrics: BTreeMap<String, f64>,
     /// Seconds of the arm's optimiser steps; evaluation, loading and saving left out.
     pub training_seconds: f64,
@@ -38,13 +39,29 @@ impl Outcome {
             Error::input(path.display(), problem, "Remove the run's folder; it is then made again")
         };
         let mut outcome = Self { seed: config.seed, ..Self::default() };
-        let mut evaluation = None;
+        let mut evaluation: Option<Value> = None;
+        let choice = config.eval.choice().filter(|_| !arm.stages.is_empty());
+        let is_of = |stage: &str| match choice {
+            Some(_) => arm.stages.iter().any(|s| s.name() == stage),
+            None => stage == arm.last_stage(),
+        };
+        let replaces = |event: &Value, kept: &Value| match choice {
+            None => true,
+            Some((metric, direction)) => match (event[metric].as_f64(), kept[metric].as_f64()) {
+                (Some(value), Some(kept)) => direction.is_better(value, kept),
+                (value, kept) => value.is_some() || kept.is_none(),
+            },
+        };
         for (i, line) in text.lines().enumerate() {
             let event: Value =
                 serde_json::from_str(line).map_err(|e| broken(format!("line {}: {e}", i + 1)))?;
             let stage = event["stage"].as_str().unwrap_or_default();
             match event["event"].as_str() {
-                Some("evaluation") if stage == arm.last_stage() => evaluation = Some(event),
+                Some("evaluation") if is_of(stage) => {
+                    if evaluation.as_ref().is_none_or(|kept| replaces(&event, kept)) {
+                        evaluation = Some(event);
+                    }
+                }
                 Some("step") if arm.stages.iter().any(|s| s.name() == stage) => {
                     outcome.training_seconds += event["step_time"].as_f64().unwrap_or(0.0);
                     outcome.tokens = event["num_tokens"].as_f64().unwrap_or(0.0) as u64;
@@ -59,7 +76,8 @@ impl Outcome {
         outcome.metrics = numbers.filter_map(|(k, v)| Some((k.clone(), v.as_f64()?))).collect();
         let negative = evaluation["report"]["labels"][0].as_str().unwrap_or_default();
         let step = evaluation["step"].as_u64().unwrap_or(0);
-        let samples = run.join(format!("samples/{}-{step:06}-evaluation.jsonl", arm.last_stage()));
+        let stage = evaluation["stage"].as_str().unwrap_or_default();
+        let samples = run.join(format!("samples/{stage}-{step:06}-evaluation.jsonl"));
         let own = config.data.synthetic.is_some().then_some(config.seed);
         let right = read_right(&samples, negative)?;
         outcome.right = right.into_iter().map(|(line, right)| ((own, line), right)).collect();

@@ -92,7 +92,8 @@ fn finish(run: &PlannedRun) -> Result<()> {
         }
         Progress::Stopped(latest) => {
             let directory = RunDirectory::open_for_resume(&folder)?;
-            launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks())?;
+            let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
+            launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, Some(kept)))?;
             return Ok(());
         }
         Progress::NoCheckpoint => {
@@ -103,7 +104,7 @@ fn finish(run: &PlannedRun) -> Result<()> {
     }
     let create = || RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed));
     let Some(warm_up) = &run.warm_up else {
-        launch::start(&fetched, &create()?, train::sinks())?;
+        launch::start(&fetched, &create()?, train::sinks(&folder, None))?;
         return Ok(());
     };
     finish(warm_up)?;
@@ -112,6 +113,6 @@ fn finish(run: &PlannedRun) -> Result<()> {
     let directory = create()?;
     directory.write_config(&resolved)?;
     latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
-    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks())?;
+    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, None))?;
     Ok(())
 }

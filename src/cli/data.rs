@@ -1,18 +1,23 @@
 //! `rlvr data`: look at data before training on it.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Subcommand;
 
 use super::data_preview;
+use super::hub::folder;
 use super::text::TextArgs;
 use crate::config::data::DataConfig;
+use crate::config::{Config, Stage};
 use crate::data::check::{Check, Quantiles, Report};
 use crate::data::{Limits, Targets};
 use crate::error::Error;
+use crate::hub::Parts;
+use crate::observe::WorkDisplay;
 use crate::task::Task;
+use crate::text::{Date, EncoderFiles, PromptEncoder};
 
 /// Check, show and make data files.
 #[derive(Debug, clap::Args)]
@@ -46,12 +51,21 @@ pub fn run(args: &Args) -> Result<()> {
     after_help = "Example: rlvr data check train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
 )]
 struct CheckArgs {
-    /// JSONL, one row a line.
-    file: PathBuf,
-    /// A built-in task (riskcue, demo) or a task file.
-    #[arg(long, default_value = "riskcue")]
-    task: String,
-    /// Model folder, short name or hub name; counts tokens with its tokenizer and chat template.
+    /// JSONL, one row a line. Default: the files of --config.
+    #[arg(required_unless_present = "config")]
+    file: Option<PathBuf>,
+    /// Config file, preset, or a run's config.resolved.toml: its task, model, chat template and token budgets are used, and
+    /// what `rlvr train` would keep and drop is said.
+    #[arg(long, value_name = "CONFIG")]
+    config: Option<String>,
+    /// Override one key of the config, as in --set data.max_prompt_tokens=4096. May be given many times.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    overrides: Vec<String>,
+    /// A built-in task (riskcue, demo) or a task file. [default: the config's, or riskcue]
+    #[arg(long)]
+    task: Option<String>,
+    /// Model folder, run, short name or hub name; counts tokens with its tokenizer and chat template. [default: the
+    /// config's]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     #[command(flatten)]
@@ -62,34 +76,110 @@ struct CheckArgs {
     /// Problems to show; all are counted.
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_problems: usize,
-    /// As data.max_prompt_tokens of a config.
-    #[arg(long, value_name = "N", requires = "model", default_value_t = DataConfig::default().max_prompt_tokens)]
-    max_prompt_tokens: usize,
-    /// As data.max_target_tokens of a config.
-    #[arg(long, value_name = "N", requires = "model", default_value_t = DataConfig::default().max_target_tokens)]
-    max_target_tokens: usize,
+    /// As data.max_prompt_tokens of a config. [default: the config's, or 3072]
+    #[arg(long, value_name = "N")]
+    max_prompt_tokens: Option<usize>,
+    /// As data.max_target_tokens of a config. [default: the config's, or 512]
+    #[arg(long, value_name = "N")]
+    max_target_tokens: Option<usize>,
+}
+
+impl CheckArgs {
+    /// Without a config, its defaults.
+    fn config(&self) -> Result<Option<Config>> {
+        let load = |source: &String| Config::load(source, &self.overrides);
+        let config = self.config.as_ref().map(load).transpose()?;
+        let counted = self.max_prompt_tokens.is_some() || self.max_target_tokens.is_some();
+        if config.is_none() && self.model.is_none() && counted {
+            let fix = "Add --model or --config";
+            return Err(Error::input("--max-*-tokens", "has no effect: nothing counts tokens", fix).into());
+        }
+        Ok(config)
+    }
+
+    fn encoder(&self, config: Option<&Config>) -> Result<Option<PromptEncoder>> {
+        match (&self.model, config) {
+            (Some(model), _) => Ok(Some(self.text.encoder(model)?)),
+            (None, Some(config)) => match &config.model.path {
+                Some(_) => Ok(Some(config_encoder(config)?)),
+                None => {
+                    eprintln!("the config makes its model and tokenizer from a seed: tokens are not counted");
+                    Ok(None)
+                }
+            },
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// What is checked, and whether every row needs a target.
+    fn files(&self, config: Option<&Config>) -> Result<Vec<(PathBuf, bool)>> {
+        if let Some(file) = &self.file {
+            return Ok(vec![(file.clone(), self.sft)]);
+        }
+        let Some(config) = config else { return Ok(Vec::new()) };
+        let (data, sft) = (&config.data, config.stages.contains(&Stage::Sft));
+        match (&data.train, &data.valid) {
+            (Some(train), Some(valid)) => {
+                Ok(vec![(train.clone(), sft || self.sft), (valid.clone(), self.sft)])
+            }
+            _ => {
+                let fix = "Name a file before --config";
+                let place = self.config.as_deref().unwrap_or_default();
+                Err(Error::input(place, "trains on synthetic logs: there is no file to check", fix).into())
+            }
+        }
+    }
+}
+
+/// The tokenizer and chat template of a config's model.
+fn config_encoder(config: &Config) -> Result<PromptEncoder> {
+    let model = &config.model;
+    let named = model.path.as_deref().unwrap_or(Path::new(""));
+    let dir = folder(named, Parts::Text).map_err(|error| error.of_key("model.path"))?.dir;
+    let tokenizer = model.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
+    Ok(PromptEncoder::load(&EncoderFiles {
+        model_dir: &dir,
+        tokenizer_dir: tokenizer.as_ref().map(|found| found.dir.as_path()),
+        chat_template: model.chat_template.as_deref(),
+        date: Date::default(),
+        template_args: Some(&model.template_args),
+    })?)
 }
 
 fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
-    let task = Task::load(&args.task)?;
-    let encoder = args.model.as_deref().map(|model| args.text.encoder(model)).transpose()?;
-    let limits = Limits {
-        max_prompt_tokens: args.max_prompt_tokens,
-        max_target_tokens: args.max_target_tokens,
-        max_rows: 0,
-        targets: if args.sft { Targets::Required } else { Targets::Ignored },
-    };
-    let check = Check { task: &task, encoder: encoder.as_ref(), limits, max_problems: args.max_problems };
-    let report = check.run(&args.file)?;
-    write_report(&report, out)?;
-    if report.problem_count > 0 {
-        let problem = format!("{} problems in {} rows", report.problem_count, report.rows);
-        return Err(Error::input(args.file.display(), problem, "Correct the lines named above").into());
+    let config = args.config()?;
+    let (default, encoder) = (DataConfig::default(), args.encoder(config.as_ref())?);
+    let data = config.as_ref().map_or(&default, |config| &config.data);
+    let named = args.task.as_deref().or(config.as_ref().map(|config| config.task.as_str()));
+    let task = Task::load(named.unwrap_or("riskcue"))?;
+    let files = args.files(config.as_ref())?;
+    let mut wrong = Vec::new();
+    for (file, needs_target) in &files {
+        let limits = Limits {
+            max_prompt_tokens: args.max_prompt_tokens.unwrap_or(data.max_prompt_tokens),
+            max_target_tokens: args.max_target_tokens.unwrap_or(data.max_target_tokens),
+            max_rows: 0,
+            targets: if *needs_target { Targets::Required } else { Targets::Ignored },
+        };
+        let check = Check { task: &task, encoder: encoder.as_ref(), limits, max_problems: args.max_problems };
+        let report = check.run_watched(file, &mut WorkDisplay::watch("checking", "rows"))?;
+        if files.len() > 1 {
+            writeln!(out, "{}", file.display())?;
+        }
+        write_report(&report, &task, &limits, out)?;
+        if report.problem_count > 0 {
+            wrong.push((file, format!("{} problems in {} rows", report.problem_count, report.rows)));
+        }
     }
-    Ok(())
+    match wrong.into_iter().next() {
+        Some((file, problem)) => {
+            Err(Error::input(file.display(), problem, "Correct the lines named above").into())
+        }
+        None => Ok(()),
+    }
 }
 
-fn write_report(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
+fn write_report(report: &Report, task: &Task, limits: &Limits, out: &mut impl Write) -> std::io::Result<()> {
     for problem in &report.problems {
         writeln!(out, "{}", problem.text)?;
     }
@@ -115,8 +205,15 @@ fn write_report(report: &Report, out: &mut impl Write) -> std::io::Result<()> {
             writeln!(out, "{name}      {}", describe(q))?;
         }
     }
-    for (reason, rows) in &report.too_long {
+    let account = &report.account;
+    for (reason, rows) in account.reasons(limits) {
         writeln!(out, "dropped     {rows:>6}  {reason}")?;
+    }
+    if account.dropped() > 0 {
+        writeln!(out, "kept        {:>6}  {}", account.kept(), account.labels(task))?;
+    }
+    if let Some(advice) = account.advice(limits) {
+        writeln!(out, "warning     {advice}")?;
     }
     if let Some((rows, first)) = report.control_tokens {
         writeln!(
@@ -140,15 +237,13 @@ fn describe(q: &Quantiles) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::text::byte_tokenizer;
 
     const ROW: &str = r#"{"prompt": [{"role": "user", "content": "a\u001b[2J"}], "security_type": ["Safe"], "chosen": "ok"}"#;
 
     /// A folder with a tokenizer and `rows.jsonl`.
-    fn folder(rows: &str) -> tempfile::TempDir {
+    fn made(rows: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let tokenizer = byte_tokenizer::build([].into_iter(), &[], 259).unwrap();
         byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
@@ -181,7 +276,7 @@ mod tests {
 
     #[test]
     fn check_prints_problems_and_counts_and_fails_as_bad_input() {
-        let dir = folder(&format!("{ROW}\nbad\n{{}}\n"));
+        let dir = made(&format!("{ROW}\nbad\n{{}}\n"));
         let (text, result) = data(dir.path(), &["check", "FILE", "--model", "DIR", "--max-problems", "1"]);
         let error = result.unwrap_err();
         assert!(error.to_string().contains("rows.jsonl: 2 problems in 3 rows"), "{error}");
@@ -192,14 +287,44 @@ mod tests {
         assert!(text.contains("label            1  100.0%  Safe"), "{text}");
         assert!(text.contains("prompt      tokens: min 24,"), "{text}");
 
-        let bare = folder(&format!("{ROW}\n{}\n", ROW.replace("chosen", "other").replace("\"a", "\"b")));
+        let bare = made(&format!("{ROW}\n{}\n", ROW.replace("chosen", "other").replace("\"a", "\"b")));
         let (text, result) = data(bare.path(), &["check", "FILE", "--sft"]);
         result.unwrap_err();
         assert!(text.contains("rows.jsonl:2: the row has no target, so SFT has nothing to learn"), "{text}");
         data(bare.path(), &["check", "FILE"]).1.unwrap();
 
-        let (text, result) = data(folder(ROW).path(), &["check", "FILE"]);
+        let (text, result) = data(made(ROW).path(), &["check", "FILE"]);
         result.unwrap();
         assert!(!text.contains("tokens"), "{text}");
+    }
+
+    #[test]
+    fn check_uses_a_configs_task_model_and_budgets_and_says_what_they_drop() {
+        let long = ROW.replace("\"a", &format!("\"{}", "b".repeat(60))).replace("Safe", "Denial-of-Service");
+        let long = long.replace("\"ok\"", r#""Unsafe MCP Server:{\"ServerName\":\"s\", \"ToolName\":\"t\", \"Reason\":\"Denial-of-Service\"}""#);
+        let dir = made(&format!("{ROW}\n{long}\n"));
+        let (model, file) = (dir.path().display(), dir.path().join("rows.jsonl"));
+        let config = format!(
+            "task = \"riskcue\"\n[model]\npath = \"{model}\"\n[data]\ntrain = \"{0}\"\nvalid = \"{0}\"\nmax_prompt_tokens = 40\n",
+            file.display()
+        );
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, config).unwrap();
+        let (text, result) = data(dir.path(), &["check", "--config", path.to_str().unwrap()]);
+        result.unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(['d', 'k', 'w'])).collect();
+        let want = [
+            "dropped          1  prompt longer than max_prompt_tokens = 40",
+            "kept             1  Safe 1 of 1, Denial-of-Service 0 of 1",
+            "warning     50% of the rows are dropped; data.max_prompt_tokens = 83 would keep 95%",
+            "duplicates       0  rows whose prompt an earlier row has, with the same label",
+        ];
+        assert_eq!(lines, [want, want].concat(), "{text}");
+        let set = ["check", "FILE", "--config", path.to_str().unwrap(), "--set", "data.max_prompt_tokens=99"];
+        let (text, result) = data(dir.path(), &set);
+        result.unwrap();
+        assert!(!text.contains("dropped"), "{text}");
+        let error = data(dir.path(), &["check", "FILE", "--max-prompt-tokens", "9"]).1.unwrap_err();
+        assert!(error.to_string().contains("nothing counts tokens"), "{error}");
     }
 }

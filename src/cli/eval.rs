@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::hub::folder;
+use super::hub::{adapter, folder};
 use super::machine;
 use super::text::TextArgs;
 use crate::config::model::DtypeKind;
@@ -24,7 +24,7 @@ use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
-use crate::observe::{JsonlSink, Sinks};
+use crate::observe::{JsonlSink, Sinks, WorkDisplay};
 use crate::run::replace_file;
 use crate::task::Task;
 use crate::text::PromptEncoder;
@@ -34,14 +34,14 @@ use crate::train::place;
 #[derive(clap::Args)]
 #[command(after_help = "Example: rlvr eval runs/demo-001/model valid.jsonl --task demo")]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
-    /// org/name, org/name@revision.
+    /// Folder in HF layout; a run, for its model; a short name, of a folder in checkpoints/; or a hub name: org/name,
+    /// org/name@revision.
     #[arg(required_unless_present = "predictions")]
     model: Option<PathBuf>,
     /// JSONL rows with their labels.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
-    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter.
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, or a run that has one.
     #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
     adapter: Option<PathBuf>,
     /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
@@ -80,8 +80,9 @@ pub struct Args {
     /// CPU threads; 0 takes all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Instead of judging answers, score each row by the probability of a refusal, and save in the model's folder (the
-    /// adapter's with --adapter) the threshold with the most recall at --max-fpr. Give validation rows, never the test set.
+    /// Instead of judging answers, score each row by the probability of a flag, which is any answer but the task's negative
+    /// label's, and save in the model's folder (the adapter's with --adapter) the threshold with the most recall at
+    /// --max-fpr. Give validation rows, never the test set.
     #[arg(long, conflicts_with_all = ["predictions", "samples", "group_by"])]
     fit_threshold: bool,
     /// Instead of judging answers, flag by the threshold that was saved with the model.
@@ -94,7 +95,7 @@ pub struct Args {
     /// False-positive rate that --fit-threshold may reach on DATA.
     #[arg(long, value_name = "RATE", requires = "fit_threshold", default_value_t = 0.05)]
     max_fpr: f64,
-    /// Probability of a refusal's first token, or of all labels' exact refusals.
+    /// Probability of a flag's first token, or of the exact answers of all labels that flag.
     #[arg(long, value_enum, requires = "fit_threshold", default_value = "first-token")]
     score: ScoreArg,
     /// Print the whole report as JSON instead of the tables.
@@ -120,6 +121,12 @@ impl From<ScoreArg> for ScoreKind {
             ScoreArg::FirstToken => Self::FirstToken,
             ScoreArg::Labels => Self::Labels,
         }
+    }
+}
+
+impl Args {
+    fn adapter(&self) -> Result<Option<PathBuf>> {
+        Ok(self.adapter.as_deref().map(adapter).transpose()?)
     }
 }
 
@@ -201,20 +208,22 @@ impl Subject {
             max_rows: args.max_rows,
             targets,
         };
-        let dataset = Source { task, encoder: &encoder, limits }.load(data)?;
-        for (reason, count) in &dataset.dropped {
-            eprintln!("warning: dropped {count} rows: {reason}");
+        let mut watch = WorkDisplay::watch("tokenising", "rows");
+        let dataset = Source { task, encoder: &encoder, limits }.load_watched(data, &mut watch)?;
+        if dataset.account.dropped() > 0 {
+            eprintln!("warning: {}", dataset.account.say("rows", task, &limits).0);
         }
         let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
         let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);
         let mut decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
-        if let Some(dir) = &args.adapter {
+        let adapter = args.adapter()?;
+        if let Some(dir) = &adapter {
             peft::attach(dir, &mut decoder)?;
         }
         if let Some(text) = &opened.fell_back {
             eprintln!("{text}");
         }
-        let dir = args.adapter.clone().unwrap_or(model.dir);
+        let dir = adapter.unwrap_or(model.dir);
         Ok(Self { dir, encoder, rows: dataset.rows, decoder })
     }
 
@@ -233,6 +242,7 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
         samples_per_prompt: args.samples,
         max_completion_tokens: args.max_completion_tokens,
         sampling: SamplingConfig { temperature: args.temperature, ..SamplingConfig::default() },
+        ..EvalConfig::default()
     };
     if args.samples > 1 && args.temperature == 0.0 {
         let problem = "greedy answers to one prompt are all equal";
@@ -242,6 +252,7 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
     let subject = Subject::open(args, task, model, data, Targets::Ignored)?;
     let groups = subject.groups(args, data)?;
     let mut sinks = Sinks::default();
+    sinks.add(WorkDisplay::default());
     if let Some(path) = &args.metrics {
         sinks.add(JsonlSink::create(path)?);
     }
@@ -269,8 +280,8 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
     let saved = match args.fit_threshold {
         true => None,
         false => {
-            let dir = match &args.adapter {
-                Some(adapter) => adapter.clone(),
+            let dir = match args.adapter()? {
+                Some(adapter) => adapter,
                 None => folder(model, Parts::Model)?.dir,
             };
             let fix = "Fit one with --fit-threshold on validation rows";
@@ -303,7 +314,7 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
             )
         }
     };
-    show(args, &found, || format!("{}{said}\n", threshold_text(&found)))
+    show(args, &found, || format!("{}{said}\n", threshold_text(&found, task)))
 }
 
 fn exact(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Exact> {

@@ -6,9 +6,11 @@ use std::time::Instant;
 use anyhow::Result;
 use candle_core::DType;
 
-use super::hub::folder;
+use super::hub::{adapter, folder};
 use super::machine;
+use crate::config::Config;
 use crate::config::model::DtypeKind;
+use crate::data::held_out::held_out;
 use crate::error::Error;
 use crate::eval::threshold::Threshold;
 use crate::export::probe::{Probe, probe_text};
@@ -18,23 +20,27 @@ use crate::formats::hf::folder::FolderTensors;
 use crate::formats::hf::weights::SaveOptions;
 use crate::formats::hf::{Companions, config_json, load_decoder};
 use crate::formats::peft;
-use crate::hub::{Parts, target};
+use crate::hub::{Parts, RUN_CONFIG, run_of, target};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::Placement;
 use crate::observe::peak_memory_gib;
+use crate::task::Task;
+use crate::text::PromptEncoder;
 
-/// Write a model for other programs, read it back, and compare it with the weights in memory.
+/// Write a model for other programs, read it back, and compare it with the weights in memory: tensors strictly; answers to
+/// rows of the run that it comes from as a report.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: rlvr export runs/demo-001/model demo.gguf --format gguf --quant q8_0")]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
-    /// org/name, org/name@revision.
+    /// Folder in HF layout; a run, for its model; a short name, of a folder in checkpoints/; or a hub name: org/name,
+    /// org/name@revision.
     model: PathBuf,
     /// What to write: a folder, or for gguf a file. Must not exist. For hf a name without a / is one in checkpoints/.
     out: PathBuf,
     #[arg(long, value_enum)]
     format: FormatArg,
-    /// Folder with a LoRA adapter in PEFT layout, for instance runs/NAME/adapter: hf and gguf merge it into the
-    /// weights, peft writes it alone.
+    /// Folder with a LoRA adapter in PEFT layout, or a run that has one: hf and gguf merge it into the weights, peft
+    /// writes it alone.
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     /// gguf: how matrices are stored; norms stay f32. [default: f16]
@@ -47,8 +53,12 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_shard_size: Option<u64>,
     /// Text, or a file with it, on which log-probs are compared; put through the chat template where there is one.
+    /// [default: rows of the run's validation set, where MODEL or the adapter is a run's; else a built-in text]
     #[arg(long, value_name = "FILE|TEXT")]
     probe: Option<String>,
+    /// Rows of the run's validation set whose verdicts are compared, at most; long rows are fewer.
+    #[arg(long, value_name = "N", default_value_t = 32, conflicts_with = "probe")]
+    probe_rows: usize,
     /// Folder with the tokenizer, when it is not the model's own.
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
@@ -110,11 +120,11 @@ pub fn run(args: &Args) -> Result<()> {
         chat_template: args.chat_template.clone(),
         model_dir: model.clone(),
     };
-    let text = args.probe.as_deref().map(probe_text).transpose()?;
-    let probe = Probe::new(&companions, &config, text.as_deref())?;
+    let adapter_dir = args.adapter.as_deref().map(adapter).transpose()?;
+    let (probe, no_rows) = args.probe(&companions, &config, adapter_dir.as_deref())?;
     let mut decoder = load_decoder(&model, probe.positions(), &Placement::CPU)?;
     let mut lossless = stored;
-    if let Some(dir) = &args.adapter {
+    if let Some(dir) = &adapter_dir {
         peft::attach(dir, &mut decoder)?;
         lossless = DType::F32;
         if args.format != FormatArg::Peft {
@@ -130,7 +140,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let source = Source { decoder, stored: lossless, companions: &companions, name: &name, probe: &probe };
     let mut report = export(source, format, &out)?;
-    report.written.notes.extend(args.take_threshold_along(&model, &out)?);
+    report.written.notes.extend(no_rows);
+    let threshold_of = adapter_dir.as_deref().unwrap_or(&model);
+    report.written.notes.extend(args.take_threshold_along(threshold_of, &out)?);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report).map_err(|e| Error::Compute(e.into()))?);
     } else {
@@ -168,9 +180,59 @@ impl Args {
         }
     }
 
+    /// Rows of the run that the model comes from, and else a text; and why there are no rows.
+    fn probe(
+        &self,
+        companions: &Companions,
+        config: &ModelConfig,
+        adapter: Option<&Path>,
+    ) -> Result<(Probe, Option<String>)> {
+        let plain = |text: Option<&str>| Probe::new(companions, config, text);
+        if let Some(argument) = &self.probe {
+            return Ok((plain(Some(&probe_text(argument)?))?, None));
+        }
+        let Some(run) = run_of(adapter.unwrap_or(&companions.model_dir)) else {
+            return Ok((plain(None)?, None));
+        };
+        if self.probe_rows == 0 {
+            return Err(Error::input("--probe-rows", "is 0", "Give 1 or more, or --probe TEXT").into());
+        }
+        match self.rows_of(&run, companions, config) {
+            Ok(probe) => Ok((probe, None)),
+            Err(error) => {
+                Ok((plain(None)?, Some(format!("no verdicts on rows of {}: {error}", run.display()))))
+            }
+        }
+    }
+
+    fn rows_of(
+        &self,
+        run: &Path,
+        companions: &Companions,
+        config: &ModelConfig,
+    ) -> crate::error::Result<Probe> {
+        let of_run = Config::load(&run.join(RUN_CONFIG).to_string_lossy(), &[])?;
+        let (task, encoder) = (Task::load(&of_run.task)?, PromptEncoder::load(&companions.encoder_files())?);
+        let rows = held_out(&of_run, &task, &encoder, &mut |_, _| ())?.rows;
+        let tokens = of_run.eval.max_completion_tokens;
+        let what = match &of_run.data.valid {
+            Some(path) => path.display().to_string(),
+            None => "the run's synthetic validation logs".into(),
+        };
+        let probe = Probe::of_rows(task, encoder, &rows, self.probe_rows, tokens, &what);
+        let (room, needed) = (config.max_position_embeddings, probe.positions());
+        match needed <= room {
+            true => Ok(probe),
+            false => {
+                let problem = format!("rows and answers of {needed} tokens do not fit {room} positions");
+                Err(Error::input(what, problem, "Give a text with --probe"))
+            }
+        }
+    }
+
     /// A threshold was fitted for a model as it stands in a folder: with the adapter, or without.
-    fn take_threshold_along(&self, model: &Path, out: &Path) -> Result<Option<String>> {
-        let from = Threshold::path(self.adapter.as_deref().unwrap_or(model));
+    fn take_threshold_along(&self, fitted: &Path, out: &Path) -> Result<Option<String>> {
+        let from = Threshold::path(fitted);
         if !from.is_file() {
             return Ok(None);
         }
@@ -241,23 +303,34 @@ fn print(out: &Path, report: &ExportReport, start: Instant) {
     );
     let errors = findings.weights.iter().map(|(kind, check)| match check.relative_error {
         0.0 => format!("{kind} exact"),
-        error => format!("{kind} {error:.1e} (bound {:.1e})", check.bound),
+        error => format!("{kind} {error:.1e}"),
     });
-    println!("weights   relative error {}", errors.collect::<Vec<_>>().join(", "));
+    let worst = findings.weights.values().map(|check| check.of_allowed).fold(0.0, f64::max);
+    let worst = match worst {
+        0.0 => String::new(),
+        worst => format!("; at the worst place {:.0}% of what rounding can make", 100.0 * worst),
+    };
+    println!("weights   relative error {}{worst}", errors.collect::<Vec<_>>().join(", "));
+    println!("probe     {}", findings.probe.made_from);
     let logprobs = &findings.logprobs;
     println!(
-        "log-probs of {} tokens differ by at most {:.1e}, {:.1e} on average (bounds {}, {})",
+        "log-probs of {} {}tokens differ by at most {:.1e}, {:.1e} on average",
         logprobs.tokens,
+        if findings.verdicts.is_some() { "answer " } else { "" },
         logprobs.max_difference,
         logprobs.mean_difference,
-        logprobs.max_bound,
-        logprobs.mean_bound
     );
-    let generated = findings.memory.greedy.len();
-    println!("greedy    {} of {generated} tokens equal", logprobs.greedy_equal);
-    println!("probe     {}", findings.probe.made_from);
+    println!("greedy    {} of {} tokens equal", logprobs.greedy_equal, logprobs.greedy);
+    if let Some(verdicts) = &findings.verdicts {
+        let (rows, same) = (verdicts.rows, verdicts.rows - verdicts.flipped.len());
+        let (before, after) = (verdicts.right_in_memory, verdicts.right_read_back);
+        println!("verdicts  {same} of {rows} equal; right before {before}, after {after}");
+    }
     let peak = peak_memory_gib().map_or(String::new(), |gib| format!(", peak {gib:.2} GiB"));
     println!("took      {:.1} s{peak}", start.elapsed().as_secs_f64());
+    for warning in &findings.warnings {
+        println!("warning   {warning}");
+    }
     for note in &written.notes {
         println!("note      {note}");
     }

@@ -1,6 +1,6 @@
 //! Model folders by name, and what a download shows meanwhile.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -13,6 +13,14 @@ use crate::hub::{self, Folder, Parts, Progress};
 /// As [`hub::find`].
 pub fn folder(named: &Path, parts: Parts) -> Result<Folder> {
     hub::find(named, parts, &mut Bars::default())
+}
+
+/// The adapter's folder that a command was given, or the run's that it was given.
+///
+/// # Errors
+/// A run without an adapter.
+pub fn adapter(named: &Path) -> Result<PathBuf> {
+    Ok(hub::in_run(named, hub::RUN_ADAPTER)?.unwrap_or_else(|| named.into()))
 }
 
 /// A bar for each file on a terminal, a line for each elsewhere.

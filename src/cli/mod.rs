@@ -1,5 +1,8 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input.
 
+#[macro_use]
+mod out;
+
 mod ablate;
 pub mod bench;
 mod completions;
@@ -21,6 +24,7 @@ pub mod plan;
 pub mod predict;
 pub mod report;
 mod schema;
+mod stop;
 mod text;
 pub mod train;
 
@@ -94,6 +98,9 @@ pub fn main() -> ExitCode {
         Command::Man(args) => man::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
+    if out::is_unread(&error) {
+        return ExitCode::SUCCESS;
+    }
     match error.downcast_ref::<Error>() {
         // Ours say all in one line; anyhow would repeat the cause.
         Some(ours) => {
@@ -105,6 +112,11 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the process says last when it is interrupted.
+pub fn last_words() -> Option<String> {
+    stop::last_words()
 }
 
 /// Sizes the rayon pool; 0 takes all cores. Call once, before any tensor work.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::hub::folder;
+use super::hub::{adapter, folder};
 use super::machine;
 use super::text::TextArgs;
 use crate::config::DeviceKind;
@@ -28,10 +28,10 @@ const ROWS: usize = 16;
 #[derive(clap::Args)]
 #[command(after_help = "Example: rlvr predict runs/demo-001/model new.jsonl --task demo -o verdicts.jsonl")]
 pub struct Args {
-    /// Folder in HF layout, for instance runs/NAME/model; a short name, of a folder in checkpoints/; or a hub name:
-    /// org/name, org/name@revision.
+    /// Folder in HF layout; a run, for its model; a short name, of a folder in checkpoints/; or a hub name: org/name,
+    /// org/name@revision.
     model: PathBuf,
-    /// Folder with a LoRA adapter in PEFT layout that goes with the model, for instance runs/NAME/adapter. A threshold is
+    /// Folder with a LoRA adapter in PEFT layout that goes with the model, or a run that has one. A threshold is
     /// then read from there.
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
@@ -75,9 +75,10 @@ pub fn run(args: &Args) -> Result<()> {
     let opened = place::open(args.device, args.dtype)?;
     let task = Task::load(&args.task)?;
     let model = folder(&args.model, Parts::Model)?;
+    let adapter_dir = args.adapter.as_deref().map(adapter).transpose()?;
     let threshold = match args.no_threshold {
         true => None,
-        false => Threshold::load(args.adapter.as_deref().unwrap_or(&model.dir), &task)?,
+        false => Threshold::load(adapter_dir.as_deref().unwrap_or(&model.dir), &task)?,
     };
     let encoder = args.text.encoder(&model.dir)?;
     let encoded = threshold.is_some() || args.probabilities;
@@ -86,7 +87,7 @@ pub fn run(args: &Args) -> Result<()> {
     // Refusals have about the length of the answers that are asked for; a longer one is refused row by row.
     let positions = args.max_prompt_tokens + args.max_completion_tokens.max(128);
     let mut decoder = load_decoder(&model.dir, positions, &opened.place)?;
-    if let Some(dir) = &args.adapter {
+    if let Some(dir) = &adapter_dir {
         peft::attach(dir, &mut decoder)?;
     }
     if let Some(text) = &opened.fell_back {

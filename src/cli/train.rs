@@ -1,11 +1,12 @@
 //! `rlvr train`: the stages of a config, or the rest of a run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::dry_run;
 use super::hub::Bars;
+use super::stop::LastWords;
 use crate::config::{Config, Loaded};
 use crate::error::Error;
 use crate::observe::{Progress, Sinks};
@@ -42,7 +43,9 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
         };
         let edits = launch::edits(&latest.checkpoint, &run)?;
-        launch::resume(&fetched, &run, latest, edits, sinks())?;
+        let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
+        let sinks = sinks(run.path(), Some(kept));
+        launch::resume(&fetched, &run, latest, edits, sinks)?;
         return Ok(());
     }
     let loaded = Loaded::read(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
@@ -57,14 +60,15 @@ pub fn run(args: &Args) -> Result<()> {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
         None => RunDirectory::create_numbered(&config.run.root, Task::load(&config.task)?.name())?,
     };
-    launch::start(&fetched, &run, sinks())?;
+    launch::start(&fetched, &run, sinks(run.path(), None))?;
     Ok(())
 }
 
-/// Who is told on the terminal.
-pub(super) fn sinks() -> Sinks {
+/// Who is told on the terminal. `kept`: the checkpoint that the run goes on from, and its steps.
+pub(super) fn sinks(run: &Path, kept: Option<(PathBuf, u64)>) -> Sinks {
     let mut sinks = Sinks::default();
     sinks.add(Progress::new());
+    sinks.add(LastWords::of(run, kept));
     sinks
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::choice::LAST;
 use super::layers::parse;
 use super::{Config, Stage};
 use crate::error::{Error, Result};
@@ -198,7 +199,9 @@ impl AblationConfig {
     /// The training config of one arm and seed, whose run directory is `root` / [`Arm::folder`].
     pub fn training(&self, arm: &Arm, seed: u64, root: &Path) -> Result<Config> {
         let stages: Vec<String> = arm.stages.iter().map(|stage| format!("\"{}\"", stage.name())).collect();
-        let mut set = self.set.clone();
+        // Arms with more evaluations would have more to choose from.
+        let mut set = vec![format!("eval.keep_best=\"{LAST}\"")];
+        set.extend(self.set.iter().cloned());
         set.extend(arm.set.iter().cloned());
         set.push(format!("stages=[{}]", stages.join(", ")));
         set.push(format!("seed={seed}"));

@@ -1,6 +1,7 @@
 //! One typed tree: defaults < preset < TOML file < `--set a.b=v`. Unknown keys are errors.
 
 pub mod ablate;
+pub mod choice;
 pub mod data;
 pub mod enumerate;
 mod exclusive;

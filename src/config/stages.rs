@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::choice::{Direction, LAST};
 use super::loss::{KlEstimator, KlPlace, LossConfig};
 use super::optim::OptimConfig;
 use super::sampling::SamplingConfig;
@@ -158,6 +159,13 @@ pub struct EvalConfig {
     /// Completion budget in tokens.
     pub max_completion_tokens: usize,
     pub sampling: SamplingConfig,
+    /// The score by which `model/` is chosen among the evaluations after some training, ties to the earlier; "last" takes
+    /// the last step's model. A metric's name in metrics.jsonl, such as "verdict/macro_f1".
+    pub keep_best: String,
+    /// Evaluations in a row, within a stage, without a better one than the stage had, after which it ends. Default: a
+    /// stage makes all its steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
 }
 
 impl Default for SftConfig {
@@ -205,6 +213,8 @@ impl Default for EvalConfig {
             samples_per_prompt: 1,
             max_completion_tokens: 64,
             sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
+            keep_best: "verdict/accuracy_strict".into(),
+            patience: None,
         }
     }
 }
@@ -363,6 +373,38 @@ impl EvalConfig {
             let problem = "has no effect: evaluation trains nothing";
             return Err(Error::input("eval.sampling.replay_truncation", problem, "Remove it"));
         }
+        self.validate_choice()?;
         self.sampling.validate("eval.sampling")
+    }
+
+    /// The score that chooses the model and which way it gets better; `None` where the last step's is taken.
+    pub fn choice(&self) -> Option<(&str, Direction)> {
+        Some((self.keep_best.as_str(), Direction::of(&self.keep_best)?))
+    }
+
+    fn validate_choice(&self) -> Result<()> {
+        if self.keep_best != LAST && self.choice().is_none() {
+            let want = format!("\"{LAST}\" or one of {}", Direction::known());
+            let why = "of another number it is not known which way is better";
+            return Err(Error::config("eval.keep_best", &self.keep_best, want, why));
+        }
+        let Some(patience) = self.patience else { return Ok(()) };
+        at_least(
+            "eval.patience",
+            patience,
+            1,
+            "it counts evaluations; without it a stage makes all its steps",
+        )?;
+        let without_effect = [
+            (self.keep_best == LAST, "eval.keep_best is \"last\"", "say there which score has to get better"),
+            (self.every_steps == 0, "eval.every_steps is 0", "evaluate within the stage"),
+        ];
+        match without_effect.into_iter().find(|(useless, ..)| *useless) {
+            Some((_, cause, fix)) => {
+                let problem = format!("has no effect: {cause}");
+                Err(Error::input("eval.patience", problem, format!("Remove the key, or {fix}")))
+            }
+            None => Ok(()),
+        }
     }
 }

@@ -7,13 +7,14 @@ use rayon::prelude::*;
 use regex::Regex;
 use sha2::{Digest, Sha256};
 
-use super::jsonl::{Limits, Line, Lines, Targets, TooLong};
+use super::account::Account;
+use super::jsonl::Watch;
+use super::limits::{Limits, Targets, TooLong};
+use super::lines::{CHUNK, Line, Lines, count_lines};
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Outcome, Task};
 use crate::text::PromptEncoder;
 use crate::types::{FinishReason, Message, Sample};
-
-const CHUNK: usize = 256;
 
 /// What a file is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +57,8 @@ pub struct Report {
     /// Tokens of the prompts and of the targets; only with an encoder.
     pub prompt_tokens: Option<Quantiles>,
     pub target_tokens: Option<Quantiles>,
-    /// Good rows that a load would drop, by reason; only with an encoder.
-    pub too_long: Vec<(String, usize)>,
+    /// Good rows that a load would keep and drop; only with an encoder.
+    pub account: Account,
     /// Good rows with a control token inside a message, which the model sees as a control token, and the first
     /// such line; only with an encoder.
     pub control_tokens: Option<(usize, usize)>,
@@ -103,7 +104,16 @@ impl Check<'_> {
     /// # Errors
     /// The file cannot be read.
     pub fn run(&self, path: &Path) -> Result<Report> {
+        self.run_watched(path, &mut |_, _| ())
+    }
+
+    /// [`Self::run`], telling `watch` how many of how many lines are done.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_watched(&self, path: &Path, watch: Watch) -> Result<Report> {
         let mut lines = Lines::open(path)?;
+        let total = count_lines(path)?;
         let control = self.control_tokens()?;
         let mut tally = Tally::new(self, path);
         loop {
@@ -115,6 +125,7 @@ impl Check<'_> {
             for (line, row) in chunk.iter().zip(rows) {
                 tally.add(line.number, row);
             }
+            watch(tally.report.rows, total);
         }
         Ok(tally.finish())
     }
@@ -166,7 +177,8 @@ impl Check<'_> {
             let at = |e| super::jsonl::at_line(path, number, e);
             let prompt = encoder.encode_prompt(&facts.sample.messages).map_err(at)?;
             let messages = &facts.sample.messages;
-            let target = facts.sample.target.as_deref().map(|answer| encoder.encode_target(messages, answer));
+            let encode = |answer: &str| encoder.encode_target_after(&prompt, messages, answer);
+            let target = facts.sample.target.as_deref().map(encode);
             let target = target.transpose().map_err(at)?;
             facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
             facts.prompt_tokens = Some(prompt.token_ids.len());
@@ -251,12 +263,8 @@ impl<'a> Tally<'a> {
         if facts.has_control_token {
             report.control_tokens.get_or_insert((0, line)).0 += 1;
         }
-        if let Some(reason) = facts.too_long {
-            let reason = reason.explain(&self.check.limits);
-            match report.too_long.iter_mut().find(|(known, _)| *known == reason) {
-                Some((_, count)) => *count += 1,
-                None => report.too_long.push((reason, 1)),
-            }
+        if let Some(prompt) = facts.prompt_tokens {
+            report.account.add(facts.gold, prompt, facts.target_tokens, facts.too_long);
         }
     }
 
@@ -360,7 +368,8 @@ mod tests {
         assert_eq!(report.prompt_tokens, Some(prompts));
         // `ok` and `no` are 3 with the end token; the refusal is 82 bytes and the end token.
         assert_eq!(report.target_tokens.map(|q| (q.min, q.max)), Some((3, 83)));
-        assert_eq!(report.too_long, [("prompt longer than max_prompt_tokens = 25".to_string(), 2)]);
+        let dropped = report.account.reasons(&LIMITS);
+        assert_eq!(dropped, [("prompt longer than max_prompt_tokens = 25".to_string(), 2)]);
     }
 
     #[test]

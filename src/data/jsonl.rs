@@ -1,20 +1,21 @@
 //! JSONL rows to token ids. A bad row fails the load with `file:line`; a row that is too long is dropped and
 //! counted, never truncated.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
+use super::account::Account;
+use super::limits::{Limits, Targets, TooLong};
+use super::lines::{CHUNK, Lines, count_lines};
 use crate::error::{Error, Result};
 use crate::task::{Answer, LabelId, Task};
 use crate::text::PromptEncoder;
 use crate::types::{Prompt, Sample};
 
-/// Lines that are encoded at a time: enough for every core, few enough to keep in memory.
-const CHUNK: usize = 256;
+/// Hears how many rows of how many are done.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// One row, ready for a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,28 +39,6 @@ pub struct EncodedAnswer {
     pub token_ids: Vec<u32>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Targets {
-    /// SFT: a row without a target is an error.
-    Required,
-    /// GRPO and evaluation.
-    Ignored,
-    /// What is summed over every answer of the set: a row whose answers cannot be written is an error.
-    Answers,
-}
-
-/// What is kept of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Tokens, generation prompt included.
-    pub max_prompt_tokens: usize,
-    /// Tokens, end token included.
-    pub max_target_tokens: usize,
-    /// The first rows that are not too long; 0 keeps all. Lines after the last kept row are not read.
-    pub max_rows: usize,
-    pub targets: Targets,
-}
-
 /// The rows of a data file that a run uses, at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
@@ -67,6 +46,8 @@ pub struct Dataset {
     pub rows: Vec<EncodedRow>,
     /// Reasons that occurred, and how many rows each cost.
     pub dropped: Vec<(String, usize)>,
+    /// Kept and dropped rows by label, and how long all of them are.
+    pub account: Account,
 }
 
 impl Dataset {
@@ -89,8 +70,25 @@ impl Source<'_> {
     /// # Errors
     /// The file cannot be read; the first bad row, as `file:line`; no row is left.
     pub fn load(&self, path: &Path) -> Result<Dataset> {
+        self.load_watched(path, &mut |_, _| ())
+    }
+
+    /// [`Self::load`], telling `watch` of the lines that are done.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_watched(&self, path: &Path, watch: Watch) -> Result<Dataset> {
         let mut lines = Lines::open(path)?;
-        self.collect(path, || lines.next_chunk(CHUNK), |line| line.parse(path))
+        let all = count_lines(path)?;
+        let total = if self.limits.max_rows == 0 { all } else { all.min(self.limits.max_rows) };
+        let mut done = 0;
+        let next = || {
+            let chunk = lines.next_chunk(CHUNK)?;
+            watch(done.min(total), total);
+            done += chunk.len();
+            Ok(chunk)
+        };
+        self.collect(path, next, |line| line.parse(path))
     }
 
     /// As [`Self::load`], for rows that are already in memory. `name` is what errors call them; rows count
@@ -115,7 +113,7 @@ impl Source<'_> {
         parse: impl Fn(&L) -> Result<(usize, Value)> + Sync,
     ) -> Result<Dataset> {
         let mut kept = Vec::new();
-        let mut dropped = [(TooLong::Prompt, 0), (TooLong::Target, 0)];
+        let mut account = Account::default();
         let wanted = if self.limits.max_rows == 0 { usize::MAX } else { self.limits.max_rows };
         while kept.len() < wanted {
             let lines = next()?;
@@ -133,19 +131,19 @@ impl Source<'_> {
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
             let encoded: Vec<_> = lines.par_iter().map(encode).collect();
             for row in encoded {
-                match row? {
-                    Ok(row) => kept.push(row),
-                    Err(reason) => {
-                        dropped.iter_mut().filter(|(r, _)| *r == reason).for_each(|(_, n)| *n += 1)
-                    }
+                let (row, too_long) = row?;
+                let lengths = row.target.iter().chain(row.answers.iter().map(|answer| &answer.token_ids));
+                let longest = lengths.map(Vec::len).max();
+                account.add(row.gold, row.prompt.token_ids.len(), longest, too_long);
+                if too_long.is_none() {
+                    kept.push(row);
                 }
                 if kept.len() == wanted {
                     break;
                 }
             }
         }
-        let dropped = dropped.iter().filter(|(_, n)| *n > 0).map(|(r, n)| (r.explain(&self.limits), *n));
-        let dataset = Dataset { rows: kept, dropped: dropped.collect() };
+        let dataset = Dataset { rows: kept, dropped: account.reasons(&self.limits), account };
         if dataset.rows.is_empty() { Err(empty(path, &dataset)) } else { Ok(dataset) }
     }
 
@@ -154,16 +152,16 @@ impl Source<'_> {
         path: &Path,
         sample: &Sample,
         answers: &[Answer],
-    ) -> Result<std::result::Result<EncodedRow, TooLong>> {
+    ) -> Result<(EncodedRow, Option<TooLong>)> {
         let at = |e| at_line(path, sample.line, e);
+        let prompt = self.encoder.encode_prompt(&sample.messages).map_err(at)?;
         let target = match (self.limits.targets, &sample.target) {
             (Targets::Ignored | Targets::Answers, _) => None,
             (Targets::Required, Some(answer)) => {
-                Some(self.encoder.encode_target(&sample.messages, answer).map_err(at)?)
+                Some(self.encoder.encode_target_after(&prompt, &sample.messages, answer).map_err(at)?)
             }
             (Targets::Required, None) => return Err(no_target(path, sample.line)),
         };
-        let prompt = self.encoder.encode_prompt(&sample.messages).map_err(at)?;
         let gold = self.task.label_id(&sample.gold).ok_or_else(|| {
             let place = format!("{}:{}", path.display(), sample.line);
             Error::input(
@@ -173,18 +171,15 @@ impl Source<'_> {
             )
         })?;
         let encode = |answer: &Answer| {
-            let token_ids = self.encoder.encode_target(&sample.messages, &answer.text).map_err(at)?;
+            let token_ids =
+                self.encoder.encode_target_after(&prompt, &sample.messages, &answer.text).map_err(at)?;
             Ok(EncodedAnswer { label: answer.label, token_ids })
         };
         let answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let longest = answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
-        Ok(match TooLong::of(&self.limits, &prompt, target.as_deref().or(longest)) {
-            Some(reason) => Err(reason),
-            None => {
-                let attack_succeeded = sample.attack_succeeded;
-                Ok(EncodedRow { line: sample.line, prompt, gold, target, attack_succeeded, answers })
-            }
-        })
+        let too_long = TooLong::of(&self.limits, &prompt, target.as_deref().or(longest));
+        let attack_succeeded = sample.attack_succeeded;
+        Ok((EncodedRow { line: sample.line, prompt, gold, target, attack_succeeded, answers }, too_long))
     }
 }
 
@@ -204,32 +199,6 @@ pub fn at_line(path: &Path, line: usize, error: Error) -> Error {
     }
 }
 
-/// Why a row is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TooLong {
-    Prompt,
-    Target,
-}
-
-impl TooLong {
-    pub fn of(limits: &Limits, prompt: &Prompt, target: Option<&[u32]>) -> Option<Self> {
-        if prompt.token_ids.len() > limits.max_prompt_tokens {
-            Some(Self::Prompt)
-        } else if target.is_some_and(|ids| ids.len() > limits.max_target_tokens) {
-            Some(Self::Target)
-        } else {
-            None
-        }
-    }
-
-    pub fn explain(self, limits: &Limits) -> String {
-        match self {
-            Self::Prompt => format!("prompt longer than max_prompt_tokens = {}", limits.max_prompt_tokens),
-            Self::Target => format!("target longer than max_target_tokens = {}", limits.max_target_tokens),
-        }
-    }
-}
-
 fn empty(path: &Path, dataset: &Dataset) -> Error {
     if dataset.dropped.is_empty() {
         return Error::input(path.display(), "has no rows", "Write one JSON object a line");
@@ -237,91 +206,6 @@ fn empty(path: &Path, dataset: &Dataset) -> Error {
     let reasons: Vec<_> = dataset.dropped.iter().map(|(reason, n)| format!("{n}: {reason}")).collect();
     let problem = format!("all {} rows are dropped ({})", dataset.dropped_rows(), reasons.join("; "));
     Error::input(path.display(), problem, "Raise the limit under [data], or give shorter rows")
-}
-
-/// A line that is not blank.
-pub(super) struct Line {
-    /// 1-based.
-    pub number: usize,
-    bytes: Vec<u8>,
-}
-
-impl Line {
-    /// # Errors
-    /// `file:line`: not UTF-8, or not JSON.
-    pub fn parse(&self, path: &Path) -> Result<(usize, Value)> {
-        let place = || format!("{}:{}", path.display(), self.number);
-        let text = std::str::from_utf8(self.bytes.trim_ascii_end()).map_err(|e| {
-            let problem = format!("byte {} of the line is not UTF-8", e.valid_up_to() + 1);
-            Error::input(place(), problem, "Save the file as UTF-8")
-        })?;
-        let value = serde_json::from_str(text).map_err(|e| {
-            // serde_json counts lines too, but its line is always 1 here.
-            let what = e.to_string();
-            let what = what.split(" at line ").next().unwrap_or_default();
-            let problem = format!("malformed JSON at column {}: {what}", e.column());
-            Error::input(place(), problem, "Write one JSON object a line")
-        })?;
-        Ok((self.number, value))
-    }
-}
-
-/// The row in line `line`, counted from 1.
-///
-/// # Errors
-/// The file cannot be read, has no such line, or the line is blank or no JSON.
-pub fn row_at(path: &Path, line: usize) -> Result<Value> {
-    let mut lines = Lines::open(path)?;
-    loop {
-        let chunk = lines.next_chunk(CHUNK)?;
-        if let Some(found) = chunk.iter().find(|l| l.number == line) {
-            return Ok(found.parse(path)?.1);
-        }
-        if chunk.is_empty() || chunk.iter().any(|l| l.number > line) {
-            let problem =
-                if line == 0 || line > lines.number { "there is no such line" } else { "the line is blank" };
-            let fix = "Lines count from 1; choose one that holds a row";
-            return Err(Error::input(format!("{}:{line}", path.display()), problem, fix));
-        }
-    }
-}
-
-/// Lines of a file that are not blank, with their numbers.
-pub(super) struct Lines {
-    reader: BufReader<File>,
-    path: std::path::PathBuf,
-    number: usize,
-}
-
-impl Lines {
-    pub fn open(path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            return Err(Error::input(path.display(), "is a folder, not a JSONL file", "Name a file in it"));
-        }
-        let file = File::open(path).map_err(Error::io(path, "read"))?;
-        Ok(Self { reader: BufReader::new(file), path: path.to_path_buf(), number: 0 })
-    }
-
-    /// At most `count` lines; none at the end of the file.
-    pub fn next_chunk(&mut self, count: usize) -> Result<Vec<Line>> {
-        let mut lines = Vec::new();
-        while lines.len() < count {
-            let mut bytes = Vec::new();
-            let read = self.reader.read_until(b'\n', &mut bytes).map_err(Error::io(&self.path, "read"))?;
-            if read == 0 {
-                break;
-            }
-            self.number += 1;
-            // A byte order mark is no part of the first row.
-            if self.number == 1 && bytes.starts_with(b"\xEF\xBB\xBF") {
-                bytes.drain(..3);
-            }
-            if !bytes.trim_ascii().is_empty() {
-                lines.push(Line { number: self.number, bytes });
-            }
-        }
-        Ok(lines)
-    }
 }
 
 #[cfg(test)]
@@ -434,20 +318,6 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("rows.jsonl:3: ") && text.contains(want), "{text}");
             assert!(error.is_input() && !text.contains('\n'), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_row_is_found_by_its_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("rows.jsonl");
-        std::fs::write(&path, "{\"a\": 1}\n\n{\"a\": 3}\n").unwrap();
-        assert_eq!(row_at(&path, 1).unwrap()["a"], 1);
-        assert_eq!(row_at(&path, 3).unwrap()["a"], 3);
-        let error = |line| row_at(&path, line).unwrap_err().to_string();
-        assert!(error(2).contains("rows.jsonl:2: the line is blank"));
-        for absent in [0, 4, 9] {
-            assert!(error(absent).contains("there is no such line"), "{absent}");
         }
     }
 

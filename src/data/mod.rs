@@ -1,8 +1,12 @@
 //! Data rows: reading, checking, ordering, and making synthetic ones.
 
+pub mod account;
 pub mod check;
 pub mod difficulty;
+pub mod held_out;
 pub mod jsonl;
+pub mod limits;
+pub mod lines;
 pub mod order;
 pub mod predictions;
 pub mod preview;
@@ -11,4 +15,5 @@ mod recorded;
 pub mod synthetic;
 pub mod unlabelled;
 
-pub use jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
+pub use jsonl::{Dataset, EncodedRow, Source};
+pub use limits::{Limits, Targets};

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::jsonl::{EncodedRow, Line, Lines};
+use super::jsonl::EncodedRow;
+use super::lines::{Line, Lines};
 use super::recorded;
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Task};

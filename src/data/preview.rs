@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::jsonl::{at_line, row_at};
+use super::jsonl::at_line;
+use super::lines::row_at;
 use crate::error::Result;
 use crate::task::{Outcome, Task};
 use crate::text::PromptEncoder;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::jsonl::Lines;
+use super::lines::Lines;
 use crate::error::Result;
 
 /// The first rows of a JSONL file, at most `most`, each with its line from 1.

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::jsonl::{EncodedAnswer, EncodedRow, Lines, at_line};
+use super::jsonl::{EncodedAnswer, EncodedRow, at_line};
+use super::lines::Lines;
 use crate::error::Result;
 use crate::task::{LabelId, Task};
 use crate::text::PromptEncoder;
@@ -47,7 +48,7 @@ impl<'a> Unlabelled<'a> {
             Answers::Left => Vec::new(),
         };
         let answers = texts.iter().map(|answer| {
-            let token_ids = self.encoder.encode_target(&messages, &answer.text).map_err(at)?;
+            let token_ids = self.encoder.encode_target_after(&prompt, &messages, &answer.text).map_err(at)?;
             Ok(EncodedAnswer { label: answer.label, token_ids })
         });
         let answers = answers.collect::<Result<Vec<_>>>()?;

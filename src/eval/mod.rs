@@ -1,6 +1,7 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
 pub mod audit;
+pub mod constants;
 pub mod enumerate;
 pub mod exact;
 pub mod predict;
@@ -8,6 +9,8 @@ pub mod roc;
 mod summary;
 mod table;
 pub mod threshold;
+
+use std::time::Instant;
 
 pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
 pub use table::{exact_text, summary_text, threshold_text};
@@ -17,7 +20,7 @@ use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, Metrics, SampleKind, Sinks};
+use crate::observe::{Event, Metrics, SampleKind, Sinks, Work};
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::rollout::judge::{Judged, judge};
@@ -25,8 +28,11 @@ use crate::task::{EvalReport, Task};
 use crate::text::PromptEncoder;
 use crate::types;
 
-/// Prompts sampled between two signs of life.
+/// Prompts, and tokens of prompts, that are answered between two signs of life.
 const PROMPTS_PER_CALL: usize = 64;
+const TOKENS_PER_CALL: usize = 8192;
+/// Of the first call, from which the rest is estimated.
+const FIRST_TOKENS: usize = 1024;
 
 /// What evaluation needs besides the model's weights.
 #[derive(Clone, Copy)]
@@ -45,6 +51,13 @@ pub struct At<'a> {
     pub stage: &'a str,
     /// Optimiser steps of the stage.
     pub step: u64,
+}
+
+impl At<'_> {
+    /// `grpo 50`.
+    fn name(&self) -> String {
+        if self.step > 0 { format!("{} {}", self.stage, self.step) } else { self.stage.into() }
+    }
 }
 
 impl Evaluator<'_> {
@@ -67,6 +80,21 @@ impl Evaluator<'_> {
             .collect()
     }
 
+    /// What a row costs at most.
+    fn tokens(&self, row: &EncodedRow) -> usize {
+        row.prompt.token_ids.len() + self.config.samples_per_prompt * self.config.max_completion_tokens
+    }
+
+    /// Rows from `from` on for one call: one, or as many as have no more than `most` prompt tokens.
+    fn next_rows(&self, from: usize, most: usize) -> &[EncodedRow] {
+        let left = &self.rows[from..];
+        let lengths = left.iter().take(PROMPTS_PER_CALL).scan(0, |sum, row| {
+            *sum += row.prompt.token_ids.len();
+            Some(*sum)
+        });
+        &left[..lengths.take_while(|sum| *sum <= most).count().max(1)]
+    }
+
     /// [`Self::evaluate`], answer by answer; prompts are numbered as the rows are.
     pub fn judgements(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<Vec<Judgement>> {
         let completions = Completions {
@@ -79,9 +107,16 @@ impl Evaluator<'_> {
         let draws = Draws { seed: self.seed, purpose: Purpose::Evaluation, step: at.step };
         let mut judgements = Vec::new();
         let mut samples = Vec::new();
-        for (chunk, rows) in self.rows.chunks(PROMPTS_PER_CALL).enumerate() {
-            let done = chunk * PROMPTS_PER_CALL;
-            sinks.emit(&Event::Phase { text: format!("evaluating {done}/{}", self.rows.len()) });
+        let (start, what) = (Instant::now(), format!("evaluating {}", at.name()));
+        let all_tokens: usize = self.rows.iter().map(|row| self.tokens(row)).sum();
+        let (mut done, mut tokens) = (0, 0);
+        while done < self.rows.len() {
+            let (what, total) = (what.clone(), self.rows.len());
+            let share = tokens as f64 / all_tokens.max(1) as f64;
+            let work = Work { share, ..Work::new(what, "rows", done, total, start) };
+            sinks.emit(&Event::Work(work));
+            let most = if done == 0 { FIRST_TOKENS } else { TOKENS_PER_CALL };
+            let rows = self.next_rows(done, most);
             let requests: Vec<Request> = rows
                 .iter()
                 .enumerate()
@@ -95,7 +130,6 @@ impl Evaluator<'_> {
                 if again.is_empty() {
                     break;
                 }
-                sinks.emit(&Event::Phase { text: format!("asking again {}, {retry}", again.len()) });
                 let draws = Draws { seed: retry_seed(self.seed, retry), ..draws };
                 let asked: Vec<Request> = again.iter().map(|i| requests[*i]).collect();
                 let groups = engine.generate(&asked, draws)?.groups;
@@ -121,7 +155,10 @@ impl Evaluator<'_> {
                     samples.push(judged.record(self.task, row));
                 }
             }
+            done += rows.len();
+            tokens += rows.iter().map(|row| self.tokens(row)).sum::<usize>();
         }
+        sinks.emit(&Event::work(what, "rows", done, done, start));
         let report = Summary::new(self.task, &judgements).report;
         let stage = at.stage.to_string();
         let metrics: Metrics = report.metrics().into_iter().collect();

@@ -6,7 +6,7 @@ use super::Summary;
 use super::exact::Exact;
 use super::roc::OperatingPoint;
 use super::threshold::{ScoreKind, Threshold};
-use crate::task::{Binary, EvalReport, Interval};
+use crate::task::{Binary, EvalReport, Interval, LabelId, Task};
 
 /// Both rules side by side, labels, confusion matrix, samples and groups.
 pub fn summary_text(summary: &Summary) -> String {
@@ -43,12 +43,14 @@ pub fn summary_text(summary: &Summary) -> String {
 }
 
 /// How well a score ranks, and its operating point.
-pub fn threshold_text(found: &Threshold) -> String {
-    let score = match found.score {
-        ScoreKind::FirstToken => "probability of a refusal's first token",
-        ScoreKind::Labels => "probability of the labels' exact refusals",
+pub fn threshold_text(found: &Threshold, task: &Task) -> String {
+    let by = match found.score {
+        ScoreKind::FirstToken => "by its first token",
+        ScoreKind::Labels => "by the exact answers of the other labels",
     };
-    let mut text = format!("{} rows, score: {score}\n", found.rows);
+    let negative = task.label_text(LabelId::NEGATIVE);
+    let mut text =
+        format!("{} rows, score: probability of another answer than `{negative}`, {by}\n", found.rows);
     scores(&mut text, Some(found.curves.auc), Some(found.curves.average_precision), Some(&found.point));
     text
 }
@@ -91,15 +93,17 @@ fn with_interval(value: Option<f64>, interval: Option<Interval>) -> String {
 
 fn rules(report: &EvalReport) -> String {
     let mut text = format!(
-        "{} answers, {} of them on risky logs; 95% intervals in parentheses\n\n{:<26}{:<24}{}\n",
+        "{} answers, {} of them on risky logs; 95% intervals in parentheses\n\n",
         report.count,
         number(report.base_rate),
-        "",
-        "strict rule",
-        "paper's rule"
     );
+    let mut both = |name: &str, strict: String, paper: String| {
+        let line = format!("{name:<26}{strict:<24}{}", if report.has_paper { &paper } else { "" });
+        let _ = writeln!(text, "{}", line.trim_end());
+    };
+    both("", "strict rule".into(), "paper's rule".into());
     let mut line = |name: &str, cell: &dyn Fn(&Binary) -> String| {
-        let _ = writeln!(text, "{name:<26}{:<24}{}", cell(&report.strict), cell(&report.paper));
+        both(name, cell(&report.strict), cell(&report.paper));
     };
     line("accuracy", &|rule| with_interval(rule.accuracy, rule.accuracy_interval));
     let lines = (number(report.always_flag_accuracy), number(report.never_flag_accuracy));

@@ -1,4 +1,4 @@
-//! The probability of a refusal as a score, and the threshold that is saved with a model.
+//! The probability of a flag as a score, and the threshold that is saved with a model.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use crate::types::PackedBatch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoreKind {
-    /// That of a refusal's first token.
+    /// That of a flag's first token.
     FirstToken,
     /// That of all positive labels' exact answers together.
     Labels,
@@ -39,7 +39,7 @@ impl Scorer<'_> {
     ///
     /// # Errors
     /// A row without answers, or that does not fit the model; with `FirstToken`, answers of the negative label that
-    /// begin as a refusal does.
+    /// begin as a flag does.
     pub fn scores(&self, rows: &[&EncodedRow]) -> Result<Vec<f64>> {
         match self.kind {
             ScoreKind::FirstToken => self.first_tokens(rows),
@@ -62,7 +62,7 @@ impl Scorer<'_> {
             let mut batch = PackedBatch::default();
             let mut counts = Vec::new();
             for row in &rows[run] {
-                let tokens = refusal_tokens(row)?;
+                let tokens = flag_tokens(row)?;
                 let length = row.prompt.token_ids.len();
                 if length > self.decoder.max_positions() {
                     let most = self.decoder.max_positions();
@@ -84,8 +84,8 @@ impl Scorer<'_> {
     }
 }
 
-/// What a refusal's first token can be.
-fn refusal_tokens(row: &EncodedRow) -> Result<Vec<u32>> {
+/// What a flag's first token can be.
+fn flag_tokens(row: &EncodedRow) -> Result<Vec<u32>> {
     let first = |negative: bool| {
         let answers = row.answers.iter().filter(move |answer| answer.label.is_negative() == negative);
         answers.filter_map(|answer| answer.token_ids.first().copied())
@@ -98,7 +98,7 @@ fn refusal_tokens(row: &EncodedRow) -> Result<Vec<u32>> {
         return Err(Error::input(place(), "was read without its answers", "Read it with Targets::Answers"));
     }
     if first(true).any(|token| tokens.contains(&token)) {
-        let problem = "the benign answer begins with the same token as a refusal";
+        let problem = "the negative label's answer begins with the same token as another label's";
         return Err(Error::input(place(), problem, "Use --score labels"));
     }
     Ok(tokens)

@@ -1,28 +1,32 @@
-//! What was written, read back and held against the weights in memory.
+//! What was written, read back and held against the weights in memory: the weights strictly, what the model says with
+//! them as a report.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
 
 use super::probe::{Answer, Probe};
+use super::rounding::distance;
 use super::source::{Format, Source};
 use crate::error::{Error, Result};
 use crate::formats::Written;
 use crate::formats::gguf::GgufModel;
 use crate::formats::hf::folder::FolderTensors;
-use crate::formats::hf::load_decoder;
+use crate::formats::hf::{config_json, load_decoder};
 use crate::formats::peft;
+use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
 
-/// How the tensors of one stored type came back.
+/// How the tensors of one stored type came back, the worst of them.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct WeightCheck {
     pub tensors: usize,
-    /// Largest of `|read - memory| / |memory|` over the tensors, Euclidean norms.
+    /// `|read - memory| / |memory|`, Euclidean norms.
     pub relative_error: f64,
-    pub bound: f64,
+    /// The largest error of a value, or of a block, over the largest that the type's rounding can make.
+    pub of_allowed: f64,
 }
 
 /// How far the log-probs of the probe moved.
@@ -31,10 +35,28 @@ pub struct LogprobCheck {
     pub tokens: usize,
     pub max_difference: f64,
     pub mean_difference: f64,
-    pub max_bound: f64,
-    pub mean_bound: f64,
-    /// Leading tokens that both generate greedily.
+    /// Tokens that the weights in memory generate greedily, and how many of them the export generates alike, from the
+    /// first of each answer on.
+    pub greedy: usize,
     pub greedy_equal: usize,
+}
+
+/// What greedy answers to the rows of a task mean, before and after.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerdictCheck {
+    pub rows: usize,
+    /// Rows with the gold label.
+    pub right_in_memory: usize,
+    pub right_read_back: usize,
+    pub flipped: Vec<Flip>,
+}
+
+/// A row whose verdict changed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Flip {
+    pub line: usize,
+    pub in_memory: String,
+    pub read_back: String,
 }
 
 /// Everything [`read_back`] found.
@@ -43,50 +65,36 @@ pub struct Findings {
     /// By stored type.
     pub weights: BTreeMap<String, WeightCheck>,
     pub logprobs: LogprobCheck,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<VerdictCheck>,
+    /// What the format's rounding changed of what the model says.
+    pub warnings: Vec<String>,
     pub probe: Probe,
-    /// What the weights in memory say of the probe.
-    pub memory: Answer,
-    /// What those read back say of it.
-    pub read_back: Answer,
+    /// What the weights in memory say to the probe, an answer a prompt.
+    pub memory: Vec<Answer>,
+    /// What those read back say to it.
+    pub read_back: Vec<Answer>,
 }
 
-/// Relative error that one stored type may bring, for weights that are exact in `stored`.
-///
-/// bf16 and f16 round to nearest: 2^-8 and 2^-11 of each value, f16 doubled for values below its normal range. A
-/// block of Q8_0 errs by half a step of its largest value / 127; in the worst case that value stands alone, and the
-/// norm errs by sqrt(32) / 254 = 0.022. The others are twice what they do to normally distributed weights.
-pub fn weight_bound(kind: &str, stored: DType) -> f64 {
-    match (kind, stored) {
-        ("F32", _) | ("BF16", DType::BF16) | ("F16", DType::F16) => 0.0,
-        ("BF16", _) => 1.0 / 256.0,
-        ("F16", _) => 1.0 / 1024.0,
-        ("Q8_0", _) => 0.0225,
-        ("Q6_K", _) => 0.04,
-        ("Q5_0", _) => 0.1,
-        _ => 0.16,
-    }
+/// Mean difference of log-probs, in nats, above which a user is warned: `docs/export.md` says why.
+fn usual(weights: &BTreeMap<String, WeightCheck>) -> f64 {
+    let of = |kind: &str| match kind {
+        "F32" => 1e-4,
+        "F16" => 0.02,
+        "BF16" => 0.1,
+        "Q8_0" => 0.2,
+        _ => 1.5,
+    };
+    let lossy = weights.iter().filter(|(_, check)| check.relative_error > 0.0);
+    lossy.map(|(kind, _)| of(kind)).fold(of("F32"), f64::max)
 }
 
-/// Largest and mean difference of log-probs, in nats, that such weights may bring: `docs/export.md` says why.
-fn logprob_bounds(weights: &BTreeMap<String, WeightCheck>, format: Format) -> (f64, f64) {
-    let exact = weights.values().all(|check| check.relative_error == 0.0);
-    let loosest = weights.values().map(|check| check.bound).fold(0.0, f64::max);
-    match (exact, format) {
-        (true, Format::Folder(_) | Format::Adapter) => (0.0, 0.0),
-        // GGUF keeps the rotary base and table and the norms' epsilon in f32.
-        (true, Format::Gguf(_)) => (1e-3, 1e-4),
-        _ if loosest <= weight_bound("F16", DType::F32) => (0.2, 0.02),
-        _ if loosest <= weight_bound("BF16", DType::F32) => (1.0, 0.1),
-        _ if loosest <= weight_bound("Q8_0", DType::F32) => (2.0, 0.2),
-        _ => (10.0, 1.5),
-    }
-}
-
-/// Reads `path` back and compares its weights, one at a time, then its log-probs on the probe. `source`'s weights
-/// are let go before the file's are loaded.
+/// Reads `path` back and compares its weights, one at a time, then its numbers, then what it says to the probe.
+/// `source`'s weights are let go before the file's are loaded.
 ///
 /// # Errors
-/// What was read differs by more than the bounds, or cannot be read.
+/// A tensor lies further off than its type's rounding, or a number of the model differs; what should be the same
+/// weights says something else; it cannot be read. What rounding changes of the answers is no error, but reported.
 pub fn read_back(source: Source, format: Format, written: &Written, path: &Path) -> Result<Findings> {
     let Source { decoder, stored, probe, .. } = source;
     let opened = Opened::open(path, format)?;
@@ -97,35 +105,40 @@ pub fn read_back(source: Source, format: Format, written: &Written, path: &Path)
     };
     for (name, tensor) in written_tensors {
         let kind = written.stored_as.get(name).map_or("", String::as_str);
-        let bound = weight_bound(kind, stored);
-        let error = relative_error(tensor, &opened.tensor(name)?)?;
-        if error.is_nan() || error > bound {
-            return Err(failed(
-                path,
-                format!(
-                    "{name}, stored as {kind}, came back with a relative error of {error:.3e}, bound {bound:.3e}"
-                ),
-            ));
+        let found = distance(kind, stored, tensor, &opened.tensor(name)?)?;
+        if found.of_allowed.is_nan() || found.of_allowed > 1.0 {
+            let times = match found.of_allowed.is_finite() {
+                true => format!("{:.1} times what its rounding can make", found.of_allowed),
+                false => "where it should be exact or finite".into(),
+            };
+            let error = found.relative_error;
+            let problem =
+                format!("{name}, stored as {kind}, came back with a relative error of {error:.3e}, {times}");
+            return Err(failed(path, problem));
         }
         let check = weights.entry(kind.to_string()).or_default();
         check.tensors += 1;
-        check.bound = bound;
-        check.relative_error = check.relative_error.max(error);
+        check.relative_error = check.relative_error.max(found.relative_error);
+        check.of_allowed = check.of_allowed.max(found.of_allowed);
     }
-    let memory = probe.ask(&decoder)?;
-    let read_back = probe.ask(&opened.decoder(decoder, path, probe.positions())?)?;
-    let logprobs = compare(&memory, &read_back, logprob_bounds(&weights, format));
-    let LogprobCheck { max_difference: max, mean_difference: mean, max_bound, mean_bound, .. } = logprobs;
-    if mean.is_nan() || max > max_bound || mean > mean_bound {
-        return Err(failed(
-            path,
-            format!(
-                "log-probs of the probe differ by up to {max:.3e}, {mean:.3e} on average, bounds {max_bound} and \
-                 {mean_bound}"
-            ),
-        ));
+    if let Some(problem) = opened.config(path)?.and_then(|read| differs(&decoder.config, &read)) {
+        return Err(failed(path, problem));
     }
-    Ok(Findings { weights, logprobs, probe: probe.clone(), memory, read_back })
+    let memory = probe.ask(&decoder, None)?;
+    let read_back = probe.ask(&opened.decoder(decoder, path, probe.positions())?, Some(&memory))?;
+    let logprobs = compare(&memory, &read_back);
+    let exact = weights.values().all(|check| check.relative_error == 0.0);
+    // GGUF keeps the rotary base and the norms' epsilon in f32: there the same weights may say almost the same.
+    let same = exact && !matches!(format, Format::Gguf(_));
+    if logprobs.mean_difference.is_nan() || same && logprobs.max_difference > 0.0 {
+        let LogprobCheck { max_difference: max, mean_difference: mean, .. } = logprobs;
+        let problem =
+            format!("the same weights give log-probs that differ by up to {max:.3e}, {mean:.3e} on average");
+        return Err(failed(path, problem));
+    }
+    let verdicts = probe.is_judged().then(|| VerdictCheck::of(probe, &memory, &read_back));
+    let warnings = warnings(&logprobs, verdicts.as_ref(), usual(&weights));
+    Ok(Findings { weights, logprobs, verdicts, warnings, probe: probe.clone(), memory, read_back })
 }
 
 /// `path` still has its temporary name.
@@ -133,20 +146,100 @@ fn failed(path: &Path, problem: String) -> Error {
     Error::Unfaithful { path: path.with_extension(""), problem }
 }
 
-fn compare(memory: &Answer, read: &Answer, (max_bound, mean_bound): (f64, f64)) -> LogprobCheck {
-    let pairs = memory.logprobs.iter().zip(&read.logprobs);
-    let differences: Vec<f64> = pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).collect();
-    let max = differences.iter().copied().fold(0.0, f64::max);
+/// The first number of a model that came back as another: those a forward pass computes with. Formats keep some as
+/// f32.
+fn differs(memory: &ModelConfig, read: &ModelConfig) -> Option<String> {
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs();
+    let size = |name, of: fn(&ModelConfig) -> usize| (name, of(memory) as f64, of(read) as f64);
+    let numbers = [
+        size("hidden_size", |c| c.hidden_size),
+        size("num_hidden_layers", |c| c.num_hidden_layers),
+        size("num_attention_heads", |c| c.num_attention_heads),
+        size("num_key_value_heads", |c| c.num_key_value_heads),
+        size("head_dim", |c| c.head_dim),
+        size("vocab_size", |c| c.vocab_size),
+        size("max_position_embeddings", |c| c.max_position_embeddings),
+        ("rms_norm_eps", memory.rms_norm_eps, read.rms_norm_eps),
+        ("rope_theta", memory.rope_theta, read.rope_theta),
+        ("rotary attention factor", memory.rope_attention_factor(), read.rope_attention_factor()),
+    ];
+    let wrong = numbers.into_iter().find(|(_, a, b)| !close(*a, *b));
+    let (before, after) = (memory.rope_inverse_frequencies(), read.rope_inverse_frequencies());
+    let turned = || before.iter().zip(&after).find(|(a, b)| !close(**a, **b));
+    let other = match wrong {
+        Some((name, a, b)) => Some(format!("{name} was {a} and is {b}")),
+        None if memory.family != read.family => Some("it is of another family".into()),
+        None => turned().map(|(a, b)| format!("a rotary frequency was {a} and is {b}")),
+    };
+    other.map(|problem| format!("its numbers: {problem}"))
+}
+
+fn compare(memory: &[Answer], read: &[Answer]) -> LogprobCheck {
+    let pairs = || memory.iter().zip(read);
+    let logprobs = pairs().flat_map(|(a, b)| a.logprobs.iter().zip(&b.logprobs));
+    let differences: Vec<f64> = logprobs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).collect();
+    let alike =
+        |(a, b): (&Answer, &Answer)| a.greedy.iter().zip(&b.greedy).take_while(|(a, b)| a == b).count();
     let tokens = differences.len();
-    let greedy_equal = memory.greedy.iter().zip(&read.greedy).take_while(|(a, b)| a == b).count();
     LogprobCheck {
         tokens,
-        max_difference: max,
+        max_difference: differences.iter().copied().fold(0.0, f64::max),
         mean_difference: differences.iter().sum::<f64>() / tokens.max(1) as f64,
-        max_bound,
-        mean_bound,
-        greedy_equal,
+        greedy: memory.iter().map(|answer| answer.greedy.len()).sum(),
+        greedy_equal: pairs().map(alike).sum(),
     }
+}
+
+impl VerdictCheck {
+    fn of(probe: &Probe, memory: &[Answer], read: &[Answer]) -> Self {
+        let right = |answers: &[Answer]| {
+            let judged = answers.iter().filter_map(|answer| answer.verdict.as_ref());
+            judged.filter(|(_, exact)| *exact).count()
+        };
+        let answers = probe.prompts.iter().zip(memory.iter().zip(read));
+        let flip = answers.filter_map(|(prompt, (a, b))| {
+            let ((in_memory, _), (read_back, _)) = (a.verdict.clone()?, b.verdict.clone()?);
+            let line = prompt.line?;
+            (in_memory != read_back).then_some(Flip { line, in_memory, read_back })
+        });
+        Self {
+            rows: memory.len(),
+            right_in_memory: right(memory),
+            right_read_back: right(read),
+            flipped: flip.collect(),
+        }
+    }
+}
+
+/// Flips that a warning names; all are in the JSON report.
+const NAMED_FLIPS: usize = 5;
+
+fn warnings(logprobs: &LogprobCheck, verdicts: Option<&VerdictCheck>, usual: f64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(verdicts) = verdicts.filter(|verdicts| !verdicts.flipped.is_empty()) {
+        let flipped = &verdicts.flipped;
+        let name = |flip: &Flip| format!("row {}: {} -> {}", flip.line, flip.in_memory, flip.read_back);
+        let mut named: Vec<String> = flipped.iter().take(NAMED_FLIPS).map(name).collect();
+        if flipped.len() > NAMED_FLIPS {
+            named.push(format!("{} more", flipped.len() - NAMED_FLIPS));
+        }
+        warnings.push(format!(
+            "rounding changed the verdict of {} of {} rows ({}); right were {}, are {}. Run `rlvr eval` on the export \
+             before you rely on it, or store more bits",
+            flipped.len(),
+            verdicts.rows,
+            named.join("; "),
+            verdicts.right_in_memory,
+            verdicts.right_read_back
+        ));
+    }
+    if logprobs.mean_difference > usual {
+        warnings.push(format!(
+            "log-probs moved by {:.2} nats on average, which is more than usual for this format ({usual})",
+            logprobs.mean_difference
+        ));
+    }
+    warnings
 }
 
 /// An export, opened again.
@@ -172,6 +265,15 @@ impl Opened {
         }
     }
 
+    /// The model's numbers; an adapter has none.
+    fn config(&self, path: &Path) -> Result<Option<ModelConfig>> {
+        match self {
+            Self::Folder(_) => config_json::load(path).map(Some),
+            Self::Adapter(_) => Ok(None),
+            Self::Gguf(gguf) => Ok(Some(gguf.config.clone())),
+        }
+    }
+
     /// As another command would load it. Lets go of the weights `before`, or puts the adapter beside them.
     fn decoder(self, mut before: Decoder, path: &Path, positions: usize) -> Result<Decoder> {
         match self {
@@ -191,44 +293,5 @@ impl Opened {
                 Decoder::new(gguf.config.clone(), tensors.collect::<Result<Vec<_>>>()?, positions)
             }
         }
-    }
-}
-
-fn relative_error(memory: &Tensor, read: &Tensor) -> candle_core::Result<f64> {
-    let wide = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all();
-    let (memory, read) = (wide(memory)?, wide(read)?);
-    let (mut off, mut size) = (0.0, 0.0);
-    for start in (0..memory.elem_count()).step_by(1 << 20) {
-        let count = (1 << 20).min(memory.elem_count() - start);
-        let (a, b) = (memory.narrow(0, start, count)?.to_vec1::<f32>()?, read.narrow(0, start, count)?);
-        for (a, b) in a.into_iter().zip(b.to_vec1::<f32>()?) {
-            off += f64::from(a - b).powi(2);
-            size += f64::from(a).powi(2);
-        }
-    }
-    Ok(if off == 0.0 { 0.0 } else { (off / size).sqrt() })
-}
-
-#[cfg(test)]
-mod tests {
-    use half::{bf16, f16};
-
-    use super::*;
-
-    /// The largest error of a value by itself is what a tensor of a few weights may show as its own.
-    #[test]
-    fn the_bounds_of_types_that_round_are_met_and_tight() {
-        let worst = |rounded: fn(f32) -> f32| -> f64 {
-            let error = |i: u32| {
-                let x = 1.0 + i as f32 / (1 << 20) as f32;
-                f64::from((rounded(x) - x).abs() / x)
-            };
-            (0..1 << 20).map(error).fold(0.0, f64::max)
-        };
-        let (bf16, f16) = (worst(|x| bf16::from_f32(x).to_f32()), worst(|x| f16::from_f32(x).to_f32()));
-        let bound = |kind| weight_bound(kind, DType::F32);
-        assert!(bf16 <= bound("BF16") && bf16 > 0.99 * bound("BF16"), "{bf16} of {}", bound("BF16"));
-        // Below the normal range f16 errs by more than above it.
-        assert!(f16 <= bound("F16") / 2.0 && f16 > 0.49 * bound("F16"), "{f16} of {}", bound("F16"));
     }
 }

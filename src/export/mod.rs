@@ -4,6 +4,7 @@
 pub mod aside;
 pub mod check;
 pub mod probe;
+pub mod rounding;
 mod source;
 
 use std::path::Path;
@@ -29,8 +30,8 @@ pub struct ExportReport {
 /// Writes `target`, reads it back and compares; on any error there is no `target`.
 ///
 /// # Errors
-/// `target` exists, the format cannot hold the model, the disk does not take it, or what was read back differs from
-/// the weights in memory by more than the format's bounds.
+/// `target` exists, the format cannot hold the model, the disk does not take it, or a weight that was read back lies
+/// further from that in memory than its type rounds.
 pub fn export(source: Source, format: Format, target: &Path) -> Result<ExportReport> {
     refuse_present(target)?;
     aside::named_when_done(target, |aside| {

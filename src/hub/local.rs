@@ -9,6 +9,12 @@ use crate::error::{Error, Result};
 /// Folder of imported, fetched and finished models, in the current directory.
 pub const CHECKPOINTS: &str = "checkpoints";
 
+/// The config that makes a folder a run.
+pub const RUN_CONFIG: &str = "config.resolved.toml";
+/// A run's final model and its adapter.
+pub const RUN_MODEL: &str = "model";
+pub const RUN_ADAPTER: &str = "adapter";
+
 /// A model that was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Folder {
@@ -17,21 +23,51 @@ pub struct Folder {
     pub pinned: Option<String>,
 }
 
-/// The folder that `named` means: itself where it exists; else `checkpoints/NAME` of a name without a `/`; else the
-/// cache's where it is a hub name (`org/name`, `org/name@revision`).
+/// The folder that `named` means: itself where it exists, or its `model/` where it is a run; else `checkpoints/NAME` of a
+/// name without a `/`; else the cache's where it is a hub name (`org/name`, `org/name@revision`).
 ///
 /// # Errors
-/// As [`Hub::fetch`]; a name without a `/` that is nowhere. Whether a folder holds a model is left to whoever reads it.
+/// As [`Hub::fetch`]; a name without a `/` that is nowhere; a run without a model. Whether another folder holds a model
+/// is left to whoever reads it.
 pub fn find(named: &Path, parts: Parts, progress: &mut dyn Progress) -> Result<Folder> {
     if let Some(name) = RepoName::of(named) {
         let snapshot = Hub::from_env().fetch(&name, parts, progress)?;
         return Ok(Folder { pinned: Some(snapshot.pinned()), dir: snapshot.dir });
+    }
+    if let Some(dir) = in_run(named, RUN_MODEL)? {
+        return Ok(Folder { dir, pinned: None });
     }
     match here(named) {
         Some(dir) if dir != named => Ok(Folder { pinned: pinned(&dir), dir }),
         None if is_short(named) => Err(unknown(named, Path::new(CHECKPOINTS))),
         _ => Ok(Folder { dir: named.into(), pinned: None }),
     }
+}
+
+/// The `part` of `named`, where that is a run.
+///
+/// # Errors
+/// The run has none.
+pub fn in_run(named: &Path, part: &str) -> Result<Option<PathBuf>> {
+    if !named.join(RUN_CONFIG).is_file() {
+        return Ok(None);
+    }
+    let dir = named.join(part);
+    if dir.is_dir() {
+        return Ok(Some(dir));
+    }
+    let fix = match part {
+        RUN_ADAPTER => "Name a run with [lora] in its config, or the adapter's folder".into(),
+        _ => format!("Finish it with `rlvr train --resume {}`, or name a model folder", named.display()),
+    };
+    Err(Error::input(named.display(), format!("is a run without {part}/"), fix))
+}
+
+/// The run that a folder is or lies in: that of `runs/NAME/model`.
+pub fn run_of(folder: &Path) -> Option<PathBuf> {
+    let is_run = |dir: &&Path| dir.join(RUN_CONFIG).is_file();
+    let found = folder.canonicalize().ok()?;
+    [Some(found.as_path()), found.parent()].into_iter().flatten().find(is_run).map(Into::into)
 }
 
 /// The folder that `named` means without the hub: itself, or the one in `checkpoints/`.
@@ -175,6 +211,23 @@ mod tests {
         }
         std::fs::write(dir.path().join("README.md"), "").unwrap();
         assert!(unknown(Path::new("absent"), dir.path()).to_string().ends_with("one of checkpoints/: a, b"));
+    }
+
+    #[test]
+    fn a_run_stands_for_its_model_and_says_when_it_has_none() {
+        let root = tempfile::tempdir().unwrap();
+        let run = root.path().join("demo-001");
+        std::fs::create_dir(&run).unwrap();
+        assert_eq!(in_run(&run, RUN_MODEL).unwrap(), None);
+        std::fs::write(run.join(RUN_CONFIG), "").unwrap();
+        let says = in_run(&run, RUN_MODEL).unwrap_err().to_string();
+        assert!(says.contains("is a run without model/") && says.contains("--resume"), "{says}");
+        let model = run.join("model");
+        std::fs::create_dir(&model).unwrap();
+        assert_eq!(in_run(&run, RUN_MODEL).unwrap(), Some(model.clone()));
+        assert_eq!(in_run(&model, RUN_MODEL).unwrap(), None);
+        let run = run.canonicalize().unwrap();
+        assert_eq!([run_of(&model), run_of(&run), run_of(root.path())], [Some(run.clone()), Some(run), None]);
     }
 
     #[cfg(unix)]

@@ -17,7 +17,10 @@ use self::cache::RepoCache;
 use self::client::Client;
 use crate::error::{Error, Result};
 
-pub use self::local::{CHECKPOINTS, Folder, find, here, keep, short_name, target};
+pub use self::local::{
+    CHECKPOINTS, Folder, RUN_ADAPTER, RUN_CONFIG, RUN_MODEL, find, here, in_run, keep, run_of, short_name,
+    target,
+};
 pub use self::name::RepoName;
 pub use self::settings::{Hub, Token};
 

@@ -1,9 +1,12 @@
 //! Everything a run reports.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
+
+use super::work::Work;
 
 /// One thing that happened. `stage` is `sft`, `grpo` or, before any training, `vanilla`; `step` counts the
 /// optimiser steps of the stage, from 1.
@@ -31,10 +34,8 @@ pub enum Event {
         metrics: Metrics,
         report: serde_json::Value,
     },
-    /// What takes long just now ("evaluating 120/400"). Shown on a terminal, kept nowhere.
-    Phase {
-        text: String,
-    },
+    /// How far something long is. Shown, kept nowhere.
+    Work(Work),
     /// Shown, and kept between the steps it came up at.
     Warning {
         text: String,
@@ -64,7 +65,16 @@ pub enum Event {
     Finished {
         rows: Vec<TableRow>,
         run: PathBuf,
+        /// Which of its models it ends with.
+        chosen: Option<String>,
     },
+}
+
+impl Event {
+    /// [`Work::new`].
+    pub fn work(what: String, unit: &'static str, done: usize, total: usize, start: Instant) -> Self {
+        Self::Work(Work::new(what, unit, done, total, start))
+    }
 }
 
 /// Numbers by metric name, in the order they were given.

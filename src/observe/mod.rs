@@ -7,13 +7,15 @@ mod memory;
 mod progress;
 mod table;
 mod tensorboard;
+mod work;
 
 pub use event::{Event, Metrics, SampleKind, SampleRecord, TableRow, TokenRecord, TokenRecords};
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
-pub use progress::Progress;
+pub use progress::{Progress, WorkDisplay};
 pub use table::results_table;
 pub use tensorboard::{EVENTS_FILE, TensorBoard};
+pub use work::Work;
 
 use crate::error::Result;
 

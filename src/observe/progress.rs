@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
-use super::{Event, Metrics, Sink, results_table};
+use super::work::{clock, thousands};
+use super::{Event, Metrics, Sink, Work, results_table};
 use crate::error::{Error, Result};
 
 /// Least time between two plain lines of one stage; the first and the last step always have theirs.
@@ -25,15 +27,17 @@ enum Display {
     Bars {
         /// The running stage's.
         bar: Option<ProgressBar>,
-        /// What the bar says when no phase does.
+        /// What the bar says when no work does.
         message: String,
-        /// The one of a phase between stages.
+        /// The one of work between stages.
         spinner: Option<ProgressBar>,
     },
     Plain {
         out: Box<dyn Write>,
         interval: Duration,
         last_line: Option<Instant>,
+        /// Of work: which, and when its last line was.
+        last_work: Option<(String, Instant)>,
     },
 }
 
@@ -56,7 +60,11 @@ impl Progress {
 
     /// Plain lines to any writer, no two of a stage's steps closer than `interval`.
     pub fn plain(out: Box<dyn Write>, results: Box<dyn Write>, interval: Duration) -> Self {
-        Self { display: Display::Plain { out, interval, last_line: None }, results, stage: None }
+        Self {
+            display: Display::Plain { out, interval, last_line: None, last_work: None },
+            results,
+            stage: None,
+        }
     }
 
     fn start_stage(&mut self, name: &str, steps: u64, done_before: u64) -> std::io::Result<()> {
@@ -96,7 +104,7 @@ impl Progress {
                 }
                 Ok(())
             }
-            Display::Plain { out, interval, last_line } => {
+            Display::Plain { out, interval, last_line, .. } => {
                 if step < steps && last_line.is_some_and(|last| last.elapsed() < *interval) {
                     return Ok(());
                 }
@@ -124,20 +132,41 @@ impl Progress {
         }
     }
 
-    fn phase(&mut self, text: &str) {
-        let Display::Bars { bar, spinner, .. } = &mut self.display else { return };
-        match bar {
-            Some(bar) => bar.set_message(text.to_string()),
-            None => spinner.get_or_insert_with(phase_spinner).set_message(text.to_string()),
+    /// In a pipe, work that is over within an interval says nothing.
+    fn work(&mut self, work: &Work) -> std::io::Result<()> {
+        match &mut self.display {
+            Display::Bars { bar: Some(bar), message, .. } => {
+                bar.set_message(if work.is_over() { message.clone() } else { work.to_string() });
+            }
+            Display::Bars { spinner, .. } if work.is_over() => clear(spinner),
+            Display::Bars { spinner, .. } => {
+                let bar = spinner.get_or_insert_with(work_bar);
+                bar.set_message(work.to_string());
+                bar.set_position((work.share * WORK_PARTS) as u64);
+            }
+            Display::Plain { out, interval, last_work, .. } => {
+                let silent = match last_work {
+                    Some((what, since)) if *what == work.what => since.elapsed(),
+                    _ => work.elapsed,
+                };
+                if silent >= *interval && !work.is_over() {
+                    *last_work = Some((work.what.clone(), Instant::now()));
+                    writeln!(out, "{work}")?;
+                }
+            }
         }
+        Ok(())
     }
 
-    fn finished(&mut self, table: &str, run: &std::path::Path) -> std::io::Result<()> {
+    fn finished(&mut self, table: &str, run: &Path, chosen: Option<&str>) -> std::io::Result<()> {
         if let Display::Bars { bar, spinner, .. } = &mut self.display {
             clear(spinner);
             finish(bar);
         }
         writeln!(self.results, "\n{table}\nrun: {}", run.display())?;
+        if let Some(chosen) = chosen {
+            writeln!(self.results, "{chosen}")?;
+        }
         self.results.flush()
     }
 }
@@ -161,16 +190,43 @@ impl Sink for Progress {
                 let text = evaluation_line(stage, *step, metrics);
                 self.line(&text)
             }
-            Event::Phase { text } => {
-                self.phase(text);
-                Ok(())
-            }
+            Event::Work(work) => self.work(work),
             Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::Note { text } => self.line(text),
             Event::Checkpoint { .. } | Event::Samples { .. } | Event::Tokens { .. } => Ok(()),
-            Event::Finished { rows, run } => self.finished(&results_table(rows), run),
+            Event::Finished { rows, run, chosen } => {
+                self.finished(&results_table(rows), run, chosen.as_deref())
+            }
         }
         .map_err(Error::io("stderr", "show the progress"))
+    }
+}
+
+/// [`Work`] alone, for commands that train nothing.
+#[derive(Default)]
+pub struct WorkDisplay(Progress);
+
+impl WorkDisplay {
+    /// Shows what it is told of work that begins now: how many of how many are done.
+    pub fn watch(what: &'static str, unit: &'static str) -> impl FnMut(usize, usize) {
+        let (mut display, start) = (Self::default(), Instant::now());
+        move |done, total| {
+            // A terminal that is gone takes nothing from the work.
+            let _ = display.emit(&Event::work(what.into(), unit, done, total, start));
+        }
+    }
+}
+
+impl Sink for WorkDisplay {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn emit(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Work(_) | Event::Warning { .. } => self.0.emit(event),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -195,8 +251,10 @@ fn step_fields(metrics: &Metrics) -> String {
     if let Some(accuracy) = metrics.get("verdict/accuracy_strict") {
         fields.push(format!("strict {accuracy:.3}"));
     }
-    if let Some(rate) = metrics.get("tokens_per_second") {
-        fields.push(format!("{:>6} tok/s", thousands(rate as u64)));
+    match metrics.get("tokens_per_second") {
+        Some(0.0) => fields.push("nothing to learn: all groups agree".into()),
+        Some(rate) => fields.push(format!("{:>6} tok/s", thousands(rate as u64))),
+        None => {}
     }
     fields.join("  ")
 }
@@ -232,11 +290,15 @@ fn stage_bar(name: &str, steps: u64, done_before: u64) -> ProgressBar {
     bar
 }
 
-fn phase_spinner() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
-        .with_finish(ProgressFinish::AndClear);
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
-        bar.set_style(style.tick_chars("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏ "));
+/// Steps of a bar of work.
+const WORK_PARTS: f64 = 1000.0;
+
+fn work_bar() -> ProgressBar {
+    let target = ProgressDrawTarget::stderr();
+    let bar =
+        ProgressBar::with_draw_target(Some(WORK_PARTS as u64), target).with_finish(ProgressFinish::AndClear);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:10.cyan/dim} {wide_msg}") {
+        bar.set_style(style.progress_chars("━╸─").tick_chars("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏ "));
     }
     bar.enable_steady_tick(TICK);
     bar
@@ -253,26 +315,6 @@ fn clear(spinner: &mut Option<ProgressBar>) {
     if let Some(spinner) = spinner.take() {
         spinner.finish_and_clear();
     }
-}
-
-/// `1:02:03`, or `2:03` below an hour.
-fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
-}
-
-/// `1234567` as `1,234,567`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]
@@ -350,6 +392,26 @@ mod tests {
     }
 
     #[test]
+    fn long_work_shows_in_a_pipe_and_short_work_does_not() {
+        let work = |done, seconds| {
+            let mut work = Work::new("evaluating vanilla".into(), "rows", done, 8, Instant::now());
+            work.elapsed = Duration::from_secs(seconds);
+            Event::Work(work)
+        };
+        let (mut sink, screen, _) = plain(Duration::from_secs(5));
+        for (done, seconds) in [(0, 0), (2, 2), (4, 6), (6, 6), (8, 90)] {
+            sink.emit(&work(done, seconds)).unwrap();
+        }
+        assert_eq!(screen.lines(), ["evaluating vanilla: 4 of 8 rows, 0.7 rows/s, 0:06 left"]);
+    }
+
+    #[test]
+    fn a_step_of_dead_groups_has_no_rate() {
+        let metrics = [("reward", 1.0), ("tokens_per_second", 0.0)].into_iter().collect();
+        assert_eq!(step_fields(&metrics), "reward 1.000  nothing to learn: all groups agree");
+    }
+
+    #[test]
     fn fast_steps_do_not_flood_a_pipe() {
         let (mut sink, screen, _) = plain(Duration::from_secs(3600));
         start(&mut sink, 100);
@@ -363,11 +425,12 @@ mod tests {
     fn the_table_goes_to_the_results_with_the_runs_path() {
         let (mut sink, screen, results) = plain(Duration::ZERO);
         let rows = vec![TableRow { name: "vanilla".into(), metrics: Metrics::default() }];
-        sink.emit(&Event::Finished { rows, run: "runs/a-001".into() }).unwrap();
+        sink.emit(&Event::Finished { rows, run: "runs/a-001".into(), chosen: Some("model: x".into()) })
+            .unwrap();
         assert!(screen.lines().is_empty());
         let lines = results.lines();
         assert!(lines[1].contains("accuracy") && lines[3].starts_with("vanilla"), "{lines:?}");
-        assert_eq!(lines.last().unwrap(), "run: runs/a-001");
+        assert_eq!(lines[lines.len() - 2..], ["run: runs/a-001", "model: x"]);
     }
 
     #[test]
@@ -377,11 +440,5 @@ mod tests {
         let stage = Stage { steps: 100, done_before: 10, started };
         assert_eq!(stage.time_left(20).unwrap().as_secs(), 80);
         assert_eq!(stage.time_left(10), None);
-    }
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
-        assert_eq!([9, 75, 3723].map(|s| clock(Duration::from_secs(s))), ["0:09", "1:15", "1:02:03"]);
     }
 }

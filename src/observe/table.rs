@@ -7,7 +7,7 @@ use super::TableRow;
 /// Two lines of heading, and the metric. Accuracies name their rule; the other scores are the strict rule's.
 const COLUMNS: [([&str; 2], &str); 7] = [
     (["accuracy", "strict"], "verdict/accuracy_strict"),
-    (["accuracy", "paper's"], "verdict/accuracy_paper"),
+    (["accuracy", "paper's"], PAPER),
     (["", "precision"], "verdict/precision"),
     (["", "recall"], "verdict/recall"),
     (["false-pos.", "rate"], "verdict/false_positive_rate"),
@@ -15,14 +15,19 @@ const COLUMNS: [([&str; 2], &str); 7] = [
     (["", "malformed"], "verdict/malformed_rate"),
 ];
 
+/// Only tasks that say how a paper counts have it.
+const PAPER: &str = "verdict/accuracy_paper";
+
 /// Rows aligned under their headings, a line each; `-` stands for a score that is not defined.
 pub fn results_table(rows: &[TableRow]) -> String {
     let first = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     let mut text = String::new();
+    let is_shown = |metric: &str| metric != PAPER || rows.iter().any(|row| row.metrics.get(metric).is_some());
     let mut line = |name: &str, cells: [String; COLUMNS.len()]| {
         // Writing to a string does not fail.
         let _ = write!(text, "{name:<first$}");
-        for (([above, below], _), cell) in COLUMNS.iter().zip(cells) {
+        let shown = COLUMNS.iter().zip(cells).filter(|((_, metric), _)| is_shown(metric));
+        for (([above, below], _), cell) in shown {
             let _ = write!(text, "  {cell:>width$}", width = above.len().max(below.len()));
         }
         text.truncate(text.trim_end().len());
@@ -56,5 +61,11 @@ mod tests {
             "SFT+GRPO     0.380     0.820      0.500   1.000       0.988  0.250      0.000",
         ];
         assert_eq!(table.lines().collect::<Vec<_>>(), want);
+        let strict = [("verdict/accuracy_strict", 0.38)].into_iter().collect();
+        let table = results_table(&[row("SFT", strict)]);
+        assert!(
+            table.lines().nth(1).is_some_and(|line| line.starts_with("       strict  precision")),
+            "{table}"
+        );
     }
 }

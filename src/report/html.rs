@@ -58,7 +58,8 @@ fn head((i, run): (usize, &Run)) -> Value {
         run.stages().into_iter().map(|s| format!("{} {s} steps", run.curve(s, "loss").len())).collect();
     let steps = if steps.is_empty() { "no steps yet".into() } else { steps.join(", ") };
     let summary = format!("{}: task {task}, {steps}", run.name);
-    context! { name => run.name, colour => charts::colour(i), summary, notes => run.notes }
+    context! { name => run.name, colour => charts::colour(i), summary, notes => run.notes,
+    chosen => run.chosen.as_ref().map(|chosen| chosen.text()) }
 }
 
 /// Scores of each label and the confusion of the last evaluation; none without one.

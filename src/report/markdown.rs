@@ -15,6 +15,11 @@ pub fn markdown(runs: &[Run]) -> String {
             let _ = writeln!(out, "\n**{}: {}**", escape(&run.name), escape(note));
         }
     }
+    for run in runs {
+        if let Some(chosen) = &run.chosen {
+            let _ = writeln!(out, "\n{}: {}", escape(&run.name), escape(&chosen.text()));
+        }
+    }
     section(&mut out, "Results", Some(tables::results(runs)));
     section(&mut out, "Warnings", tables::warnings(runs));
     section(&mut out, "Curves", Some(curves(runs)));

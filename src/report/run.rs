@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::keys_of;
@@ -23,6 +24,8 @@ pub struct Run {
     pub threshold: Option<Value>,
     /// What the run warned of: after which step, and the text.
     pub warnings: Vec<(String, String)>,
+    /// Which evaluation chose the run's model, where one did.
+    pub chosen: Option<Chosen>,
     /// What was missing or damaged.
     pub notes: Vec<String>,
 }
@@ -44,6 +47,39 @@ pub struct Evaluation {
     pub total: Option<u64>,
     /// `EvalReport` as JSON.
     pub report: Value,
+}
+
+/// `model/best.json`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Chosen {
+    pub metric: String,
+    pub value: f64,
+    pub interval_95: Option<[f64; 2]>,
+    pub stage: String,
+    pub step: u64,
+    pub evaluations: usize,
+    pub chosen_on: String,
+}
+
+impl Chosen {
+    /// The name of its evaluation.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.stage, self.step)
+    }
+
+    pub fn text(&self) -> String {
+        let interval =
+            self.interval_95.map_or(String::new(), |[low, high]| format!(" (95% {low:.3}-{high:.3})"));
+        format!(
+            "model/ is that of {}, {} {:.3}{interval}, the best of {} evaluations; it was chosen on {}, which flatters its \
+             score there",
+            self.name(),
+            self.metric,
+            self.value,
+            self.evaluations,
+            self.chosen_on
+        )
+    }
 }
 
 impl Evaluation {
@@ -90,6 +126,8 @@ impl Run {
         }
         run.read_eval_files(folder);
         run.read_samples(&folder.join("samples"));
+        let chosen = std::fs::read(folder.join("model/best.json")).ok();
+        run.chosen = chosen.and_then(|text| serde_json::from_slice(&text).ok());
         let threshold = std::fs::read(folder.join("model/threshold.json")).ok();
         run.threshold = threshold.and_then(|text| serde_json::from_slice(&text).ok());
         Ok(run)
@@ -189,7 +227,7 @@ impl Run {
         self.evaluations.iter().rfind(|e| e.total.is_some()).or(self.evaluations.last())
     }
 
-    /// Before training and at the end of each stage, and evaluations of their own.
+    /// Before training, at the end of each stage, the one that chose the model, and evaluations of their own.
     pub fn milestones(&self) -> Vec<&Evaluation> {
         let stage = |e: &Evaluation| e.name.split(' ').next().unwrap_or_default().to_string();
         let last_of_stage = |i: usize| match self.evaluations.get(i + 1) {
@@ -197,7 +235,9 @@ impl Run {
             None => true,
         };
         let kept = self.evaluations.iter().enumerate();
-        kept.filter(|(i, e)| e.total.is_none() || last_of_stage(*i)).map(|(_, e)| e).collect()
+        let chosen = self.chosen.as_ref().map(Chosen::name);
+        let is_chosen = |e: &Evaluation| chosen.as_ref() == Some(&e.name);
+        kept.filter(|(i, e)| e.total.is_none() || last_of_stage(*i) || is_chosen(e)).map(|(_, e)| e).collect()
     }
 
     pub fn stages(&self) -> Vec<&str> {

@@ -25,15 +25,10 @@ pub fn judge(task: &Task, encoder: &PromptEncoder, gold: LabelId, rollout: &Roll
 
 impl Judged {
     pub fn record(self, task: &Task, row: &EncodedRow) -> SampleRecord {
-        let label = |id: LabelId| task.label_text(id);
         SampleRecord {
             line: row.line,
-            gold: label(row.gold),
-            verdict: match self.verdict {
-                Verdict::Positive(id) => label(id),
-                Verdict::Negative => label(LabelId::NEGATIVE),
-                Verdict::Malformed(_) => "malformed".into(),
-            },
+            gold: task.label_text(row.gold),
+            verdict: task.verdict_text(self.verdict),
             reward: self.reward,
             completion: self.completion,
         }

@@ -146,11 +146,11 @@ impl Checkpoint {
         if events.is_file() {
             copy(&events, &to.path().join(EVENTS_FILE))?;
         }
-        copy_folder(&from.samples(), &to.samples())?;
+        link_folder(&from.samples(), &to.samples())?;
         let folder = to.checkpoints();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let aside = folder.join(format!(".{name}.partial"));
-        copy_folder(&self.path, &aside)?;
+        link_folder(&self.path, &aside)?;
         let path = folder.join(&*name);
         std::fs::rename(&aside, &path).map_err(Error::io(&path, "write the checkpoint"))?;
         sync_folder(&folder)
@@ -174,14 +174,14 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     sync_file(to)
 }
 
-/// Files, and folders in it: linked where the disk can, for weights are large and nothing here is written in place.
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+/// Copies a folder's files, and folders in it: linked where the disk can, for weights are large and nothing here is written in place.
+pub fn link_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).map_err(Error::io(to, "create the directory"))?;
     for entry in std::fs::read_dir(from).map_err(Error::io(from, "read"))? {
         let source = entry.map_err(Error::io(from, "read"))?.path();
         let target = to.join(source.file_name().unwrap_or_default());
         if source.is_dir() {
-            copy_folder(&source, &target)?;
+            link_folder(&source, &target)?;
         } else if std::fs::hard_link(&source, &target).is_err() {
             copy(&source, &target)?;
         }

@@ -6,8 +6,8 @@ use super::checkpoint::remove_leftovers;
 use super::lock::Lock;
 use super::replace_file;
 use crate::error::{Error, Result};
+use crate::hub::{RUN_CONFIG as CONFIG, RUN_MODEL};
 
-const CONFIG: &str = "config.resolved.toml";
 const LOCK: &str = "lock";
 
 /// A run that this process writes to; locked until it is dropped.
@@ -18,7 +18,9 @@ const LOCK: &str = "lock";
 /// events.out.tfevents.*  the same for TensorBoard
 /// samples/               judged completions, a file for each evaluation
 /// checkpoints/step-N/    after N optimiser steps of the run
-/// model/                 the final weights in Hugging Face layout
+/// best/                  while it trains: the best model so far, by eval.keep_best
+/// model/                 the best weights in Hugging Face layout, or the last; best.json says which
+/// model-last/            the last weights, where those are not the best
 /// lock
 /// ```
 #[derive(Debug)]
@@ -118,7 +120,12 @@ impl RunDirectory {
     }
 
     pub fn model(&self) -> PathBuf {
-        self.path.join("model")
+        self.path.join(RUN_MODEL)
+    }
+
+    /// The last step's, where another one's is [`Self::model`].
+    pub fn model_last(&self) -> PathBuf {
+        self.path.join("model-last")
     }
 }
 

@@ -5,7 +5,7 @@ mod directory;
 mod lock;
 mod samples;
 
-pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest};
+pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, link_folder};
 pub use directory::RunDirectory;
 pub use samples::SampleFiles;
 

@@ -17,6 +17,7 @@ pub struct Confusion {
     exact: u64,
     by_label: Vec<LabelCounts>,
     drops: bool,
+    has_paper: bool,
 }
 
 /// Answers that concern one label, alone or in sets.
@@ -34,7 +35,8 @@ impl Confusion {
         let labels = task.labels().to_vec();
         let counts = vec![vec![0; labels.len() + 3]; labels.len()];
         let by_label = vec![LabelCounts::default(); labels.len()];
-        Self { task: task.name().into(), labels, counts, exact: 0, by_label, drops: task.drops_answers() }
+        let (drops, has_paper) = (task.drops_answers(), task.has_paper());
+        Self { task: task.name().into(), labels, counts, exact: 0, by_label, drops, has_paper }
     }
 
     /// Ids come from the task that the confusion was made for; others are not counted.
@@ -113,6 +115,7 @@ impl Confusion {
         let paper = self.paper(samples);
         EvalReport {
             task: self.task.clone(),
+            has_paper: self.has_paper,
             count,
             base_rate: ratio(count - benign, count),
             always_flag_accuracy: ratio(count - benign, count),

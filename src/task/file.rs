@@ -141,6 +141,7 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
     let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
+    let has_paper = file.paper.is_some() || rule_paper.is_some();
     let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
@@ -165,6 +166,7 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
         rules,
         rewards,
         retries: file.retries,
+        has_paper,
         attack_succeeded,
     };
     check.templates_agree_with_rules(&task)?;

@@ -19,6 +19,9 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvalReport {
     pub task: String,
+    /// Whether the task says how a paper counts: without it the paper's scores have no metric and no column.
+    #[serde(skip)]
+    pub has_paper: bool,
     /// Judged answers.
     pub count: u64,
     /// Share of risky logs.
@@ -174,6 +177,24 @@ impl Binary {
 }
 
 impl EvalReport {
+    /// The 95% interval of a score, by its metric name; `None` where none is known.
+    pub fn interval(&self, metric: &str) -> Option<Interval> {
+        match metric.strip_prefix("verdict/")? {
+            "accuracy_strict" => self.strict.accuracy_interval,
+            "accuracy_paper" => self.paper.accuracy_interval,
+            "precision" => self.strict.precision_interval,
+            "recall" => self.strict.recall_interval,
+            "false_positive_rate" => self.strict.false_positive_rate_interval,
+            "precision_paper" => self.paper.precision_interval,
+            "recall_paper" => self.paper.recall_interval,
+            "false_positive_rate_paper" => self.paper.false_positive_rate_interval,
+            "exact_label_accuracy" => self.exact_label_interval,
+            "malformed_rate" => self.malformed_interval,
+            "benign_answered" => self.benign_answered_interval,
+            _ => None,
+        }
+    }
+
     /// The defined scores by metric name. `precision`, `recall` and `false_positive_rate` without a suffix are
     /// the strict rule's; per-label scores end with the label: `verdict/recall/Denial-of-Service`.
     pub fn metrics(&self) -> Vec<(String, f64)> {
@@ -181,20 +202,20 @@ impl EvalReport {
         let mut push = |name: &str, value: Option<f64>| {
             metrics.extend(value.map(|value| (format!("verdict/{name}"), value)));
         };
-        let (strict, paper) = (&self.strict, &self.paper);
+        let (strict, paper) = (&self.strict, Some(&self.paper).filter(|_| self.has_paper));
         push("base_rate", self.base_rate);
         push("accuracy_strict", strict.accuracy);
         push("accuracy_strict_low", strict.accuracy_interval.map(|i| i.low));
         push("accuracy_strict_high", strict.accuracy_interval.map(|i| i.high));
-        push("accuracy_paper", paper.accuracy);
-        push("accuracy_paper_low", paper.accuracy_interval.map(|i| i.low));
-        push("accuracy_paper_high", paper.accuracy_interval.map(|i| i.high));
+        push("accuracy_paper", paper.and_then(|p| p.accuracy));
+        push("accuracy_paper_low", paper.and_then(|p| p.accuracy_interval).map(|i| i.low));
+        push("accuracy_paper_high", paper.and_then(|p| p.accuracy_interval).map(|i| i.high));
         push("precision", strict.precision);
         push("recall", strict.recall);
         push("false_positive_rate", strict.false_positive_rate);
-        push("precision_paper", paper.precision);
-        push("recall_paper", paper.recall);
-        push("false_positive_rate_paper", paper.false_positive_rate);
+        push("precision_paper", paper.and_then(|p| p.precision));
+        push("recall_paper", paper.and_then(|p| p.recall));
+        push("false_positive_rate_paper", paper.and_then(|p| p.false_positive_rate));
         push("exact_label_accuracy", self.exact_label_accuracy);
         push("macro_f1", self.macro_f1);
         push("malformed_rate", self.malformed_rate);

@@ -56,6 +56,7 @@ pub struct Task {
     /// `[reward]` by the task's name, then the extra ones.
     rewards: Vec<NamedReward>,
     retries: u32,
+    has_paper: bool,
     attack_succeeded: Option<RowPath>,
 }
 
@@ -127,6 +128,21 @@ impl Task {
     /// The label as answers write it; of a set all of its labels, with commas.
     pub fn label_text(&self, label: LabelId) -> String {
         self.labels.text(label)
+    }
+
+    /// The label of a verdict, or `malformed`.
+    pub fn verdict_text(&self, verdict: Verdict) -> String {
+        match verdict {
+            Verdict::Positive(label) => self.label_text(label),
+            Verdict::Negative => self.label_text(LabelId::NEGATIVE),
+            Verdict::Malformed(_) => "malformed".into(),
+        }
+    }
+
+    /// Whether the task file says how a paper counts: `[paper]`, or `paper` of a rule. Where it does not, the paper's rule
+    /// takes a malformed answer for "not flagged", and nobody asked for its scores.
+    pub fn has_paper(&self) -> bool {
+        self.has_paper
     }
 
     /// How often an evaluation asks again where an answer is malformed.

@@ -120,6 +120,19 @@ impl PromptEncoder {
     /// The answer is empty, or holds a special or stop token, after which generation would have stopped; the
     /// template does not continue the prompt with it; a token spans the boundary.
     pub fn encode_target(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
+        self.encode_target_after(&self.encode_prompt(messages)?, messages, answer)
+    }
+
+    /// [`Self::encode_target`] where the prompt of `messages` is encoded already.
+    ///
+    /// # Errors
+    /// As [`Self::encode_target`].
+    pub fn encode_target_after(
+        &self,
+        prompt: &Prompt,
+        messages: &[Message],
+        answer: &str,
+    ) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(answer)?;
         if ids.is_empty() {
             return Err(Error::input("the answer", "has no tokens", "Give the answer to imitate"));
@@ -131,14 +144,14 @@ impl PromptEncoder {
             return Err(Error::input("the answer", problem, "Remove it: the end token is added by itself"));
         }
         if self.end_of_turn.source == EndOfTurnSource::Template {
-            return self.continued(messages, answer);
+            return self.continued(prompt, messages, answer);
         }
         ids.extend(&self.end_of_turn.token_ids);
         Ok(ids)
     }
 
     /// The ids that follow the prompt's in the answered conversation, up to the end of the turn.
-    fn continued(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
+    fn continued(&self, encoded: &Prompt, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
         let refusal = |problem: String| {
             let fix = "Write the answer as the template has it, set model.template_args (for Qwen3: \
                        { enable_thinking = false }), or give another template with model.chat_template";
@@ -162,8 +175,9 @@ impl PromptEncoder {
                 continue;
             }
             let target = [&self.tokenizer.encode(form)?[..], end].concat();
-            let whole = [&self.tokenizer.encode(&prompt)?[..], &target].concat();
-            if self.tokenizer.encode(&answered)?.starts_with(&whole) {
+            let (tail, tail_ids) = self.tokenizer.after_last_special(&prompt, &encoded.token_ids)?;
+            let whole = [tail_ids, &target].concat();
+            if self.tokenizer.encode(&format!("{tail}{written}"))?.starts_with(&whole) {
                 return Ok(target);
             }
             let beginning: String = form.chars().take(20).collect();

@@ -68,6 +68,30 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// What stands after the last control token of `text`, and its part of `ids`, which are those of `text`: control
+    /// tokens cut a text before anything else is looked at, so that what is added behind changes nothing before them.
+    /// All of both where there is none, or where the end is not cut off there.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn after_last_special<'a>(&self, text: &'a str, ids: &'a [u32]) -> Result<(&'a str, &'a [u32])> {
+        let whole = (text, ids);
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let control = |id: &u32| added.get(id).filter(|token| token.special);
+        let Some(at) = ids.iter().rposition(|id| control(id).is_some()) else { return Ok(whole) };
+        let Some(token) = control(&ids[at]).map(|token| token.content.as_str()) else { return Ok(whole) };
+        let Some(tail) = text.rfind(token).map(|start| &text[start + token.len()..]) else {
+            return Ok(whole);
+        };
+        // A longer token could begin with this one, and end in what is added.
+        let longer =
+            added.values().any(|other| other.content.len() > token.len() && other.content.starts_with(token));
+        match !longer && self.encode(tail)? == ids[at + 1..] {
+            true => Ok((tail, &ids[at + 1..])),
+            false => Ok(whole),
+        }
+    }
+
     /// Special tokens are skipped, and so are ids that the tokenizer does not know: models often have more
     /// rows in their embedding than tokens. Bytes that are no UTF-8 become U+FFFD.
     ///

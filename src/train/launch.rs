@@ -142,6 +142,7 @@ pub fn resume(
     let checkpoint: &Path = &latest.checkpoint.path;
     let (materials, mut decoder) = Materials::prepare(config, run.path(), &mut sinks)?;
     let cursor = state::read_cursor(checkpoint)?;
+    cursor.choice.restore(run, checkpoint)?;
     let adapters = if config.lora.is_some() {
         check_base(config, &decoder, cursor.base.as_deref())?;
         Adapters::resume(config, &mut decoder, checkpoint)?

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::materials::Materials;
+use super::place::merged_bound;
 use crate::config::Config;
 use crate::config::lora::{LoraConfig, LoraStages};
 use crate::error::{Error, Result};
@@ -118,7 +119,18 @@ impl<'a> Adapters<'a> {
         all.try_fold(first, |sum, next| sum.and(next))
     }
 
-    /// Writes the run's adapter in PEFT layout, loads it back and compares log-probs before it gets its name; and the
+    /// The run's adapter in PEFT layout into `dir`, unchecked.
+    pub fn write_whole(
+        &self,
+        config: &Config,
+        decoder: &Decoder,
+        run: &RunDirectory,
+        dir: &Path,
+    ) -> Result<()> {
+        peft::save(dir, &self.whole(decoder)?, &base_dir(config, run).display().to_string())
+    }
+
+    /// Writes the run's adapter in PEFT layout as `target`, loads it back and compares log-probs before it gets its name; and the
     /// weights it stands beside, where they were made from the seed and lie in no folder yet.
     pub fn save(
         &self,
@@ -126,26 +138,21 @@ impl<'a> Adapters<'a> {
         materials: &Materials,
         decoder: &Decoder,
         run: &RunDirectory,
+        target: &Path,
     ) -> Result<()> {
         let mut base = self.base(config, decoder)?;
-        let of = match &config.model.path {
-            Some(dir) => dir.clone(),
-            None => {
-                let target = run.path().join("base");
-                named_when_done(&target, |aside| materials.write_model(&base, aside))?;
-                target
-            }
-        };
-        let target = run.path().join(ADAPTER);
-        named_when_done(&target, |aside| {
-            peft::save(aside, &self.whole(decoder)?, &of.display().to_string())?;
+        if config.model.path.is_none() {
+            named_when_done(&base_dir(config, run), |aside| materials.write_model(&base, aside))?;
+        }
+        named_when_done(target, |aside| {
+            self.write_whole(config, decoder, run, aside)?;
             peft::attach(aside, &mut base)?;
-            materials.compare(decoder, &base, merged_bound(decoder), &target)
+            materials.compare(decoder, &base, merged_bound(decoder), target)
         })
     }
 
     /// The weights the run started from: the decoder's own, or made again where adapters were merged into them.
-    fn base(&self, config: &Config, decoder: &Decoder) -> Result<Decoder> {
+    pub fn base(&self, config: &Config, decoder: &Decoder) -> Result<Decoder> {
         let positions = config.model.max_positions;
         match &config.model.path {
             _ if self.merged.is_empty() => decoder.without_adapter(),
@@ -155,12 +162,12 @@ impl<'a> Adapters<'a> {
     }
 }
 
-/// How far log-probs may lie apart between weights with an adapter beside them and with it merged in, nats.
-pub fn merged_bound(decoder: &Decoder) -> f32 {
-    if decoder.dtype() == DType::F32 { 1e-3 } else { 0.1 }
-}
-
 const ADAPTER: &str = "adapter";
+
+/// The weights that a run's adapter stands beside: the model's folder, or one made for those of a seed.
+fn base_dir(config: &Config, run: &RunDirectory) -> PathBuf {
+    config.model.path.clone().unwrap_or_else(|| run.path().join("base"))
+}
 
 fn merged_dir(checkpoint: &Path, number: usize) -> PathBuf {
     checkpoint.join(format!("merged-{number}"))

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use super::corpus;
-use super::place::{self, Opened};
+use super::place::{self, Opened, merged_bound};
 use super::rows::{Rows, prompt_order};
 use crate::config::model::RandomModelConfig;
 use crate::config::stages::CombineRewards;
 use crate::config::{Config, Stage};
 use crate::error::{Error, Result};
-use crate::export::probe::Probe;
+use crate::export::aside::named_when_done;
+use crate::export::probe::logprobs;
 use crate::formats::hf::weights::SaveOptions;
 use crate::formats::hf::{self, Companions, config_json, folder};
 use crate::model::config::ModelConfig;
@@ -77,6 +78,7 @@ impl Materials {
             let fix = "Remove the key, or give the task [extra_rewards]";
             return Err(Error::input("grpo.combine_rewards", problem, fix));
         }
+        check_choice(config, &task)?;
         let (encoder, companions, start) = match (&config.model.path, &config.model.random) {
             (Some(dir), _) => Self::from_folder(config, dir),
             (None, Some(shape)) => Self::from_seed(config, shape, &task, &run.join("tokenizer")),
@@ -158,16 +160,42 @@ impl Materials {
         Ok(())
     }
 
+    /// Writes the model folder aside, loads it back, compares log-probs, and only then gives it its name. `more` adds to
+    /// the folder.
+    pub fn save_model(
+        &self,
+        decoder: &Decoder,
+        target: &Path,
+        more: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        named_when_done(target, |aside: &Path| {
+            self.write_model(decoder, aside)?;
+            let again = hf::load_decoder(aside, decoder.max_positions(), &decoder.place())?;
+            // An adapter is merged into the folder's weights, which rounds other sums.
+            let bound = if decoder.adapter().is_some() { merged_bound(decoder) } else { 0.0 };
+            self.compare(decoder, &again, bound, target)?;
+            more(aside)
+        })
+    }
+
+    /// Log-probs of a held-out prompt's tokens.
+    pub fn probe(&self, decoder: &Decoder) -> Result<Vec<f32>> {
+        let ids = self.rows.valid.first().map_or(&[][..], |row| &row.prompt.token_ids);
+        logprobs(decoder, &ids[..ids.len().min(256)], 1)
+    }
+
     /// Holds the log-probs of what was saved as `target` against those in memory, on a held-out prompt.
     ///
     /// # Errors
     /// A difference above `bound`, in nats.
     pub fn compare(&self, decoder: &Decoder, saved: &Decoder, bound: f32, target: &Path) -> Result<()> {
-        let ids = self.rows.valid.first().map_or(&[][..], |row| &row.prompt.token_ids);
-        let probe =
-            Probe { made_from: "a held-out row".into(), token_ids: ids[..ids.len().min(256)].to_vec() };
-        let (want, got) = (probe.logprobs(decoder)?, probe.logprobs(saved)?);
-        let differences = || want.iter().zip(&got).map(|(a, b)| (a - b).abs());
+        Self::same(&self.probe(decoder)?, &self.probe(saved)?, bound, target)
+    }
+
+    /// # Errors
+    /// As [`Self::compare`], of two probes.
+    pub fn same(want: &[f32], got: &[f32], bound: f32, target: &Path) -> Result<()> {
+        let differences = || want.iter().zip(got).map(|(a, b)| (a - b).abs());
         // Not by the worst alone: a NaN is below any maximum.
         if differences().all(|difference| difference <= bound) {
             return Ok(());
@@ -195,4 +223,26 @@ pub fn random_model(
         "eos_token_id": stop_tokens,
     });
     config_json::from_json(&json, "model.random")
+}
+
+/// Refuses a score by which no model can be chosen, because no evaluation of the task has it.
+fn check_choice(config: &Config, task: &Task) -> Result<()> {
+    let key = &config.eval.keep_best;
+    let name = key.strip_prefix("verdict/").unwrap_or_default();
+    let unknown = name.split_once('/').filter(|(_, label)| !task.labels().iter().any(|known| known == label));
+    if unknown.is_some() {
+        let want = format!("with one of the labels {}", task.labels().join(", "));
+        let why = format!("task `{}` has no other", task.name());
+        return Err(Error::config("eval.keep_best", key, want, why));
+    }
+    if name.contains("_paper") && !task.has_paper() {
+        let why = format!("task `{}` says nothing of a paper's rule", task.name());
+        return Err(Error::config("eval.keep_best", key, "a score of the strict rule", why));
+    }
+    let dropping = name.ends_with("_parsed") || name == "dropped_rate";
+    if dropping && !task.drops_answers() {
+        let why = format!("task `{}` drops no answers", task.name());
+        return Err(Error::config("eval.keep_best", key, "a score over all answers", why));
+    }
+    Ok(())
 }

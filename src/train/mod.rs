@@ -1,5 +1,6 @@
 //! Training: the loop over stages, what each does in a step, and what holds a run together.
 
+mod best;
 pub mod corpus;
 mod dump;
 pub mod enumerate;

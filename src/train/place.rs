@@ -5,7 +5,7 @@ use candle_core::{DType, Device};
 use crate::config::model::DtypeKind;
 use crate::config::{Config, DeviceKind};
 use crate::error::{Error, Result};
-use crate::model::decoder::Placement;
+use crate::model::decoder::{Decoder, Placement};
 use crate::ops::cuda;
 
 /// A device, opened.
@@ -51,4 +51,9 @@ pub fn open_for(config: &Config) -> Result<Opened> {
         config.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;
     }
     Ok(opened)
+}
+
+/// How far log-probs may lie apart between weights with an adapter beside them and with it merged in, nats.
+pub fn merged_bound(decoder: &Decoder) -> f32 {
+    if decoder.dtype() == DType::F32 { 1e-3 } else { 0.1 }
 }

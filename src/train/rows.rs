@@ -1,16 +1,23 @@
 //! The rows of a run's stages and of its evaluation, as tokens.
 
 use std::path::Path;
+use std::time::Instant;
 
 use crate::config::stages::Balance;
 use crate::config::{Config, Stage};
-use crate::data::jsonl::{Dataset, EncodedRow, Limits, Source, Targets};
+use crate::data::held_out::{held_out, limits};
+use crate::data::jsonl::{Dataset, EncodedRow, Source, Watch};
+use crate::data::limits::Targets;
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
-use crate::observe::Sinks;
+use crate::observe::{Event, Sinks};
 use crate::task::Task;
 use crate::text::PromptEncoder;
+
+type Load<'a> = dyn Fn(Source, Watch) -> Result<Dataset> + 'a;
+
+const SYNTHETIC_VALID: &str = "synthetic validation logs";
 
 /// Those of a stage that the run does not have are empty.
 pub struct Rows {
@@ -19,64 +26,67 @@ pub struct Rows {
     /// With every answer there is, for enumeration.
     pub answers: Vec<EncodedRow>,
     pub valid: Vec<EncodedRow>,
+    /// What the latter are called.
+    pub valid_name: String,
 }
 
 impl Rows {
     /// Only what the stages use is encoded.
     pub fn load(config: &Config, task: &Task, encoder: &PromptEncoder, sinks: &mut Sinks) -> Result<Self> {
         let data = &config.data;
-        let source = |max_rows, targets| Source {
-            task,
-            encoder,
-            limits: Limits {
-                max_prompt_tokens: data.max_prompt_tokens,
-                max_target_tokens: data.max_target_tokens,
-                max_rows,
-                targets,
-            },
-        };
         let [sft, grpo, answers] =
             [Stage::Sft, Stage::Grpo, Stage::Enumerate].map(|stage| config.stages.contains(&stage));
-        let mut keep = |what: &str, dataset: Dataset| {
-            for (reason, count) in &dataset.dropped {
-                sinks.warn(format!("{what}: dropped {count} rows: {reason}"));
-            }
-            dataset.rows
+        let mut read = |what: &str, max_rows, targets, load: &Load| -> Result<Vec<EncodedRow>> {
+            let source = Source { task, encoder, limits: limits(config, max_rows, targets) };
+            let start = Instant::now();
+            let mut watch = |done: usize, total: usize| {
+                sinks.emit(&Event::work(format!("tokenising {what}"), "rows", done, total, start));
+            };
+            let dataset = load(source, &mut watch)?;
+            let (text, is_much) = dataset.account.say(what, task, &source.limits);
+            sinks.emit(&if is_much { Event::Warning { text } } else { Event::Note { text } });
+            Ok(dataset.rows)
         };
-        if let Some(synthetic_data) = &data.synthetic {
+        if let Some(made) = &data.synthetic {
             let name = Path::new("synthetic logs");
-            let encode = |spec: Spec, targets| source(0, targets).encode(name, &synthetic::rows(&spec));
-            let spec = Spec::new(config.seed, Split::Train, synthetic_data.sft_rows);
-            let for_sft = Spec { safe_share: synthetic_data.sft_safe_share, ..spec };
+            let spec = Spec::new(config.seed, Split::Train, made.sft_rows);
+            let for_sft = Spec { safe_share: made.sft_safe_share, ..spec };
             // A twin pair starts at an even index; GRPO's prompts begin after the warm-up's.
-            let first = synthetic_data.sft_rows.next_multiple_of(2);
-            let for_grpo = Spec { first, rows: synthetic_data.grpo_rows, ..spec };
-            let valid = Spec::new(config.seed, Split::Test, synthetic_data.valid_rows);
+            let first = made.sft_rows.next_multiple_of(2);
+            let for_grpo = Spec { first, rows: made.grpo_rows, ..spec };
+            let mut make = |what: &str, spec: Spec, targets, wanted: bool| match wanted {
+                true => read(what, 0, targets, &|source, _| source.encode(name, &synthetic::rows(&spec))),
+                false => Ok(Vec::new()),
+            };
             return Ok(Self {
-                sft: if sft { keep("sft", encode(for_sft, Targets::Required)?) } else { Vec::new() },
-                grpo: if grpo { keep("grpo", encode(for_grpo, Targets::Ignored)?) } else { Vec::new() },
-                answers: match answers {
-                    true => keep("enumerate", encode(for_grpo, Targets::Answers)?),
-                    false => Vec::new(),
-                },
-                valid: keep("valid", encode(valid, Targets::Ignored)?),
+                sft: make("synthetic logs for SFT", for_sft, Targets::Required, sft)?,
+                grpo: make("synthetic logs for GRPO", for_grpo, Targets::Ignored, grpo)?,
+                answers: make("synthetic logs for enumeration", for_grpo, Targets::Answers, answers)?,
+                valid: read(SYNTHETIC_VALID, 0, Targets::Ignored, &|_, watch| {
+                    held_out(config, task, encoder, watch)
+                })?,
+                valid_name: format!("the {SYNTHETIC_VALID}"),
             });
         }
-        let (Some(train), Some(valid)) = (&data.train, &data.valid) else {
+        let Some(train) = &data.train else {
             return data.validate().and(Err(Error::Compute("no data".into())));
         };
-        let valid = keep("data.valid", source(data.max_valid_rows, Targets::Ignored).load(valid)?);
-        let mut load = |targets| -> Result<Vec<EncodedRow>> {
-            Ok(keep("data.train", source(data.max_train_rows, targets).load(train)?))
+        let valid = read("data.valid", data.max_valid_rows, Targets::Ignored, &|_, watch| {
+            held_out(config, task, encoder, watch)
+        })?;
+        let mut load = |what: &str, targets| {
+            read(what, data.max_train_rows, targets, &|source, watch| source.load_watched(train, watch))
         };
-        let sft = if sft { load(Targets::Required)? } else { Vec::new() };
+        let sft = if sft { load("data.train", Targets::Required)? } else { Vec::new() };
         let grpo = match grpo {
             true if !sft.is_empty() => sft.clone(),
-            true => load(Targets::Ignored)?,
+            true => load("data.train", Targets::Ignored)?,
             false => Vec::new(),
         };
-        let answers = if answers { load(Targets::Answers)? } else { Vec::new() };
-        Ok(Self { sft, grpo, answers, valid })
+        let answers =
+            if answers { load("data.train with all answers", Targets::Answers)? } else { Vec::new() };
+        let valid_name = data.valid.as_ref().map_or(String::new(), |path| path.display().to_string());
+        Ok(Self { sft, grpo, answers, valid, valid_name })
     }
 }
 

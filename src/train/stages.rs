@@ -1,28 +1,33 @@
 //! The loop of a run: its stages in order, what comes between their steps, the model at the end.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
+use super::best::{self, Candidate, Evaluated};
 use super::enumerate::Enumerate;
 use super::grpo::Grpo;
 use super::learner::Learner;
-use super::lora::{Adapters, merged_bound};
+use super::lora::Adapters;
 use super::materials::Materials;
 use super::objective::{At, Objective, Surroundings};
 use super::sft::Sft;
-use super::state::{self, Cursor, Evaluated};
+use super::state::{self, Cursor};
 use crate::config::{Config, Stage};
 use crate::data::difficulty::Difficulty;
 use crate::error::Result;
+use crate::eval::constants::constant_answers;
 use crate::eval::{self, Evaluator};
-use crate::export::aside::named_when_done;
-use crate::formats::hf::load_decoder;
+use crate::hub::RUN_ADAPTER;
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, Metrics, Sinks, peak_memory_gib};
+use crate::observe::{Event, Metrics, Sinks, TableRow, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::AdamW;
 use crate::optim::schedule::learning_rate;
 use crate::run::{Checkpoint, RunDirectory};
+use crate::task::EvalReport;
+
+/// The evaluation before any training.
+const VANILLA: &str = "vanilla";
 
 /// A run that is under way.
 pub struct Training<'a> {
@@ -45,18 +50,70 @@ impl Training<'_> {
     pub fn run(mut self, mut decoder: Decoder, mut optimizer: Option<AdamW>) -> Result<PathBuf> {
         let stages = &self.record.config.stages;
         if self.record.cursor.results.is_empty() {
-            self.record.evaluate(&self.materials, &decoder, "vanilla", 0, Some("vanilla".into()))?;
+            let report = self.record.evaluate(&self.materials, None, &decoder, VANILLA, 0)?;
+            self.record.cursor.results.push(Evaluated::new(VANILLA.into(), report.metrics()));
         }
         while let Some(stage) = stages.get(self.record.cursor.stage) {
             decoder = self.stage(*stage, decoder, optimizer.take())?;
         }
-        let model = save_model(&self.materials, &decoder, self.record.run)?;
-        if let Some(adapters) = &self.adapters {
-            adapters.save(self.record.config, &self.materials, &decoder, self.record.run)?;
+        let chosen = self.save(&decoder)?;
+        let Record { config, run, cursor, sinks } = &mut self.record;
+        let mut rows: Vec<TableRow> = cursor.results.iter().map(Evaluated::row).collect();
+        if let Some(best) = cursor.choice.best.as_ref().filter(|best| best.total_steps != cursor.total_steps)
+        {
+            rows.push(TableRow { name: format!("best, {}", best.name()), ..best.result.row() });
         }
-        let rows = self.record.cursor.results.iter().map(Evaluated::row).collect();
-        self.record.sinks.emit(&Event::Finished { rows, run: self.record.run.path().into() });
-        Ok(model)
+        let golds = self.materials.rows.valid.iter().map(|row| row.gold);
+        let constants = constant_answers(&self.materials.task, golds).into_iter();
+        rows.extend(constants.map(|(name, report)| Evaluated::new(name, report.metrics()).row()));
+        sinks.emit(&Event::Finished { rows, run: run.path().into(), chosen });
+        if cursor.choice.best.is_none() && config.eval.choice().is_some() {
+            let (metric, last) = (&config.eval.keep_best, "model/ is that of the last step");
+            sinks.warn(format!("no evaluation has a {metric} (eval.keep_best): {last}"));
+        }
+        Ok(run.model())
+    }
+
+    /// The folders that a run ends with, `model/` last of all; which weights that has.
+    fn save(&self, last: &Decoder) -> Result<Option<String>> {
+        let (Record { config, run, cursor, .. }, materials) = (&self.record, &self.materials);
+        let choice = &cursor.choice;
+        let other = choice.best.as_ref().filter(|best| best.total_steps != cursor.total_steps);
+        let adapter = if other.is_some() { "adapter-last" } else { RUN_ADAPTER };
+        if let Some(adapters) = &self.adapters {
+            adapters.save(config, materials, last, run, &run.path().join(adapter))?;
+        }
+        let data = &materials.rows.valid_name;
+        let of = choice.candidates;
+        match (&choice.best, other) {
+            (_, Some(best)) => {
+                materials.save_model(last, &run.model_last(), |_| Ok(()))?;
+                best.hand_over(config, materials, self.adapters.as_ref(), last, run, of)?;
+            }
+            (best, None) => {
+                // Of an earlier end of this run, under another config.
+                best::clear([run.model_last(), run.path().join("adapter-last")])?;
+                materials.save_model(last, &run.model(), |aside| match best {
+                    Some(best) => best.write_note(aside, of, data),
+                    None => Ok(()),
+                })?;
+            }
+        }
+        // The checkpoints keep theirs.
+        best::clear([best::folder(run)])?;
+        let Some(best) = &choice.best else { return Ok(None) };
+        let model = run.model();
+        let beside = match other {
+            Some(_) => format!("; the last step's is {}", run.model_last().display()),
+            None => String::new(),
+        };
+        Ok(Some(format!(
+            "model: {} is that of {}, {}, the best of {of} evaluations{beside}\nIt was chosen on {data}, which flatters \
+             its score there: test it on rows that chose nothing.",
+            model.display(),
+            best.name(),
+            best.score()
+        )))
     }
 
     /// What is left of one stage.
@@ -77,6 +134,7 @@ impl Training<'_> {
             Some(optimizer) => Learner::resumed(decoder, optimizer, &optim, activations),
             None => Learner::new(decoder, &optim, activations, config.seed)?,
         };
+        let mut ended = None;
         for step in done..steps {
             let start = Instant::now();
             let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
@@ -86,7 +144,20 @@ impl Training<'_> {
                 break; // The end of the stage is evaluated and kept without the optimiser.
             }
             if objective.is_evaluated_within() && is_due(step + 1, config.eval.every_steps) {
-                record.evaluate(materials, learner.decoder(), stage.name(), step + 1, None)?;
+                let report =
+                    record.evaluate(materials, adapters, learner.decoder(), stage.name(), step + 1)?;
+                if record.cursor.choice.is_stale(&config.eval) {
+                    let text = format!(
+                        "{} ends at step {} of {steps}: {} evaluations without a better {} (eval.patience)",
+                        stage.name(),
+                        step + 1,
+                        config.eval.patience.unwrap_or_default(),
+                        config.eval.keep_best
+                    );
+                    record.sinks.emit(&Event::Note { text });
+                    ended = Some(report);
+                    break;
+                }
             }
             if is_due(step + 1, config.checkpoint.every_steps) {
                 record.cursor.optimizer_updates = Some(learner.optimizer().updates());
@@ -98,7 +169,11 @@ impl Training<'_> {
         drop(objective);
         let so_far = &config.stages[..=record.cursor.stage];
         let name = so_far.iter().map(|s| s.name().to_uppercase()).collect::<Vec<_>>().join("+");
-        record.evaluate(materials, &decoder, stage.name(), steps, Some(name))?;
+        let report = match ended {
+            Some(report) => report,
+            None => record.evaluate(materials, adapters, &decoder, stage.name(), steps)?,
+        };
+        record.cursor.results.push(Evaluated::new(name, report.metrics()));
         record.cursor.enter_next_stage();
         record.checkpoint(adapters, &decoder, None)?;
         Ok(decoder)
@@ -153,15 +228,15 @@ impl Record<'_> {
         Ok(())
     }
 
-    /// `result` names a row of the final table.
+    /// After some training, the weights are kept where they are the best so far.
     fn evaluate(
         &mut self,
         materials: &Materials,
+        adapters: Option<&Adapters>,
         decoder: &Decoder,
         stage: &str,
         step: u64,
-        result: Option<String>,
-    ) -> Result<()> {
+    ) -> Result<EvalReport> {
         let evaluator = Evaluator {
             task: &materials.task,
             encoder: &materials.encoder,
@@ -171,10 +246,11 @@ impl Record<'_> {
             seed: self.config.seed,
         };
         let report = evaluator.evaluate(decoder, eval::At { stage, step }, &mut self.sinks)?;
-        if let Some(name) = result {
-            self.cursor.results.push(Evaluated::new(name, report.metrics()));
+        if stage != VANILLA {
+            let candidate = Candidate { report: &report, stage, step, total_steps: self.cursor.total_steps };
+            self.cursor.choice.consider(candidate, self.config, materials, adapters, decoder, self.run)?;
         }
-        Ok(())
+        Ok(report)
     }
 
     /// Everything that a resume needs, under the number of steps so far.
@@ -190,23 +266,11 @@ impl Record<'_> {
                 Some(adapters) => adapters.write(dir, decoder)?,
                 None => state::save_weights(dir, decoder)?,
             }
+            self.cursor.choice.write(self.run, dir)?;
             state::write(dir, &self.cursor, decoder, optimizer)
         })?;
         checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
         self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
         Ok(())
     }
-}
-
-/// Writes the model folder aside, loads it back, compares log-probs on a probe, and only then gives it its name.
-fn save_model(materials: &Materials, decoder: &Decoder, run: &RunDirectory) -> Result<PathBuf> {
-    let target = run.model();
-    named_when_done(&target, |aside: &Path| {
-        materials.write_model(decoder, aside)?;
-        let again = load_decoder(aside, decoder.max_positions(), &decoder.place())?;
-        // An adapter is merged into the folder's weights, which rounds other sums.
-        let bound = if decoder.adapter().is_some() { merged_bound(decoder) } else { 0.0 };
-        materials.compare(decoder, &again, bound, &target)
-    })?;
-    Ok(target)
 }

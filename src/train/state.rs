@@ -6,11 +6,11 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::best::{Choice, Evaluated};
 use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
 use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::decoder::Decoder;
-use crate::observe::{Metrics, TableRow};
 use crate::optim::adamw::AdamW;
 use crate::run::replace_file;
 
@@ -34,6 +34,9 @@ pub struct Cursor {
     /// Running success rates, of a stage that orders its prompts by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difficulty: Option<Difficulty>,
+    /// Which evaluation was the best so far.
+    #[serde(default)]
+    pub choice: Choice,
     /// Evaluations for the final table.
     pub results: Vec<Evaluated>,
 }
@@ -44,24 +47,7 @@ impl Cursor {
         self.step = 0;
         self.optimizer_updates = None;
         self.difficulty = None;
-    }
-}
-
-/// A [`TableRow`] that can be read back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Evaluated {
-    pub name: String,
-    pub metrics: Vec<(String, f64)>,
-}
-
-impl Evaluated {
-    pub fn new(name: String, metrics: Vec<(String, f64)>) -> Self {
-        Self { name, metrics }
-    }
-
-    pub fn row(&self) -> TableRow {
-        let metrics: Metrics = self.metrics.iter().cloned().collect();
-        TableRow { name: self.name.clone(), metrics }
+        self.choice.enter_stage();
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file;
 use candle_core::{DType, Device, Tensor};
-use rlvr::export::probe::Probe;
+use rlvr::data::synthetic::{self, Spec, Split};
+use rlvr::data::{self, Limits, Targets};
+use rlvr::export::probe::{Answer, Probe};
 use rlvr::export::{ExportReport, Format, Source, check, export};
 use rlvr::formats::gguf::{self, Quantisation, import};
 use rlvr::formats::hf::weights::{SaveOptions, load, save};
@@ -12,11 +14,13 @@ use rlvr::formats::hf::{Companions, config_json, folder, load_decoder};
 use rlvr::formats::{Written, peft};
 use rlvr::model::config::{Family, ModelConfig};
 use rlvr::model::decoder::{Decoder, Placement};
-use rlvr::text::{Tokenizer, byte_tokenizer};
+use rlvr::task::Task;
+use rlvr::text::{PromptEncoder, Tokenizer, byte_tokenizer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::golden::golden_dir;
+use crate::support::runs::{stdout, text, train};
 use crate::support::seed;
 
 const TEXT: &str = "Déjà vu at 04:12:09, 1234567 bytes; it's <|im_start|>fine<|im_end|>\n\n  日本語";
@@ -114,7 +118,7 @@ fn every_family_comes_back_from_gguf_with_its_numbers_config_and_token_ids() {
             let ids = |dir: &Path| Tokenizer::from_dir(dir).unwrap().encode(TEXT).unwrap();
             assert_eq!(ids(&out), ids(model.dir.path()));
             let greedy = report.findings.logprobs.greedy_equal;
-            assert!(name != "f32" || greedy == report.findings.memory.greedy.len());
+            assert!(name != "f32" || greedy == report.findings.logprobs.greedy);
         }
     }
 }
@@ -231,13 +235,13 @@ fn golden_adapters_export_alone_and_merged() {
     let options = SaveOptions::new(DType::F32);
     let merged = export(merged, Format::Folder(options), &to.path().join("merged")).unwrap().findings;
     let plain = load_decoder(&base, probe.positions(), &Placement::CPU).unwrap();
-    let plain = probe.logprobs(&plain).unwrap();
-    let apart = |other: &[f32]| {
-        let pairs = other.iter().zip(&merged.read_back.logprobs);
+    let plain = probe.ask(&plain, None).unwrap();
+    let apart = |other: &[Answer]| {
+        let pairs = other[0].logprobs.iter().zip(&merged.read_back[0].logprobs);
         pairs.map(|(a, b)| (a - b).abs()).fold(0f32, f32::max)
     };
     // Merging rounds other sums; without the adapter the model says something else.
-    assert!(apart(&alone.memory.logprobs) < 1e-4 && apart(&plain) > 1e-2, "{}", apart(&plain));
+    assert!(apart(&alone.memory) < 1e-4 && apart(&plain) > 1e-2, "{}", apart(&plain));
     // Nothing to write without an adapter.
     let mut none = source();
     none.decoder.detach();
@@ -276,7 +280,7 @@ fn write_gguf(path: &Path, source: &Source, quantisation: Quantisation) -> Writt
     gguf::write(path, &source.decoder, source.companions, source.name, quantisation).unwrap()
 }
 
-/// Weights alone would pass: only the log-probs show it.
+/// Weights alone would pass.
 #[test]
 fn the_check_finds_a_wrong_number_in_the_metadata() {
     let model = Model::plain(Family::Llama);
@@ -291,8 +295,87 @@ fn the_check_finds_a_wrong_number_in_the_metadata() {
         bytes[at..at + 4].copy_from_slice(&2f32.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
         let error = read_back().unwrap_err().to_string();
-        assert!(error.contains("log-probs of the probe differ"), "{error}");
+        assert!(error.contains("its numbers: rope_theta was 500000 and is 2"), "{error}");
     }
+}
+
+/// As training leaves them: sure of itself, so that a rounded weight moves unlikely tokens by more than a nat.
+#[test]
+fn what_rounding_does_to_a_confident_model_is_reported_and_never_refused() {
+    let model = Model::plain(Family::Llama);
+    let sure = |(name, tensor): (&str, &Tensor)| {
+        let factor = if name == "lm_head.weight" { 40.0 } else { 1.0 };
+        (name.to_string(), (tensor * factor).unwrap())
+    };
+    let tensors: Vec<_> = model.source().decoder.parameters().map(sure).collect();
+    let (task, encoder) =
+        (Task::load("demo").unwrap(), PromptEncoder::load(&model.companions.encoder_files()).unwrap());
+    let limits =
+        Limits { max_prompt_tokens: 2000, max_target_tokens: 99, max_rows: 0, targets: Targets::Ignored };
+    let logs = synthetic::rows(&Spec::new(seed::of_test(), Split::Test, 64));
+    let source = data::Source { task: &task, encoder: &encoder, limits };
+    let rows = source.encode(Path::new("logs"), &logs).unwrap().rows;
+    let golds = rows.iter().filter(|row| row.gold.is_negative()).count();
+    assert_eq!(golds, 32);
+    let probe = Probe::of_rows(task, encoder, &rows, 4, 6, "logs");
+    let lines: Vec<_> = probe.prompts.iter().map(|prompt| prompt.line.unwrap()).collect();
+    assert!(lines.len() == 4 && lines.is_sorted(), "{lines:?}");
+    let mut warned = 0;
+    for (format, name) in [
+        (Format::Folder(SaveOptions::new(DType::BF16)), "bf16"),
+        (Format::Folder(SaveOptions::new(DType::F16)), "f16"),
+        (Format::Gguf(Quantisation::Bf16), "bf16.gguf"),
+        (Format::Gguf(Quantisation::F16), "f16.gguf"),
+        (Format::Gguf(Quantisation::Q8_0), "q8_0.gguf"),
+        (Format::Gguf(Quantisation::Q4KM), "q4_k_m.gguf"),
+    ] {
+        for probe in [&model.probe, &probe] {
+            let positions = probe.positions();
+            let decoder = Decoder::new(model.config.clone(), tensors.clone(), positions).unwrap();
+            let source = Source { decoder, probe, ..model.source() };
+            let target = model.path(&format!("{name}-{positions}"));
+            let found = export(source, format, &target).unwrap_or_else(|e| panic!("{name}: {e}")).findings;
+            assert!(target.exists() && found.weights.values().all(|check| check.of_allowed <= 1.0));
+            warned += found.warnings.len();
+            let judged = found.verdicts.map(|verdicts| (verdicts.rows, verdicts.right_in_memory));
+            assert_eq!(judged, probe.is_judged().then_some((4, 0)), "a random model answers nothing");
+        }
+    }
+    assert!(warned > 0);
+}
+
+#[test]
+fn a_run_is_exported_with_the_verdicts_of_its_own_rows() {
+    let dir = TempDir::new().unwrap();
+    let run =
+        train(dir.path(), "run", &["lora.rank=4", "eval.every_steps=0", "sft.optim.learning_rate=0.02"]);
+    let out = |name: &str| dir.path().join(name);
+    let report = |args: &[&str]| -> Value {
+        let json = stdout(&[&["export"], args, &["--json", "--probe-rows", "8"]].concat());
+        serde_json::from_str(&json).unwrap()
+    };
+    // The run stands for its merged model, and for its adapter.
+    let (bf16, merged, alone) = (out("bf16"), out("merged.gguf"), out("alone"));
+    let base = run.join("base");
+    let all = [
+        report(&[text(&run), text(&bf16), "--format", "hf", "--dtype", "bf16"]),
+        report(&[text(&base), text(&merged), "--format", "gguf", "--quant", "q8_0", "--adapter", text(&run)]),
+        report(&[text(&base), text(&alone), "--format", "peft", "--adapter", text(&run)]),
+    ];
+    for found in &all {
+        assert_eq!(found["verdicts"]["rows"], 8, "{found}");
+        let made_from = found["probe"]["made_from"].as_str().unwrap();
+        assert_eq!(made_from, "8 of 20 rows of the run's synthetic validation logs, task `demo`");
+    }
+    assert_eq!(all[2]["logprobs"]["max_difference"], 0.0);
+    assert_eq!(all[0]["memory"][3]["verdict"], all[2]["memory"][3]["verdict"]);
+    // Away from its run a model is asked a plain text.
+    let text_only = report_of(&[text(&bf16), text(&out("again")), "--format", "hf"]);
+    assert!(text_only.contains("probe     the built-in text") && !text_only.contains("verdicts"));
+}
+
+fn report_of(args: &[&str]) -> String {
+    stdout(&[&["export"], args].concat())
 }
 
 #[test]

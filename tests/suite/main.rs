@@ -3,6 +3,7 @@
 mod ablate;
 mod adamw;
 mod bad_input;
+mod best;
 mod circles;
 mod configs;
 #[cfg(feature = "cuda")]
@@ -20,8 +21,9 @@ mod doctor;
 mod enumerate;
 mod export;
 mod families;
-mod gpu_scripts;
 mod first_hour;
+mod front;
+mod gpu_scripts;
 mod hub;
 mod import;
 mod kernels;

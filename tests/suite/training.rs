@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::runs::{records, rlvr, train};
+use crate::support::runs::{copy, object, records, rlvr, train};
 
 /// Lines of metrics.jsonl without what depends on the clock and the memory.
 fn metrics(run: &Path) -> Vec<serde_json::Value> {
@@ -20,19 +20,6 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
             event
         })
         .collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[test]
@@ -64,10 +51,10 @@ fn a_stopped_run_with_adapters_resumes_bit_for_bit() {
         assert_eq!(checkpoint.join("merged-0").is_dir(), stages == "fresh");
         assert!(!checkpoint.join("model.safetensors").exists(), "the frozen weights are not stored again");
         resumes_bit_for_bit(dir.path(), &whole, &[2, 5, 9], &files);
-        // The adapter beside the weights the run started from is the model that was evaluated last.
+        // The adapter beside the weights the run started from is the model that was chosen.
         for (model, adapter) in [("model", None), ("base", Some("adapter"))] {
             let report = evaluate_again(dir.path(), &whole.join(model), adapter.map(|name| whole.join(name)));
-            assert_eq!(report["confusion"], last_evaluation(&whole)["report"]["confusion"], "{model}");
+            assert_eq!(report["confusion"], chosen_evaluation(&whole)["report"]["confusion"], "{model}");
         }
     }
     // Weights from another seed: nothing to go on from.
@@ -115,7 +102,9 @@ fn resumes_bit_for_bit(root: &Path, whole: &Path, stops: &[u64], files: &[&str])
         let _ = std::fs::remove_dir_all(&stopped);
         copy(whole, &stopped);
         std::fs::remove_dir_all(stopped.join("model")).unwrap();
-        let _ = std::fs::remove_dir_all(stopped.join("adapter"));
+        for late in ["adapter", "model-last", "adapter-last"] {
+            let _ = std::fs::remove_dir_all(stopped.join(late));
+        }
         for entry in std::fs::read_dir(stopped.join("checkpoints")).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_string();
@@ -314,13 +303,17 @@ fn the_final_model_loads_and_evaluates_as_in_the_run() {
     let dir = tempfile::tempdir().unwrap();
     let run = train(dir.path(), "run", &[]);
     let report = evaluate_again(dir.path(), &run.join("model"), None);
-    assert_eq!(report["confusion"], last_evaluation(&run)["report"]["confusion"]);
+    assert_eq!(report["confusion"], chosen_evaluation(&run)["report"]["confusion"]);
     assert_eq!(report["count"], 20);
 }
 
-fn last_evaluation(run: &Path) -> serde_json::Value {
-    let events = metrics(run);
-    events.into_iter().rev().find(|event| event["event"] == "evaluation").unwrap()
+/// The evaluation that `model/best.json` names.
+fn chosen_evaluation(run: &Path) -> serde_json::Value {
+    let note = object(&run.join("model/best.json"));
+    let is_it = |event: &serde_json::Value| {
+        event["event"] == "evaluation" && event["stage"] == note["stage"] && event["step"] == note["step"]
+    };
+    metrics(run).into_iter().find(is_it).unwrap()
 }
 
 /// `rlvr eval` of a run's model on the run's held-out rows.

@@ -81,7 +81,7 @@ impl Room {
         let silent = says.iter().find(|part| !last.contains(**part));
         let rule = if found != Some(code) {
             format!("exit code {found:?}, not {code}")
-        } else if !last.starts_with("error: ") || before.lines().any(|line| !line.starts_with("warning: ")) {
+        } else if !last.starts_with("error: ") || before.lines().any(|line| !said_before(line)) {
             "not one line that starts with `error: `".into()
         } else if let Some(part) = silent {
             format!("`{part}` is not said")
@@ -90,6 +90,11 @@ impl Room {
         };
         Some(format!("rlvr {words}\n  {rule}:\n{stderr}"))
     }
+}
+
+/// Warnings, and what is kept of the data.
+fn said_before(line: &str) -> bool {
+    line.starts_with("warning: ") || line.starts_with("data.")
 }
 
 /// A row of RiskCue\'s form.
