@@ -4,6 +4,7 @@ use super::place::{Draw, Place};
 use super::reference::log_softmax;
 use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
+use crate::ops::attention::cuda::DeviceLayout;
 use crate::ops::attention::{self, AttentionLayout, Heads, Upstream};
 use crate::ops::decode_attention::{self, Cache, Readers, SharedPrefix};
 use crate::types::Segment;
@@ -58,11 +59,21 @@ fn packed(draw: &Draw, heads: Heads) -> Trial {
         let inputs = attention::Inputs { layout: &layout, heads, q: &q, k: &k, v: &v };
         place.poison_freed(&[n * q_width, n * kv_width, n * heads.query])?;
         let (out, lse) = attention::forward(inputs)?;
-        let gradients = attention::backward(inputs, Upstream { out: &out, lse: &lse, dout: &dout })?;
+        let upstream = Upstream { out: &out, lse: &lse, dout: &dout };
+        let gradients = attention::backward(inputs, upstream)?;
+        // On a device, as it is where score gradients have no room.
+        let again = match q.device().is_cuda() {
+            true => {
+                let no_room = DeviceLayout::keeping(0, &layout, heads, q.dtype(), q.device())?;
+                attention::cuda::backward(&no_room, inputs, upstream)?.dq
+            }
+            false => gradients.dq.clone(),
+        };
         Ok(vec![
             output("forward", place.read(&out)?),
             output("forward lse", place.read(&lse)?),
             output("backward dq", place.read(&gradients.dq)?),
+            output("backward dq of scores worked out again", place.read(&again)?),
             output("backward dk", place.read(&gradients.dk)?),
             output("backward dv", place.read(&gradients.dv)?),
         ])
@@ -113,7 +124,8 @@ fn packed_reference(i: &Packed) -> Vec<Output> {
     vec![
         output("forward", out),
         output("forward lse", lse),
-        output("backward dq", dq),
+        output("backward dq", dq.clone()),
+        output("backward dq of scores worked out again", dq),
         output("backward dk", dk),
         output("backward dv", dv),
     ]

@@ -6,7 +6,8 @@ use super::{Output, Tolerance, Trial, output};
 use crate::error::Result;
 use crate::ops::cpu::gemm::{Mat, MatMut, Threads, Write, gemm, product};
 use crate::ops::cpu::simd;
-use crate::ops::{linear, token_logprob};
+use crate::ops::linear;
+use crate::ops::token_logprob::{self, Slopes};
 
 pub fn trials(draw: &Draw) -> Vec<Trial> {
     // A prompt's rows, and a decode step's few.
@@ -207,11 +208,15 @@ fn logprobs(draw: &Draw, (r, h, v): (usize, usize, usize)) -> Trial {
         };
         place.poison_freed(&[r * h, r * v])?;
         let forward = token_logprob::forward(inputs)?;
-        let dhidden = token_logprob::backward(inputs, &narrow(&i.dlogprobs), &dhead)?;
+        let dlogprobs = narrow(&i.dlogprobs);
+        let dhidden = token_logprob::backward(inputs, &dlogprobs, &dhead)?;
+        let slopes = Slopes { log_sums: &forward.log_sums, ..dlogprobs.as_slice().into() };
+        let of_known_sums = token_logprob::backward(inputs, slopes, None)?;
         Ok(vec![
             output("log-probs", wide(&forward.logprobs)),
             output("entropies", wide(&forward.entropies)),
             output("backward dhidden", place.read(&dhidden)?),
+            output("backward dhidden of known log-sums", place.read(&of_known_sums)?),
             output("backward dhead", place.read(&dhead)?),
         ])
     };
@@ -232,6 +237,7 @@ fn logprobs(draw: &Draw, (r, h, v): (usize, usize, usize)) -> Trial {
             output("log-probs", logprobs),
             output("entropies", entropies),
             output("backward dhidden", times(&dlogits, &i.head, i.v)),
+            output("backward dhidden of known log-sums", times(&dlogits, &i.head, i.v)),
             output("backward dhead", add(&i.dhead, &dhead)),
         ]
     };

@@ -14,6 +14,8 @@ pub fn trials(draw: &Draw) -> Vec<Trial> {
     vec![
         norm(draw, 65 + draw.below(100), narrow),
         norm(draw, 3, wide),
+        // More than a block of the backward kernel holds at once.
+        norm(draw, 2, 8 * (1030 + draw.below(100))),
         rotation(draw, 64),
         rotation(draw, 128),
         side_by_side(draw, 64),
