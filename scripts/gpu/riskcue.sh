@@ -137,7 +137,7 @@ run() {
         [[ ! -f $folder/done ]] || { echo "== $stage: done before"; continue; }
         left=$((${RLVR_SECONDS:-540} - SECONDS))
         ((left >= 20)) || { echo "== $stage: no time left"; rc=1; break; }
-        predicted=$(sed -n "s/^$task	.*\"all\": \\([0-9.]*\\).*/\\1/p" "$keep/predicted.tsv" 2>/dev/null)
+        predicted=$(sed -n "s/^$task	.*\"all\": \\([0-9.]*\\).*/\\1/p" "$keep/predicted.tsv" 2>/dev/null || true)
         printf '== %s, predicted %s s, %s s left\n' "$stage" "${predicted:--}" "$left" | tee -a "$out/log.txt"
         mkdir -p "$folder"
         ablation "$task" "$seed" >"$folder/stage.toml"
