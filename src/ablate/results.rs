@@ -57,10 +57,10 @@ impl Outcome {
                 serde_json::from_str(line).map_err(|e| broken(format!("line {}: {e}", i + 1)))?;
             let stage = event["stage"].as_str().unwrap_or_default();
             match event["event"].as_str() {
-                Some("evaluation") if is_of(stage) => {
-                    if evaluation.as_ref().is_none_or(|kept| replaces(&event, kept)) {
-                        evaluation = Some(event);
-                    }
+                Some("evaluation")
+                    if is_of(stage) && evaluation.as_ref().is_none_or(|kept| replaces(&event, kept)) =>
+                {
+                    evaluation = Some(event);
                 }
                 Some("step") if arm.stages.iter().any(|s| s.name() == stage) => {
                     outcome.training_seconds += event["step_time"].as_f64().unwrap_or(0.0);

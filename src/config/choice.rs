@@ -48,10 +48,10 @@ impl Direction {
             }
             None => name == *known,
         };
-        if HIGHER.iter().any(|known| is(&known)) {
+        if HIGHER.iter().any(&is) {
             return Some(Self::Higher);
         }
-        LOWER.iter().any(|known| is(&known)).then_some(Self::Lower)
+        LOWER.iter().any(is).then_some(Self::Lower)
     }
 
     /// Whether `value` is better than `than`; equals are not.

@@ -143,7 +143,8 @@ mod tests {
         let mut uniform = || (stream.below(1 << 24) as f32 + 0.5) / (1 << 24) as f32;
         let mut normal = || (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos();
         let plain: Vec<f32> = (0..64 * 256).map(|_| 0.02 * normal()).collect();
-        let shapes: [(&'static str, fn(usize, f32) -> f32); 6] = [
+        type Shape = fn(usize, f32) -> f32;
+        let shapes: [(&'static str, Shape); 6] = [
             ("normal", |_, x| x),
             ("outliers", |i, x| if i % 97 == 0 { 60.0 * x } else { x }),
             ("tiny", |_, x| 1e-4 * x),
@@ -151,7 +152,7 @@ mod tests {
             ("alone", |i, x| if i % 256 == 17 { 1.0 } else { 1e-6 * x }),
             ("opposite", |i, x| if i % 2 == 0 { 1.0 + 1e-3 * x } else { -1.0 + 1e-3 * x }),
         ];
-        let tensor = |shape: fn(usize, f32) -> f32| {
+        let tensor = |shape: Shape| {
             let values: Vec<f32> = plain.iter().enumerate().map(|(i, x)| shape(i, *x)).collect();
             Tensor::from_vec(values, (64, 256), &Device::Cpu).unwrap()
         };
