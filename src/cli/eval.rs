@@ -291,7 +291,7 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
     };
     let subject = Subject::open(args, task, model, data, Targets::Answers)?;
     let kind = saved.as_ref().map_or(args.score.into(), |saved| saved.score);
-    let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
+    let max_tokens_per_pack = PackConfig::ROLLOUT_TOKENS;
     let scorer = Scorer { decoder: &subject.decoder, task, kind, max_tokens_per_pack };
     let rows: Vec<&EncodedRow> = subject.rows.iter().collect();
     let scores = scorer.scores(&rows)?;
@@ -324,7 +324,7 @@ fn exact(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Exact> {
         decoder: &subject.decoder,
         task,
         temperature: 1.0,
-        max_tokens_per_pack: PackConfig::default().max_rollout_tokens,
+        max_tokens_per_pack: PackConfig::ROLLOUT_TOKENS,
     };
     let groups = subject.groups(args, data)?;
     Ok(Exact::new(&enumerator, &subject.rows, &groups, threshold.as_ref())?)

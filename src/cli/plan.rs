@@ -99,11 +99,15 @@ pub fn run(args: &Args) -> Result<()> {
     );
     println!(
         "packs    {} tokens in training, {} in rollouts",
-        pack.max_tokens_per_pack, pack.max_rollout_tokens
+        pack.max_tokens_per_pack,
+        pack.rollout_tokens()
     );
-    if let Some(Settled { activations, max_reused_tokens, .. }) = settled {
+    if let Some(Settled { activations, max_reused_tokens, max_rollout_tokens, .. }) = settled {
         let kept = if activations == ActivationMemory::Keep { "keep" } else { "recompute" };
-        println!("auto     pack.activations={kept} pack.max_reused_tokens={max_reused_tokens}");
+        println!(
+            "auto     pack.activations={kept} pack.max_reused_tokens={max_reused_tokens} \
+             pack.max_rollout_tokens={max_rollout_tokens}"
+        );
     }
     for phase in &plan.phases {
         println!("\n{:<34} {:9.2} GiB", phase.name, phase.bytes() as f64 / GIB);

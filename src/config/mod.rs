@@ -31,7 +31,7 @@ pub use exclusive::idle_because;
 pub use layers::Origin;
 pub use load::{Loaded, keys_of};
 
-pub use self::pack::{ActivationMemory, PackConfig, ReusedTokens};
+pub use self::pack::{ActivationMemory, PackConfig, TokenBudget};
 use crate::error::{Error, Result};
 
 /// A training run, whole.
@@ -238,7 +238,7 @@ impl Config {
         self.eval.validate()?;
         let positive = [
             ("pack.max_tokens_per_pack", self.pack.max_tokens_per_pack),
-            ("pack.max_rollout_tokens", self.pack.max_rollout_tokens),
+            ("pack.max_rollout_tokens", self.pack.rollout_tokens()),
             ("checkpoint.keep_last", self.checkpoint.keep_last),
             ("model.max_positions", self.model.max_positions),
         ];

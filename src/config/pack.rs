@@ -22,37 +22,51 @@ pub struct PackConfig {
     /// Tokens that go through the model in one training pack; a group's prompt counts once, and the last token of a
     /// completion, which predicts nothing, not at all.
     pub max_tokens_per_pack: usize,
-    /// Tokens whose keys and values are alive at once while sampling.
-    pub max_rollout_tokens: usize,
+    /// Tokens whose keys and values are alive at once while sampling. `"auto"`: on a GPU a whole step's, or a half, a
+    /// third and so on, whichever its memory has room for beside what is kept; on the CPU 32768.
+    pub max_rollout_tokens: TokenBudget,
     /// What a forward pass keeps for the backward pass.
     pub activations: ActivationMemory,
     /// Tokens whose activations a rollout keeps for the update that follows, which then computes no forward pass
     /// for them; 0 switches it off. What is kept of a token: see `activations`. `"auto"`: on a GPU as many as fit its
     /// memory, on the CPU 8192.
-    pub max_reused_tokens: ReusedTokens,
+    pub max_reused_tokens: TokenBudget,
 }
 
 /// A number of tokens, or `"auto"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReusedTokens {
+pub enum TokenBudget {
     Auto,
     Tokens(usize),
 }
 
-impl ReusedTokens {
-    /// What `auto` is there.
-    pub const ON_THE_CPU: usize = 8192;
-
-    /// Those of a run, which has settled what `auto` is (`plan::activations`).
-    pub fn tokens(self) -> usize {
+impl TokenBudget {
+    fn or(self, auto: usize) -> usize {
         match self {
-            Self::Auto => Self::ON_THE_CPU,
+            Self::Auto => auto,
             Self::Tokens(tokens) => tokens,
         }
     }
 }
 
-impl Serialize for ReusedTokens {
+impl PackConfig {
+    /// `max_rollout_tokens` where nothing else is known.
+    pub const ROLLOUT_TOKENS: usize = 32768;
+    /// `max_reused_tokens` on the CPU.
+    pub const REUSED_TOKENS: usize = 8192;
+
+    /// `max_rollout_tokens` of a run, which has settled what `auto` is (`plan::activations`).
+    pub fn rollout_tokens(&self) -> usize {
+        self.max_rollout_tokens.or(Self::ROLLOUT_TOKENS)
+    }
+
+    /// `max_reused_tokens`, the same.
+    pub fn reused_tokens(&self) -> usize {
+        self.max_reused_tokens.or(Self::REUSED_TOKENS)
+    }
+}
+
+impl Serialize for TokenBudget {
     fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
         match self {
             Self::Auto => to.serialize_str("auto"),
@@ -61,7 +75,7 @@ impl Serialize for ReusedTokens {
     }
 }
 
-impl<'de> Deserialize<'de> for ReusedTokens {
+impl<'de> Deserialize<'de> for TokenBudget {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "a number of tokens, or \"auto\"")]
@@ -81,9 +95,9 @@ impl<'de> Deserialize<'de> for ReusedTokens {
     }
 }
 
-impl JsonSchema for ReusedTokens {
+impl JsonSchema for TokenBudget {
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        "ReusedTokens".into()
+        "TokenBudget".into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
@@ -95,9 +109,9 @@ impl Default for PackConfig {
     fn default() -> Self {
         Self {
             max_tokens_per_pack: 8192,
-            max_rollout_tokens: 32768,
+            max_rollout_tokens: TokenBudget::Auto,
             activations: ActivationMemory::Auto,
-            max_reused_tokens: ReusedTokens::Auto,
+            max_reused_tokens: TokenBudget::Auto,
         }
     }
 }

@@ -103,7 +103,7 @@ impl Evaluator<'_> {
             sampling: self.config.sampling,
         };
         let engine =
-            Engine::new(decoder, self.encoder.stop_tokens(), completions, self.pack.max_rollout_tokens);
+            Engine::new(decoder, self.encoder.stop_tokens(), completions, self.pack.rollout_tokens());
         let draws = Draws { seed: self.seed, purpose: Purpose::Evaluation, step: at.step };
         let mut judgements = Vec::new();
         let mut samples = Vec::new();

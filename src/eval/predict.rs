@@ -65,7 +65,7 @@ impl<'a> Predictor<'a> {
     pub fn predict(&self, rows: &[EncodedRow]) -> Result<Vec<Predicted<'a>>> {
         let most = self.max_prompt_tokens;
         let short: Vec<&EncodedRow> = rows.iter().filter(|row| row.prompt.token_ids.len() <= most).collect();
-        let pack = PackConfig::default().max_rollout_tokens;
+        let pack = PackConfig::ROLLOUT_TOKENS;
         let completions = Completions::greedy(self.max_completion_tokens);
         let engine = Engine::new(self.decoder, self.encoder.stop_tokens(), completions, pack);
         let requests: Vec<Request> =
@@ -135,7 +135,7 @@ impl<'a> Predictor<'a> {
     }
 
     fn enumerator(&self) -> Enumerator<'a> {
-        let max_tokens_per_pack = PackConfig::default().max_rollout_tokens;
+        let max_tokens_per_pack = PackConfig::ROLLOUT_TOKENS;
         Enumerator { decoder: self.decoder, task: self.task, temperature: 1.0, max_tokens_per_pack }
     }
 

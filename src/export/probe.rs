@@ -159,7 +159,7 @@ impl Probe {
     pub fn ask(&self, decoder: &Decoder, first: Option<&[Answer]>) -> Result<Vec<Answer>> {
         let none = StopTokens::new(Vec::new());
         let stop = self.judge.as_ref().map_or(&none, |judge| judge.1.stop_tokens());
-        let at_once = PackConfig::default().max_rollout_tokens.max(self.positions());
+        let at_once = PackConfig::ROLLOUT_TOKENS.max(self.positions());
         let engine = Engine::new(decoder, stop, Completions::greedy(self.greedy_tokens), at_once);
         let prompts: Vec<Prompt> =
             self.prompts.iter().map(|p| Prompt { token_ids: p.token_ids.clone() }).collect();

@@ -1,7 +1,7 @@
-//! `pack.activations = "auto"` and `pack.max_reused_tokens = "auto"`: the fastest that fits.
+//! What `[pack]` leaves to `"auto"`: the fastest that fits.
 
 use super::{Plan, Target};
-use crate::config::{ActivationMemory, Config, ReusedTokens, Stage};
+use crate::config::{ActivationMemory, Config, PackConfig, Stage, TokenBudget};
 use crate::model::config::ModelConfig;
 
 /// What a device keeps for its own: context, and library kernels that are loaded when they are first used.
@@ -12,6 +12,7 @@ pub const RESERVED: u64 = 3 << 29;
 pub struct Settled {
     pub activations: ActivationMemory,
     pub max_reused_tokens: usize,
+    pub max_rollout_tokens: usize,
     /// Planned peak, bytes.
     pub peak: u64,
 }
@@ -26,33 +27,62 @@ pub fn settle(
     memory: Option<u64>,
 ) -> Option<Settled> {
     let pack = &config.pack;
-    if pack.activations != ActivationMemory::Auto && pack.max_reused_tokens != ReusedTokens::Auto {
+    if pack.activations != ActivationMemory::Auto
+        && ![pack.max_reused_tokens, pack.max_rollout_tokens].contains(&TokenBudget::Auto)
+    {
         return None;
     }
-    let mut best: Option<(f64, Settled)> = None;
+    let fits = |peak: u64| !target.cuda || memory.is_some_and(|all| peak + RESERVED <= all);
+    let peak = |config: &Config| Plan::new(model, config, target).peak();
+    let mut best: Option<(f64, u64, Config)> = None;
     for (activations, reused) in candidates(config, target) {
         let mut tried = config.clone();
-        (tried.pack.activations, tried.pack.max_reused_tokens) = (activations, ReusedTokens::Tokens(reused));
-        let peak = Plan::new(model, &tried, target).peak();
-        let settled = Settled { activations, max_reused_tokens: reused, peak };
-        let work = again(&tried, model, activations, reused);
-        let fits = |peak: u64| !target.cuda || memory.is_some_and(|all| peak + RESERVED <= all);
+        (tried.pack.activations, tried.pack.max_reused_tokens) = (activations, TokenBudget::Tokens(reused));
+        let (peak, work) = (peak(&tried), again(&tried, model, activations, reused));
         let better = match &best {
             None => true,
             // Nothing fits, or not all is known: the least memory.
-            Some((_, other)) if !fits(other.peak) => peak < other.peak,
-            Some((least, other)) => {
-                fits(peak) && (work < *least - 1e-9 || (work < *least + 1e-9 && peak < other.peak))
+            Some((_, other, _)) if !fits(*other) => peak < *other,
+            Some((least, other, _)) => {
+                fits(peak) && (work < *least - 1e-9 || (work < *least + 1e-9 && peak < *other))
             }
         };
         if better {
-            best = Some((work, settled));
+            best = Some((work, peak, tried));
         }
     }
-    let (_, settled) = best?;
-    config.pack.activations = settled.activations;
-    config.pack.max_reused_tokens = ReusedTokens::Tokens(settled.max_reused_tokens);
+    let (_, mut planned, mut chosen) = best?;
+    if chosen.pack.max_rollout_tokens == TokenBudget::Auto {
+        chosen.pack.max_rollout_tokens = TokenBudget::Tokens(PackConfig::ROLLOUT_TOKENS);
+        // A pack more reads all weights once more for every token that is decoded.
+        let fewer = rollout_packs(&chosen, target).find_map(|tokens| {
+            let mut tried = chosen.clone();
+            tried.pack.max_rollout_tokens = TokenBudget::Tokens(tokens);
+            let peak = peak(&tried);
+            (memory.is_some() && fits(peak)).then_some((peak, tried))
+        });
+        if let Some(fewer) = fewer {
+            (planned, chosen) = fewer;
+        }
+    }
+    let pack = &chosen.pack;
+    let settled = Settled {
+        activations: pack.activations,
+        max_reused_tokens: pack.reused_tokens(),
+        max_rollout_tokens: pack.rollout_tokens(),
+        peak: planned,
+    };
+    *config = chosen;
     Some(settled)
+}
+
+/// Tokens of a rollout in one pack, two, and so on, as long as that is more than is usual.
+fn rollout_packs(config: &Config, target: Target) -> impl Iterator<Item = usize> + use<> {
+    let (groups, tokens) = (config.grpo.prompts_per_step, group_tokens(config));
+    let possible = target.cuda && config.stages.contains(&Stage::Grpo);
+    let packs = 1..=if possible { groups } else { 0 };
+    let most = packs.map(move |packs| groups.div_ceil(packs) * tokens);
+    most.take_while(|tokens| *tokens > PackConfig::ROLLOUT_TOKENS)
 }
 
 fn candidates(config: &Config, target: Target) -> Vec<(ActivationMemory, usize)> {
@@ -62,10 +92,10 @@ fn candidates(config: &Config, target: Target) -> Vec<(ActivationMemory, usize)>
         given => vec![given],
     };
     let reused = match config.pack.max_reused_tokens {
-        ReusedTokens::Tokens(tokens) => vec![tokens],
-        ReusedTokens::Auto if !target.cuda => vec![ReusedTokens::ON_THE_CPU],
-        ReusedTokens::Auto if !config.stages.contains(&Stage::Grpo) => vec![0],
-        ReusedTokens::Auto => {
+        TokenBudget::Tokens(tokens) => vec![tokens],
+        TokenBudget::Auto if !target.cuda => vec![PackConfig::REUSED_TOKENS],
+        TokenBudget::Auto if !config.stages.contains(&Stage::Grpo) => vec![0],
+        TokenBudget::Auto => {
             (0..=config.grpo.prompts_per_step).map(|groups| groups * group_tokens(config)).collect()
         }
     };
@@ -132,7 +162,14 @@ mod tests {
     fn what_is_given_stays_and_what_is_not_known_is_the_least() {
         let (config, found) =
             settled(&["pack.activations=\"keep\"", "pack.max_reused_tokens=0"], CUDA, Some(GIB));
-        assert_eq!((found, config.pack.activations), (None, ActivationMemory::Keep));
+        assert_eq!(config.pack.activations, ActivationMemory::Keep);
+        assert_eq!(
+            found.unwrap().max_rollout_tokens,
+            PackConfig::ROLLOUT_TOKENS,
+            "one GiB has room for no more"
+        );
+        let all = ["pack.activations=\"keep\"", "pack.max_reused_tokens=0", "pack.max_rollout_tokens=4096"];
+        assert_eq!(settled(&all, CUDA, Some(GIB)).1, None);
         let keep = ["pack.activations=\"keep\"", "pack.max_reused_tokens=\"auto\""];
         let (config, found) = settled(&keep, CUDA, Some(78 * GIB));
         assert_eq!(config.pack.activations, ActivationMemory::Keep);
@@ -144,9 +181,10 @@ mod tests {
         let cpu = Target { cuda: false, dtype: candle_core::DType::F32, answers: 0 };
         let (_, there) = settled(&auto, cpu, Some(GIB));
         let there = there.unwrap();
-        assert_eq!(
-            (there.activations, there.max_reused_tokens),
-            (ActivationMemory::Recompute, ReusedTokens::ON_THE_CPU)
-        );
+        assert_eq!((there.activations, there.max_reused_tokens), (ActivationMemory::Recompute, 8192));
+        assert_eq!(there.max_rollout_tokens, 32768);
+        // 32 groups of 1,820 tokens: at once, where there is room.
+        let (_, roomy) = settled(&auto, CUDA, Some(141 * GIB));
+        assert_eq!(roomy.unwrap().max_rollout_tokens, 32 * 1820);
     }
 }

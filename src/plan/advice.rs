@@ -2,7 +2,7 @@
 
 use super::{Plan, Target};
 use crate::config::optim::{GradientsConfig, MomentsConfig};
-use crate::config::{ActivationMemory, Config, ReusedTokens, Stage};
+use crate::config::{ActivationMemory, Config, Stage, TokenBudget};
 use crate::model::config::ModelConfig;
 
 /// A setting, and the peak in bytes with it and those before it.
@@ -45,10 +45,10 @@ fn options(config: &Config, target: Target) -> Vec<(String, Config)> {
         }
     };
     option("pack.activations=recompute".into(), &|c| c.pack.activations = ActivationMemory::Recompute);
-    option("pack.max_reused_tokens=0".into(), &|c| c.pack.max_reused_tokens = ReusedTokens::Tokens(0));
+    option("pack.max_reused_tokens=0".into(), &|c| c.pack.max_reused_tokens = TokenBudget::Tokens(0));
     let halves = [
         ("pack.max_tokens_per_pack", config.pack.max_tokens_per_pack),
-        ("pack.max_rollout_tokens", config.pack.max_rollout_tokens),
+        ("pack.max_rollout_tokens", config.pack.rollout_tokens()),
     ];
     for (key, tokens) in halves {
         let half = tokens / 2;
@@ -56,7 +56,7 @@ fn options(config: &Config, target: Target) -> Vec<(String, Config)> {
         if half >= 512 {
             option(format!("{key}={half}"), &|c| match key {
                 "pack.max_tokens_per_pack" => c.pack.max_tokens_per_pack = half,
-                _ => c.pack.max_rollout_tokens = half,
+                _ => c.pack.max_rollout_tokens = TokenBudget::Tokens(half),
             });
         }
     }

@@ -6,7 +6,7 @@ use super::advice::optim;
 use super::{Plan, Target, shapes};
 use crate::config::lora::LoraConfig;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig};
-use crate::config::{ActivationMemory, Config, ReusedTokens};
+use crate::config::{ActivationMemory, Config, TokenBudget};
 use crate::error::Result;
 
 /// Memory of cards as they are sold, in 10^9 bytes.
@@ -86,9 +86,9 @@ impl Way {
             Self::Kept => ActivationMemory::Keep,
             _ => ActivationMemory::Recompute,
         };
-        pack.max_reused_tokens = ReusedTokens::Tokens(if self == Self::Tape { usize::MAX } else { 0 });
+        pack.max_reused_tokens = TokenBudget::Tokens(if self == Self::Tape { usize::MAX } else { 0 });
         if self == Self::SmallPacks {
-            (pack.max_tokens_per_pack, pack.max_rollout_tokens) = (2048, 8192);
+            (pack.max_tokens_per_pack, pack.max_rollout_tokens) = (2048, TokenBudget::Tokens(8192));
         }
     }
 }

@@ -17,7 +17,7 @@ pub use self::advice::{Change, advise};
 use self::tokens::{Packs, TokenBytes};
 use crate::config::lora::LoraStages;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
-use crate::config::{ActivationMemory, Config, ReusedTokens, Stage};
+use crate::config::{ActivationMemory, Config, PackConfig, Stage, TokenBudget};
 use crate::formats::hf::weights::LOAD_WINDOW;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
@@ -249,7 +249,7 @@ impl Sum<'_> {
         let (data, grpo) = (&self.config.data, &self.config.grpo);
         let (prompt, group) = (data.max_prompt_tokens as u64, grpo.group_size as u64);
         let budget = grpo.max_completion_tokens as u64;
-        let most_tokens = self.config.pack.max_rollout_tokens;
+        let most_tokens = self.config.pack.rollout_tokens();
         let rows = prompt + group * budget.saturating_sub(1);
         Packs::new(grpo.prompts_per_step, prompt + group * budget, most_tokens).of(rows, group * budget)
     }
@@ -268,9 +268,9 @@ impl Sum<'_> {
         let grpo = &self.config.grpo;
         let packs = self.rollout_packs();
         let most = match self.config.pack.max_reused_tokens {
-            ReusedTokens::Tokens(tokens) => tokens,
-            ReusedTokens::Auto if self.target.cuda => 0,
-            ReusedTokens::Auto => ReusedTokens::ON_THE_CPU,
+            TokenBudget::Tokens(tokens) => tokens,
+            TokenBudget::Auto if self.target.cuda => 0,
+            TokenBudget::Auto => PackConfig::REUSED_TOKENS,
         };
         let groups = most as u64 / packs.size;
         groups.min(grpo.prompts_per_step as u64) * packs.size
@@ -326,7 +326,7 @@ impl Sum<'_> {
             0 => usize::MAX,
             rows => rows,
         };
-        let packs = Packs::new(most_rows, size, self.config.pack.max_rollout_tokens);
+        let packs = Packs::new(most_rows, size, self.config.pack.rollout_tokens());
         // Within a stage the optimiser is there too.
         let phase = match self.config.stages.last() {
             Some(Stage::Grpo) => self.grpo_standing("evaluation"),

@@ -132,10 +132,10 @@ impl<'a> Grpo<'a> {
             };
             let requests: Vec<Request> = rows.clone().enumerate().map(request).collect();
             let mut engine =
-                Engine::new(policy, materials.encoder.stop_tokens(), completions, pack.max_rollout_tokens);
+                Engine::new(policy, materials.encoder.stop_tokens(), completions, pack.rollout_tokens());
             // Rounds after the first keep nothing.
             if round == 0 && !step.is_multiple_of(STEPS_BETWEEN_CHECKS) {
-                engine = engine.taping(pack.activations.into(), pack.max_reused_tokens.tokens());
+                engine = engine.taping(pack.activations.into(), pack.reused_tokens());
             }
             let rollouts = engine.generate(&requests, draws)?;
             rolled.add(&indices, rows, rollouts, &materials.encoder)?;

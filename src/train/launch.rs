@@ -97,7 +97,7 @@ fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mu
     let memory = device.is_cuda().then(|| cuda::describe(device)).transpose()?.map(|card| card.memory_total);
     let answers = if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
     let target = Target { cuda: device.is_cuda(), dtype: decoder.dtype(), answers };
-    let Some(Settled { activations, max_reused_tokens, peak }) =
+    let Some(Settled { activations, max_reused_tokens, max_rollout_tokens, peak }) =
         activations::settle(&mut config, &decoder.config, target, memory)
     else {
         return Ok(config);
@@ -106,8 +106,8 @@ fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mu
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
         let kept = if activations == ActivationMemory::Keep { "all activations" } else { "block inputs" };
         let text = format!(
-            "{kept} are kept, {max_reused_tokens} tokens of a rollout used again by its update: {:.1} GiB planned \
-             of {:.1} (pack.activations, pack.max_reused_tokens)",
+            "{kept} are kept, {max_reused_tokens} tokens of a rollout used again by its update, {max_rollout_tokens} \
+             sampled at once: {:.1} GiB planned of {:.1} (pack.*)",
             gib(peak),
             gib(memory)
         );
