@@ -141,11 +141,11 @@ rms_norm_backward_bf16(const __nv_bfloat16 *x, const __nv_bfloat16 *w, const __n
                        unsigned rows, unsigned width, unsigned rows_per_block, float eps) {
     backward<1>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
 }
-// Rows wider than 1024 threads hold.
+// Rows wider than 1024 threads hold: up to 16384 elements.
 extern "C" __global__ void __launch_bounds__(512)
 rms_norm_backward_wide_f32(const float *x, const float *w, const float *dy, float *dx, float *partial, unsigned rows, unsigned width,
                            unsigned rows_per_block, float eps) {
-    backward<4>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
+    backward<8>(x, w, dy, dx, partial, rows, width, rows_per_block, eps);
 }
 extern "C" __global__ void __launch_bounds__(512)
 rms_norm_backward_wide_bf16(const __nv_bfloat16 *x, const __nv_bfloat16 *w, const __nv_bfloat16 *dy, __nv_bfloat16 *dx, float *partial,

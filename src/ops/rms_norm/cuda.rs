@@ -49,13 +49,16 @@ pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(forward_add(x_nh, None, w_h, eps)?.y_nh)
 }
 
+/// Elements of a row that the backward kernels take: 512 threads hold 32 each.
+const WIDEST: usize = 16_384;
+
 /// Threads of a block of the backward pass, and whether each of them holds more than one 16 bytes of a row.
 fn backward_block(width: usize, dtype: DType) -> Result<(u32, bool)> {
     let lanes = 16 / dtype.size_in_bytes();
     match width {
         0 => Err(fault("rms_norm: rows without elements")),
         _ if width <= 1024 * lanes => Ok((row_threads(width, dtype), false)),
-        _ if width <= 4 * 512 * lanes => Ok((512, true)),
+        _ if width <= WIDEST => Ok((512, true)),
         _ => Err(fault(format!("rms_norm: {width} elements a row are more than the backward kernels take"))),
     }
 }
