@@ -125,8 +125,11 @@ pub(super) const FOREIGN: [Foreign; 84] = [
     of(VERL, "norm_adv_by_std_in_grpo", &["grpo.scale_rewards"], "false is \"none\""),
 ];
 
-/// The same from verl's optimiser and trainer.
-pub(super) const FOREIGN_TRAINER: [Foreign; 16] = [
+/// The same of evaluation, optimiser and trainer.
+pub(super) const FOREIGN_TRAINER: [Foreign; 19] = [
+    of(TRL, "metric_for_best_model", &["eval.keep_best"], ""),
+    of(TRL, "load_best_model_at_end", &["eval.keep_best"], ""),
+    of(TRL, "early_stopping_patience", &["eval.patience"], ""),
     of(VERL, "adv_estimator", &["grpo.baseline"], "\"rloo\" is \"leave_one_out\""),
     of(VERL, "ppo_micro_batch_size_per_gpu", &["pack.max_tokens_per_pack"], "counted in tokens"),
     of(VERL, "log_prob_micro_batch_size_per_gpu", &["pack.max_tokens_per_pack"], "counted in tokens"),
