@@ -42,7 +42,7 @@ impl Grain {
             ("F16", _) => Self::Float { mantissa_bits: 10, least_exponent: -14 },
             ("Q8_0", _) => block(32, 1.0 / 254.0 + 1.0 / 2048.0, 127.0),
             ("Q5_0", _) => block(32, 1.0 / 16.0 + 1.0 / 2048.0, 16.0),
-            ("Q6_K", _) => block(256, 0.07, 32.0 * 128.0),
+            ("Q6_K", _) => block(256, 0.02, 32.0 * 128.0),
             ("Q4_K", _) => block(256, 0.1, 16.0 * 63.0),
             _ => Self::Exact,
         }
@@ -128,7 +128,8 @@ mod tests {
             assert!(worst <= 1.0 && worst > 0.99, "{kind}: {worst}");
             // One value a unit further off.
             let mut wrong = rounded;
-            wrong[77] *= 1.0 + 1.0 / 64.0;
+            let last = wrong.len() - 1;
+            wrong[last] *= 1.0 + 1.0 / 64.0;
             assert!(Grain::of(kind, DType::F32).worst(&values, &wrong) > 1.0, "{kind}");
         }
         assert_eq!(Grain::of("BF16", DType::BF16).worst(&[1.0], &[1.0]), 0.0);

@@ -281,8 +281,17 @@ impl Sum<'_> {
         let packs = self.rollout_packs();
         let prompts = packs.groups * self.config.data.max_prompt_tokens as u64;
         let phase = self.grpo_standing("grpo rollout");
-        self.sampling(phase, prompts, packs.groups * packs.size, packs.groups * grpo.group_size as u64)
-            .with(&[("activations kept", self.taped() * self.kept())])
+        self.sampling(phase, prompts, packs.groups * packs.size, packs.groups * grpo.group_size as u64).with(
+            &[
+                ("activations kept", self.taped() * self.kept()),
+                ("outputs of the blocks", self.taped_outputs()),
+            ],
+        )
+    }
+
+    /// Hidden states of what is taped, beside the tape.
+    fn taped_outputs(&self) -> u64 {
+        self.taped() * self.bytes.hidden
     }
 
     /// Prefill of `prompts` tokens and the decoding of `sequences` completions, `tokens` with their prompts.
@@ -301,8 +310,10 @@ impl Sum<'_> {
         let packs = self.update_packs();
         let kept_rows = self.taped().max(packs.rows);
         let gathered = if self.taped() > 0 { packs.rows * self.bytes.hidden } else { 0 };
-        self.backward(self.grpo_standing("grpo update"), optim, kept_rows, &packs)
-            .with(&[("a block's rows out of the tape", gathered)])
+        self.backward(self.grpo_standing("grpo update"), optim, kept_rows, &packs).with(&[
+            ("a block's rows out of the tape", gathered),
+            ("outputs of the blocks", self.taped_outputs()),
+        ])
     }
 
     /// Every answer of each prompt behind it, as long as `data.max_target_tokens` lets it be.
