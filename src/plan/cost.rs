@@ -60,6 +60,8 @@ pub struct GroupShape {
     pub gradient_size: usize,
     /// Bytes of logits, in f32, that the head makes at once.
     pub chunk_bytes: usize,
+    /// Whether q, k and v are one product, and gate and up, as on a GPU.
+    pub joined: bool,
 }
 
 /// How many groups come together, each at least one.
@@ -140,23 +142,19 @@ impl GroupShape {
     }
 
     /// The linear layers of a block, and the head.
-    pub fn layers(&self) -> [Layer; 8] {
+    pub fn layers(&self) -> Vec<Layer> {
         let (h, f, heads) = (self.config.hidden_size, self.config.intermediate_size, self.heads());
         let (q, kv) = (heads.query_width(), heads.key_value_width());
-        let sizes = [
-            ("q", h, q),
-            ("k", h, kv),
-            ("v", h, kv),
-            ("o", q, h),
-            ("gate", h, f),
-            ("up", h, f),
-            ("down", f, h),
-            ("head", h, self.config.vocab_size),
-        ];
-        sizes.map(|(name, inputs, outputs)| {
+        let mut sizes = match self.joined {
+            true => vec![("qkv", h, q + 2 * kv), ("o", q, h), ("gate_up", h, 2 * f)],
+            false => vec![("q", h, q), ("k", h, kv), ("v", h, kv), ("o", q, h), ("gate", h, f), ("up", h, f)],
+        };
+        sizes.extend([("down", f, h), ("head", h, self.config.vocab_size)]);
+        let layer = |(name, inputs, outputs)| {
             let rows = if name == "head" { self.head_rows() } else { self.rows };
             Layer { name, rows, inputs, outputs }
-        })
+        };
+        sizes.into_iter().map(layer).collect()
     }
 
     /// The product forward, and the input's gradient, which is as much.
@@ -302,6 +300,7 @@ mod tests {
             size: 4,
             gradient_size: 4,
             chunk_bytes: 64 << 20,
+            joined: false,
         };
         shape.rows = shape.packed();
         shape
@@ -317,6 +316,10 @@ mod tests {
         assert_eq!(cost.flop, (2 * 14 * 1536 * 576) as f64);
         assert_eq!(cost.bytes, (4 * (14 * 1536 + 1536 * 576 + 14 * 576)) as f64);
         assert_eq!(shape.layers()[7].rows, 6);
+        let flop =
+            |shape: &GroupShape| shape.layers().iter().map(|layer| shape.linear(*layer).flop).sum::<f64>();
+        let joined = GroupShape { joined: true, ..shape.clone() };
+        assert_eq!((joined.layers().len(), flop(&joined)), (5, flop(&shape)));
         // Causal pairs of the prompt: 55; each completion: 2 tokens on 10 before them, and 3 among themselves.
         let layout = shape.layout().unwrap();
         assert_eq!(layout.pairs(), 55 + 2 * (20 + 3));
