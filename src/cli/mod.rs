@@ -108,7 +108,10 @@ pub fn main() -> ExitCode {
             ExitCode::from(if ours.is_input() { 2 } else { 1 })
         }
         None => {
-            eprintln!("error: {error:#}");
+            // What the operating system says without a place is of standard output: errors of files name theirs.
+            let place =
+                if error.downcast_ref::<std::io::Error>().is_some() { "stdout: cannot write: " } else { "" };
+            eprintln!("error: {place}{error:#}");
             ExitCode::FAILURE
         }
     }

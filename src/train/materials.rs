@@ -123,28 +123,22 @@ impl Materials {
         task: &Task,
         dir: &Path,
     ) -> Result<(PromptEncoder, Companions, Start)> {
-        let (texts, phrases) = corpus::of(config, task)?;
-        let texts = texts.iter().map(String::as_str);
-        let tokenizer =
-            byte_tokenizer::build(texts, &phrases, shape.vocab_size).map_err(|error| match error {
-                Error::Config { got, want, why, .. } => {
-                    Error::config("model.random.vocab_size", got, want, why)
-                }
-                other => other,
-            })?;
-        let file = dir.join("tokenizer.json");
-        let before = std::fs::read(&file).ok();
-        std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the tokenizer folder"))?;
-        byte_tokenizer::save_pretrained(&tokenizer, dir)?;
-        if let Some(before) = before
-            && std::fs::read(&file).map_err(Error::io(&file, "read"))? != before
-        {
-            std::fs::write(&file, before).map_err(Error::io(&file, "write"))?;
-            let problem = "the tokenizer that is built from its rows is no longer that of this run";
-            return Err(Error::input("data.train", problem, "Give the file back that the run began with"));
+        // A run that goes on has its tokenizer, whatever its rows or its seed are now.
+        if !dir.join("tokenizer.json").exists() {
+            let (texts, phrases) = corpus::of(config, task)?;
+            let texts = texts.iter().map(String::as_str);
+            let tokenizer =
+                byte_tokenizer::build(texts, &phrases, shape.vocab_size).map_err(|error| match error {
+                    Error::Config { got, want, why, .. } => {
+                        Error::config("model.random.vocab_size", got, want, why)
+                    }
+                    other => other,
+                })?;
+            std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the tokenizer folder"))?;
+            byte_tokenizer::save_pretrained(&tokenizer, dir)?;
         }
         let encoder = PromptEncoder::load(&EncoderFiles::of(dir))?;
-        let vocab = tokenizer.get_vocab_size(true);
+        let vocab = encoder.tokenizer().vocab_size();
         let model = random_model(shape, vocab, encoder.stop_tokens().ids(), config.model.max_positions)?;
         let companions = Companions { tokenizer_dir: dir.into(), chat_template: None, model_dir: dir.into() };
         Ok((encoder, companions, Start::Seed(Box::new(model))))

@@ -8,6 +8,7 @@ use crate::bench::eval::EvalShape;
 
 /// Greedy answers to random prompts, one each, every one of full length.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr bench eval --preset smollm2-135m --prompts 16")]
 pub struct Args {
     #[command(flatten)]
     on: On,

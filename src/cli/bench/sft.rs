@@ -11,6 +11,7 @@ use crate::train::learner::Learner;
 
 /// One SFT step: packed rows, loss on the answers, AdamW on all weights. Tokens and weights are random.
 #[derive(clap::Args)]
+#[command(after_help = "Example: rlvr bench sft --preset smollm2-135m --rows 8")]
 pub struct Args {
     #[command(flatten)]
     on: On,
