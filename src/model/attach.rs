@@ -83,9 +83,10 @@ impl Decoder {
     }
 
     /// The same weights, in the same memory, without the adapter: what it is trained away from.
-    pub fn without_adapter(&self) -> Result<Self> {
-        let tensors = self.parameters().map(|(name, weight)| (name.to_string(), weight.clone()));
-        Self::new(self.config.clone(), tensors.collect::<Vec<_>>(), self.max_positions())
+    pub fn without_adapter(&self) -> Self {
+        let mut same = self.clone();
+        same.detach();
+        same
     }
 
     /// A weight with the adapter's part added to it, of the weight's type: `W + scale B A`, rounded once. The

@@ -42,6 +42,7 @@ impl BlockParameters {
 
 /// The weights of one block that lie together: on a CUDA device, which fewer and larger products fill better. The CPU's
 /// product shares its packed input between layers anyway.
+#[derive(Clone)]
 pub(super) struct Together {
     qkv: Joined,
     gate_up: Joined,

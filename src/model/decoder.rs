@@ -20,7 +20,8 @@ use crate::ops::{embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
-/// A decoder of the families of [`super::config::Family`]: f32 or bf16.
+/// A decoder of the families of [`super::config::Family`]: f32 or bf16. Clones share the weights' memory.
+#[derive(Clone)]
 pub struct Decoder {
     pub config: ModelConfig,
     /// HF names, in `ModelConfig::parameter_names` order; then those of the adapter's tensors.

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::ops::memory;
 
 /// Layers one below the other. The model's own tensors are views of these.
+#[derive(Clone)]
 pub(super) struct Joined {
     /// `[sum of outputs, in]`
     pub weight: Tensor,

@@ -22,7 +22,7 @@ pub struct Projection {
 #[derive(Clone, Copy)]
 pub struct Projections<'a> {
     pub weights: &'a [Tensor],
-    /// The adapter's, as [`super::adapter::operands`].
+    /// The adapter's, in the type that products take.
     pub operands: &'a [Tensor],
 }
 

@@ -85,7 +85,7 @@ impl<'a> Adapters<'a> {
     /// memory, and stand there without the adapter where that changes nothing yet, else with a copy of it. The copy
     /// is kept in `dir` for a run that is resumed.
     pub fn keep_reference(&self, decoder: &Decoder, stage: usize, step: u64, dir: &Path) -> Result<Decoder> {
-        let mut reference = decoder.without_adapter()?;
+        let mut reference = decoder.without_adapter();
         if step > 0 || !self.is_fresh(stage) {
             let adapter = decoder.adapter().ok_or_else(no_adapter)?;
             peft::save(dir, &adapter, "")?;
@@ -96,7 +96,7 @@ impl<'a> Adapters<'a> {
 
     /// What [`Self::keep_reference`] gave after `step` steps.
     pub fn load_reference(&self, decoder: &Decoder, stage: usize, step: u64, dir: &Path) -> Result<Decoder> {
-        let mut reference = decoder.without_adapter()?;
+        let mut reference = decoder.without_adapter();
         if step > 0 || !self.is_fresh(stage) {
             peft::attach(dir, &mut reference)?;
         }
@@ -155,7 +155,7 @@ impl<'a> Adapters<'a> {
     pub fn base(&self, config: &Config, decoder: &Decoder) -> Result<Decoder> {
         let positions = config.model.max_positions;
         match &config.model.path {
-            _ if self.merged.is_empty() => decoder.without_adapter(),
+            _ if self.merged.is_empty() => Ok(decoder.without_adapter()),
             Some(dir) => load_decoder(dir, positions, &decoder.place()),
             None => Decoder::random_on(&decoder.place(), decoder.config.clone(), config.seed, positions),
         }

@@ -11,6 +11,7 @@ use rlvr::model::config::ModelConfig;
 use rlvr::model::decoder::{Decoder, Placement};
 use rlvr::model::gradients::Gradients;
 use rlvr::model::keep::Keep;
+use rlvr::ops::{elementwise, memory};
 use rlvr::optim::adamw::{AdamW, Bf16Weights};
 use rlvr::rng::Purpose;
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
@@ -154,6 +155,19 @@ fn an_adapters_logprobs_and_gradients_are_the_cpus() {
         assert_eq!(gradients.tensors().next().unwrap().unwrap().dtype(), DType::F32);
         let worst = all_close(&there, &gradients, &want_gradients, bound(dtype));
         println!("{dtype:?}: adapter's gradients to {worst:.1e}");
+        // The reference has the same memory: what is cleared in one is cleared in the other, in a joined product too.
+        let reference = there.without_adapter();
+        let logprobs = || {
+            let forward = reference.forward(&batch, Keep::Nothing).unwrap();
+            reference.logprobs(&forward, 0.8).unwrap().logprobs
+        };
+        let before = logprobs();
+        let (_, values) = there.parameters().find(|(name, _)| name.contains("v_proj")).unwrap();
+        let kept = memory::duplicate(values).unwrap();
+        elementwise::zero(values).unwrap();
+        assert_ne!(logprobs(), before, "{dtype:?}");
+        elementwise::add_assign(values, &kept).unwrap();
+        assert_eq!(logprobs(), before, "{dtype:?}");
         there.merge().unwrap();
         let merged = there.forward(&batch, Keep::Nothing).unwrap();
         let merged = there.logprobs(&merged, 0.8).unwrap().logprobs;

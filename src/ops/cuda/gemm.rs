@@ -59,7 +59,7 @@ pub fn gemm(a: Mat, b: Mat, c: &Tensor, write: Write) -> Result<()> {
     gemm_with(a, b, Epilogue { matrix, ..Epilogue::default() }, c)
 }
 
-/// `d = scale a b + matrix + bias`, as [`gemm`].
+/// `d = scale a b + matrix + bias`, as [`gemm()`].
 ///
 /// # Errors
 /// As there.
