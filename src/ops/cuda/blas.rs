@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::cuda_backend::DeviceId;
-use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
+use candle_core::cuda_backend::cudarc::cublas::{result as cublas_result, sys as cublas};
 use candle_core::cuda_backend::cudarc::cublaslt::result::{self, CublasError};
 use candle_core::cuda_backend::cudarc::cublaslt::sys;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
@@ -72,7 +72,8 @@ struct Plan {
 struct Library {
     handle: sys::cublasLtHandle_t,
     workspaces: HashMap<DeviceId, CudaSlice<u8>>,
-    plans: HashMap<Key, Plan>,
+    /// `None` of a shape that the library has no algorithm for.
+    plans: HashMap<Key, Option<Plan>>,
 }
 
 // SAFETY: handle and descriptors are host structures of the library, which allows their use from any thread; the
@@ -90,8 +91,13 @@ fn library() -> Result<MutexGuard<'static, Library>> {
     Ok(library.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Gives the device its workspace, once.
+/// Gives the device its workspace, and cuBLAS its precision, once.
 pub fn prepare(device: &CudaDevice) -> Result<()> {
+    let exact = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle lives as long as the device.
+    unsafe { cublas::cublasSetMathMode(*device.cublas_handle().handle(), exact) }
+        .result()
+        .map_err(|e| fault(format!("cuBLAS cannot be set up: {e}")))?;
     let workspace = device.alloc_zeros::<u8>(WORKSPACE_BYTES);
     let workspace = workspace.map_err(|e| fault(format!("cuBLASLt's workspace: {e}")))?;
     library()?.workspaces.entry(device.id()).or_insert(workspace);
@@ -104,20 +110,24 @@ pub fn library_version(_: &CudaDevice) -> Result<u32> {
     Ok(unsafe { sys::cublasLtGetVersion() } as u32)
 }
 
-/// Puts the product into the device's stream.
+/// Puts the product into the device's stream; false where the library has no algorithm for it.
 ///
 /// # Errors
 /// What the library says.
-pub fn run(device: &CudaDevice, product: &Product) -> std::result::Result<(), String> {
+pub fn run(device: &CudaDevice, product: &Product) -> std::result::Result<bool, String> {
     let said = |e: CublasError| format!("cuBLASLt: {e}");
     let mut library = library().map_err(|e| e.to_string())?;
     let key = product.key(device.id());
     if !library.plans.contains_key(&key) {
-        let plan = Plan::new(library.handle, product, &key).map_err(said)?;
+        let plan = match Plan::new(library.handle, product, &key) {
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => None,
+            made => Some(made.map_err(said)?),
+        };
         library.plans.insert(key, plan);
     }
     let Library { handle, workspaces, plans } = &*library;
-    let (Some(plan), Some(workspace)) = (plans.get(&key), workspaces.get(&device.id())) else {
+    let Some(plan) = plans.get(&key).and_then(Option::as_ref) else { return Ok(false) };
+    let Some(workspace) = workspaces.get(&device.id()) else {
         return Err("the device was not opened by ops::cuda::device".into());
     };
     let stream = device.cuda_stream();
@@ -156,7 +166,54 @@ pub fn run(device: &CudaDevice, product: &Product) -> std::result::Result<(), St
             stream.cu_stream().cast(),
         )
     }
-    .map_err(said)
+    .map_err(said)?;
+    Ok(true)
+}
+
+/// The product by cuBLAS, which has a kernel for matrices of any alignment: `d = scale a b`, or added to `d` where there
+/// is a `c`.
+///
+/// # Errors
+/// What the library says.
+pub fn plain(device: &CudaDevice, product: &Product) -> std::result::Result<(), String> {
+    let int = |v: usize| i32::try_from(v).map_err(|_| "a dimension is above 2^31 - 1".to_string());
+    let [m, n, k] = product.sizes;
+    let (m, n, k) = (int(m)?, int(n)?, int(k)?);
+    let (alpha, beta) = (product.scale, if product.c.is_some() { 1f32 } else { 0f32 });
+    let kind = |dtype: DType| match dtype {
+        DType::BF16 => cublas::cudaDataType::CUDA_R_16BF,
+        _ => cublas::cudaDataType::CUDA_R_32F,
+    };
+    let operation = |transposed: bool| match transposed {
+        true => cublas::cublasOperation_t::CUBLAS_OP_T,
+        false => cublas::cublasOperation_t::CUBLAS_OP_N,
+    };
+    device.cuda_stream().context().bind_to_thread().map_err(|e| e.to_string())?;
+    // SAFETY: see the head of this file; the handle's pointer mode is never changed.
+    unsafe {
+        cublas_result::gemm_ex(
+            *device.cublas_handle().handle(),
+            operation(product.b.transposed),
+            operation(product.a.transposed),
+            n,
+            m,
+            k,
+            (&raw const alpha).cast(),
+            product.b.rows.address as *const c_void,
+            kind(product.operands),
+            int(product.b.rows.stride)?,
+            product.a.rows.address as *const c_void,
+            kind(product.operands),
+            int(product.a.rows.stride)?,
+            (&raw const beta).cast(),
+            product.d.address as *mut c_void,
+            kind(product.result),
+            int(product.d.stride)?,
+            cublas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            cublas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .map_err(|e| format!("cuBLAS: {e}"))
 }
 
 impl Product {
@@ -215,6 +272,9 @@ impl Plan {
             if key.bias {
                 let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
                 set(description, Description::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            }
+            if let Some(bias) = &product.bias {
+                set(description, Description::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address)?;
             }
         }
         // A row-major [rows, columns] is the library's [columns, rows].

@@ -91,7 +91,7 @@ mod backend {
     use crate::error::Result;
     use crate::ops::cuda::blas::{self, Operand, Product};
     pub use crate::ops::cuda::blas::{library_version, prepare};
-    use crate::ops::cuda::launch::{Rows, cuda, zero};
+    use crate::ops::cuda::launch::{Rows, copy_into, cuda, zero};
     use crate::ops::fault::fault;
 
     pub fn gemm(a: Mat, b: Mat, epilogue: Epilogue, d: &Tensor) -> Result<()> {
@@ -126,21 +126,33 @@ mod backend {
                 _ => Err(wrong("a sum over nothing")),
             };
         }
+        let rows = |tensor: &Tensor| Rows::of(tensor, device);
         let operand = |matrix: Mat| -> Result<Operand> {
-            Ok(Operand { rows: Rows::of(matrix.tensor, device)?, transposed: matrix.transposed })
+            Ok(Operand { rows: rows(matrix.tensor)?, transposed: matrix.transposed })
         };
         let product = Product {
             sizes: [m, n, k],
             scale,
             a: operand(a)?,
             b: operand(b)?,
-            c: matrix.map(|c| Rows::of(c, device)).transpose()?,
-            bias: bias.map(|bias| Rows::of(&bias.reshape((1, n))?, device)).transpose()?,
-            d: Rows::of(d, device)?,
+            c: matrix.map(rows).transpose()?,
+            bias: bias.map(|bias| rows(&bias.reshape((1, n))?)).transpose()?,
+            d: rows(d)?,
             operands: types[0],
             result: types[2],
         };
-        blas::run(device, &product).map_err(|e| wrong(&e))
+        if blas::run(device, &product).map_err(|e| wrong(&e))? {
+            return Ok(());
+        }
+        if bias.is_some() {
+            return Err(wrong("cuBLASLt has no algorithm that adds a bias to it"));
+        }
+        if let Some(c) = matrix
+            && !same_memory(c, d, device)?
+        {
+            copy_into(c, d)?;
+        }
+        blas::plain(device, &product).map_err(|e| wrong(&e))
     }
 
     fn same_memory(a: &Tensor, b: &Tensor, device: &CudaDevice) -> Result<bool> {

@@ -371,7 +371,7 @@ pub fn concatenate(parts: &[&Tensor]) -> Result<Tensor> {
 }
 
 /// `to` is as large as `from`, and nothing of it is part of `from`.
-fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
+pub(super) fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
     let device = cuda(from.device())?;
     let bytes = bytes(from);
     let (from, to) = (address(from, device)?, address(to, device)?);

@@ -93,6 +93,15 @@ const void *further(const void *at, long long elements, int type) { return (cons
 TWIN_EXPORT int cublasCreate_v2(Handle *handle) { return *handle = new char, 0; }
 TWIN_EXPORT int cublasDestroy_v2(Handle handle) { return delete (char *)handle, 0; }
 TWIN_EXPORT int cublasSetStream_v2(Handle, Handle) { return 0; }
+TWIN_EXPORT int cublasSetMathMode(Handle, int) { return 0; }
+TWIN_EXPORT int cublasGemmEx(Handle, int transposed_a, int transposed_b, int m, int n, int k, const void *alpha, const void *a, int a_type,
+                             int a_stride, const void *b, int b_type, int b_stride, const void *beta, void *c, int c_type, int c_stride,
+                             int compute, int) {
+    if (compute != f32_sums) return 15;
+    twin::trace_product("cublas", m, n, k, 1, width(a_type), width(c_type), *(const float *)beta != 0.f, transposed_a, transposed_b);
+    return multiply(transposed_a, transposed_b, m, n, k, *(const float *)alpha, {a, a_type, a_stride}, {b, b_type, b_stride},
+                    *(const float *)beta, {c, c_type, c_stride}, {c, c_type, c_stride});
+}
 TWIN_EXPORT int cublasGemmStridedBatchedEx(Handle, int transposed_a, int transposed_b, int m, int n, int k, const void *alpha, const void *a,
                                            int a_type, int a_stride, long long a_step, const void *b, int b_type, int b_stride,
                                            long long b_step, const void *beta, void *c, int c_type, int c_stride, long long c_step,
@@ -203,6 +212,8 @@ TWIN_EXPORT int cublasLtMatmulAlgoGetHeuristic(Handle, Handle description, Handl
     if (rows(right, what->transposed_b) != k || result->rows != m || result->columns != n || ((Layout *)c)->rows != m || ((Layout *)c)->columns != n)
         return 7;
     if (wanted < 1) return 7;
+    // A real library need not have an algorithm for matrices that no vector load reads; this one has none.
+    if (what->epilogue == 1 && (prefer->alignment[0] < 4 || prefer->alignment[1] < 4)) return *count = 0, 0;
     *found = {};
     found->algorithm = {m, n, k, {}, {}};
     std::memcpy(found->algorithm.alignment, prefer->alignment, sizeof prefer->alignment);
