@@ -47,7 +47,6 @@ fn ops(c: &mut Criterion) {
         size: 4,
         gradient_size: 4,
         chunk_bytes: CPU_CHUNK_BYTES,
-        joined: false,
     };
     shape.rows = shape.packed();
     let maker = Maker::new(Device::Cpu, DType::F32, DType::F32);

@@ -28,7 +28,7 @@ launches=(
     'embedding_(gather|gather_of_two|scatter)_(f32|bf16) 256 0' 'embedding_scatter_add(_to_f32)?_(f32|bf16) 128 0'
     'rms_norm_(forward|backward|backward_wide)_(f32|bf16) 512 0' 'rms_norm_add_partials 1024 0'
     'rope_(f32|bf16) 256 0' 'qkv_(split|join)_(f32|bf16) 256 0' 'sampling_(f32|bf16) 512 0' 'sum_squares_(f32|bf16) 256 0' 'sum_squares_total 1024 0'
-    'swiglu_(halves_)?(forward|backward)_(f32|bf16) 256 0'
+    'swiglu_(forward|backward)_(f32|bf16) 256 0'
     'token_logprob_forward_(f32|bf16) 512 0' 'token_logprob_backward_(f32|bf16|f32_to_bf16) 256 0'
 )
 # Random weights need range reduction in f64, which takes a stack.

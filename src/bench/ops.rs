@@ -145,7 +145,7 @@ fn linears(group: &GroupShape) -> Vec<Case> {
         }));
         cases.push(product(format!("linear.backward_input.{name}"), layer, cost, move |m| {
             let (dy, w) = (m.random((n, o))?, m.random((o, h))?);
-            run(move || linear::backward_input(&[(&dy, &w)]))
+            run(move || linear::backward_input(&dy, &w))
         }));
         let cost = group.linear_backward_weight(layer);
         cases.push(product(format!("linear.backward_weight.{name}"), layer, cost, move |m| {
@@ -161,7 +161,7 @@ fn linears(group: &GroupShape) -> Vec<Case> {
 fn few_rows(group: &GroupShape) -> Vec<Case> {
     let mut cases = Vec::new();
     let rows = BTreeSet::from([8, 16, 32, group.decode_rows(), group.groups.all * group.completions]);
-    for layer in group.layers().into_iter().filter(|layer| !matches!(layer.name, "k" | "v" | "up")) {
+    for layer in group.layers() {
         for n in rows.iter().copied() {
             let layer = Layer { rows: n, ..layer };
             let Layer { name, inputs: h, outputs: o, .. } = layer;
@@ -200,12 +200,12 @@ fn row_ops(group: &GroupShape) -> Vec<Case> {
             })
         }),
         case("swiglu.forward", inner.clone(), group.swiglu_forward(), move |m| {
-            let (gate, up) = (m.random((n, f))?, m.random((n, f))?);
-            run(move || swiglu::forward(&gate, &up))
+            let gate_up = m.random((n, 2 * f))?;
+            run(move || swiglu::forward(&gate_up))
         }),
         case("swiglu.backward", inner, group.swiglu_backward(), move |m| {
-            let (gate, up, dact) = (m.random((n, f))?, m.random((n, f))?, m.random((n, f))?);
-            run(move || swiglu::backward(&gate, &up, &dact))
+            let (gate_up, dact) = (m.random((n, 2 * f))?, m.random((n, f))?);
+            run(move || swiglu::backward(&gate_up, &dact))
         }),
     ]
 }

@@ -57,7 +57,8 @@ fn layer(draw: &Draw, (n, h, o): (usize, usize, usize)) -> Trial {
         place.poison_freed(&[n * o, n * h])?;
         let y = linear::forward(&x, &w)?;
         let sum = linear::forward_add(&residual, &x, &w, None)?;
-        let dx = linear::backward_input(&[(&dy, &w), (&residual, &second_w)])?;
+        let dx = linear::backward_input(&dy, &w)?;
+        linear::add_backward_input(&dx, &residual, &second_w)?;
         let bias = place.tensor(&i.residual[..o], o)?;
         let biased = linear::forward_add(&residual, &x, &w, Some(&bias))?;
         let added = place.tensor(&i.residual, (n, o))?;
@@ -70,7 +71,7 @@ fn layer(draw: &Draw, (n, h, o): (usize, usize, usize)) -> Trial {
             output("forward_add with a bias", place.read(&biased)?),
             output("add_forward", place.read(&added)?),
             output("backward_input_scaled", place.read(&scaled)?),
-            output("backward_input", place.read(&dx)?),
+            output("backward_input and one more", place.read(&dx)?),
             output("backward_weight", place.read(&dw)?),
         ])
     };
@@ -85,7 +86,7 @@ fn layer(draw: &Draw, (n, h, o): (usize, usize, usize)) -> Trial {
             output("forward_add with a bias", add(&bias, &add(&i.residual, &y))),
             output("add_forward", add(&i.residual, &y)),
             output("backward_input_scaled", times(&i.dy, &i.w, i.o).iter().map(|x| 1.5 * x).collect()),
-            output("backward_input", dx),
+            output("backward_input and one more", dx),
             output("backward_weight", add(&i.dw, &dw)),
         ]
     };

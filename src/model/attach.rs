@@ -100,7 +100,7 @@ impl Decoder {
             return Ok(weight.clone());
         };
         let (a, b) = (&self.weights[low_rank.a], &self.weights[low_rank.b]);
-        let sum = linear::backward_input(&[(b, a)])?;
+        let sum = linear::backward_input(b, a)?;
         scale(&sum, low_rank.scale)?;
         add_assign(&sum, &memory::cast(weight, DType::F32)?)?;
         memory::cast(&sum, weight.dtype())

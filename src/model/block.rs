@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::gradients::Gradients;
 use super::joined::Joined;
 use super::projection::{Projection, Projections};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::attention::{self, AttentionLayout, Heads, Inputs, Upstream};
 use crate::ops::indices::Indices;
 use crate::ops::rope::{Direction, RopeTable};
@@ -40,8 +40,7 @@ impl BlockParameters {
     }
 }
 
-/// The weights of one block that lie together: on a CUDA device, which fewer and larger products fill better. The CPU's
-/// product shares its packed input between layers anyway.
+/// The weights of one block that lie together, so that layers that read the same input are one product.
 #[derive(Clone)]
 pub(super) struct Together {
     qkv: Joined,
@@ -49,17 +48,14 @@ pub(super) struct Together {
 }
 
 impl Together {
-    /// Moves the block's weights together; `weights` become views. `None` on the CPU.
-    pub fn new(weights: &mut [Tensor], at: &BlockParameters) -> Result<Option<Self>> {
-        if !weights[at.q.weight].device().is_cuda() {
-            return Ok(None);
-        }
+    /// Moves the block's weights together; `weights` become views.
+    pub fn new(weights: &mut [Tensor], at: &BlockParameters) -> Result<Self> {
         let mut joined = |layers: &[Projection]| {
             let indices: Vec<usize> = layers.iter().map(|layer| layer.weight).collect();
             let biases: Option<Vec<usize>> = layers.iter().map(|layer| layer.bias).collect();
             Joined::new(weights, &indices, biases.as_deref())
         };
-        Ok(Some(Self { qkv: joined(&[at.q, at.k, at.v])?, gate_up: joined(&[at.gate, at.up])? }))
+        Ok(Self { qkv: joined(&[at.q, at.k, at.v])?, gate_up: joined(&[at.gate, at.up])? })
     }
 }
 
@@ -95,52 +91,20 @@ pub struct Activations {
     pub lse: Tensor,
     /// Input of the MLP half `[T, H]`
     pub x_mid: Tensor,
-    pub gate_up: GateUp,
-}
-
-/// What the layers gate and up gave.
-#[derive(Clone)]
-pub enum GateUp {
-    Apart {
-        gate: Tensor,
-        up: Tensor,
-    },
-    /// Side by side, where one product made both. `[T, 2 intermediate]`
-    Together(Tensor),
-}
-
-impl GateUp {
-    fn product(&self) -> Result<Tensor> {
-        match self {
-            Self::Apart { gate, up } => swiglu::forward(gate, up),
-            Self::Together(gate_up) => swiglu::forward_halves(gate_up),
-        }
-    }
+    /// What gate and up gave, side by side. `[T, 2 intermediate]`
+    pub gate_up: Tensor,
 }
 
 impl Activations {
     /// All tensors, `[T, width]` each.
-    pub fn tensors(&self) -> Vec<&Tensor> {
+    pub fn tensors(&self) -> [&Tensor; 8] {
         let Self { x, q, k, v, attended, lse, x_mid, gate_up } = self;
-        let mut all = vec![x, q, k, v, attended, lse, x_mid];
-        match gate_up {
-            GateUp::Apart { gate, up } => all.extend([gate, up]),
-            GateUp::Together(gate_up) => all.push(gate_up),
-        }
-        all
+        [x, q, k, v, attended, lse, x_mid, gate_up]
     }
 
-    /// The inverse of [`Self::tensors`]; `None` where it gave other tensors.
-    pub fn from_tensors(tensors: Vec<Tensor>) -> Option<Self> {
-        let mut all = tensors.into_iter();
-        let mut next = || all.next();
-        let [x, q, k, v] = [next()?, next()?, next()?, next()?];
-        let [attended, lse, x_mid, gate] = [next()?, next()?, next()?, next()?];
-        let gate_up = match next() {
-            Some(up) => GateUp::Apart { gate, up },
-            None => GateUp::Together(gate),
-        };
-        Some(Self { x, q, k, v, attended, lse, x_mid, gate_up })
+    /// The inverse of [`Self::tensors`].
+    pub fn from_tensors([x, q, k, v, attended, lse, x_mid, gate_up]: [Tensor; 8]) -> Self {
+        Self { x, q, k, v, attended, lse, x_mid, gate_up }
     }
 }
 
@@ -150,8 +114,8 @@ pub struct Block<'a> {
     pub at: BlockParameters,
     /// The adapter's.
     pub(super) operands: &'a [Tensor],
-    /// Where layers that read the same input are one product.
-    pub(super) together: Option<&'a Together>,
+    /// Layers that read the same input.
+    pub(super) together: &'a Together,
 }
 
 /// Where a decode step's keys and values go: rows `slots` of a layer's cache, `[rows, key/value width]` each.
@@ -186,7 +150,7 @@ struct Middle {
     x_mid: Tensor,
     /// `x_mid` after its norm.
     normed: Tensor,
-    gate_up: GateUp,
+    gate_up: Tensor,
 }
 
 /// What a block's forward pass gives.
@@ -211,21 +175,14 @@ impl Block<'_> {
     pub fn project(&self, x: &Tensor, positions: &Indices, rope: &RopeTable, eps: f32) -> Result<Projected> {
         let normed = rms_norm::forward(x, self.w(self.at.input_norm), eps)?;
         let at = self.at;
-        let layers = [at.q, at.k, at.v];
-        let [q, k, v] = match self.together {
-            None => self.projections().forward_all(&normed, layers)?,
-            Some(together) => {
-                let qkv = self.projections().forward_joined(&normed, &together.qkv, layers)?;
-                // What is normed first is rotated after it.
-                let rotated = at.qk_norm.is_none();
-                let [q, k, v] = rope.split(&qkv, self.widths()?, rotated.then_some(positions))?;
-                if rotated {
-                    return Ok(Projected { normed, q, k, v, raw: None });
-                }
-                [q, k, v]
-            }
-        };
-        let raw = at.qk_norm.map(|_| [q.clone(), k.clone()]);
+        let qkv = self.projections().forward_joined(&normed, &self.together.qkv, [at.q, at.k, at.v])?;
+        // What is normed first is rotated after it.
+        let positions_now = at.qk_norm.is_none().then_some(positions);
+        let [q, k, v] = rope.split(&qkv, self.widths()?, positions_now)?;
+        if at.qk_norm.is_none() {
+            return Ok(Projected { normed, q, k, v, raw: None });
+        }
+        let raw = Some([q.clone(), k.clone()]);
         let [q, k] = self.rotated([q, k], positions, rope, eps)?;
         Ok(Projected { normed, q, k, v, raw })
     }
@@ -246,9 +203,11 @@ impl Block<'_> {
         cache: CacheRows,
     ) -> Result<Option<Tensor>> {
         let at = self.at;
-        let Some(together) = self.together.filter(|_| at.qk_norm.is_none()) else { return Ok(None) };
+        if at.qk_norm.is_some() {
+            return Ok(None);
+        }
         let normed = rms_norm::forward(x, self.w(at.input_norm), eps)?;
-        let qkv = self.projections().forward_joined(&normed, &together.qkv, [at.q, at.k, at.v])?;
+        let qkv = self.projections().forward_joined(&normed, &self.together.qkv, [at.q, at.k, at.v])?;
         rope.split_into(&qkv, self.widths()?, positions, [cache.k, cache.v], cache.slots).map(Some)
     }
 
@@ -296,25 +255,17 @@ impl Block<'_> {
         let x_mid = self.projections().forward_add(x, attended, self.at.o)?;
         let normed = rms_norm::forward(&x_mid, self.w(self.at.post_norm), eps)?;
         let layers = [self.at.gate, self.at.up];
-        let gate_up = match self.together {
-            Some(both) => {
-                GateUp::Together(self.projections().forward_joined(&normed, &both.gate_up, layers)?)
-            }
-            None => {
-                let [gate, up] = self.projections().forward_all(&normed, layers)?;
-                GateUp::Apart { gate, up }
-            }
-        };
+        let gate_up = self.projections().forward_joined(&normed, &self.together.gate_up, layers)?;
         Ok(Middle { x_mid, normed, gate_up })
     }
 
     /// The block's output. `[T, H]`
     fn output(&self, Middle { x_mid, gate_up, .. }: &Middle) -> Result<Tensor> {
-        self.projections().forward_add(x_mid, &gate_up.product()?, self.at.down)
+        self.projections().forward_add(x_mid, &swiglu::forward(gate_up)?, self.at.down)
     }
 
     /// Everything after attention. Returns the block's output and, for the backward pass, x_mid, and gate and up.
-    pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, Tensor, GateUp)> {
+    pub fn finish(&self, x: &Tensor, attended: &Tensor, eps: f32) -> Result<(Tensor, Tensor, Tensor)> {
         let middle = self.middle(x, attended, eps)?;
         Ok((self.output(&middle)?, middle.x_mid, middle.gate_up))
     }
@@ -384,25 +335,14 @@ impl Block<'_> {
         rms_norm::backward(norm, &dn2, &dy, gradients.at(at.post_norm)?)?;
         drop((dn2, x_mid));
         // Attention half: x_mid = x + o(attention(rope(q(n1)), rope(k(n1)), v(n1))). dy now is dx_mid.
-        let dout = layers.backward_input([(&dy, at.o)])?;
+        let dout = layers.backward_input(&dy, at.o)?;
         layers.add_gradients(at.o, &dy, &attended, gradients)?;
         let upstream = Upstream { out: &attended, lse: &lse, dout: &dout };
-        let d = self.attention_backward(pass, [&q, &k, &v], upstream, gradients)?;
+        let dqkv = self.attention_backward(pass, [&q, &k, &v], upstream, gradients)?;
         drop((dout, q, k, v, attended, lse));
         let n1 = normed(n1, &x, at.input_norm)?;
-        let dn1 = match (d, self.together) {
-            (Dqkv::Together(dqkv), Some(together)) => {
-                layers.backward_joined(&together.qkv, [at.q, at.k, at.v], &dqkv, &n1, gradients)?
-            }
-            (Dqkv::Apart([dq, dk, dv]), _) => {
-                let upstream = [(&dq, at.q), (&dk, at.k), (&dv, at.v)];
-                for (dy, projection) in upstream {
-                    layers.add_gradients(projection, dy, &n1, gradients)?;
-                }
-                layers.backward_input(upstream)?
-            }
-            (Dqkv::Together(_), None) => return Err(not_together()),
-        };
+        let qkv = [at.q, at.k, at.v];
+        let dn1 = layers.backward_joined(&self.together.qkv, qkv, &dqkv, &n1, gradients)?;
         let norm = rms_norm::Input { x_nh: &x, w_h: self.w(at.input_norm), eps };
         rms_norm::backward(norm, &dn1, &dy, gradients.at(at.input_norm)?)?;
         Ok(dy)
@@ -411,75 +351,45 @@ impl Block<'_> {
     /// The gradient by the MLP's normed input, which `n2` gives.
     fn mlp_backward(
         &self,
-        gate_up: GateUp,
+        gate_up: Tensor,
         n2: impl FnOnce() -> Result<Tensor>,
         dy: &Tensor,
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         let (at, layers) = (self.at, self.projections());
-        let dact = layers.backward_input([(dy, at.down)])?;
-        match (gate_up, self.together) {
-            (GateUp::Together(gate_up), Some(together)) => {
-                let mlp = swiglu::backward_halves(&gate_up, &dact)?;
-                drop((dact, gate_up));
-                layers.add_gradients(at.down, dy, &mlp.act_nf, gradients)?;
-                let dgate_up = mlp.dgate_up_n2f;
-                drop(mlp.act_nf);
-                layers.backward_joined(&together.gate_up, [at.gate, at.up], &dgate_up, &n2()?, gradients)
-            }
-            (GateUp::Apart { gate, up }, _) => {
-                let mlp = swiglu::backward(&gate, &up, &dact)?;
-                drop((dact, gate, up));
-                layers.add_gradients(at.down, dy, &mlp.act_nf, gradients)?;
-                let n2 = n2()?;
-                layers.add_gradients(at.gate, &mlp.dgate_nf, &n2, gradients)?;
-                layers.add_gradients(at.up, &mlp.dup_nf, &n2, gradients)?;
-                drop(n2);
-                layers.backward_input([(&mlp.dgate_nf, at.gate), (&mlp.dup_nf, at.up)])
-            }
-            (GateUp::Together(_), None) => Err(not_together()),
-        }
+        let dact = layers.backward_input(dy, at.down)?;
+        let swiglu::Backward { act_nf, dgate_up_n2f } = swiglu::backward(&gate_up, &dact)?;
+        drop((dact, gate_up));
+        layers.add_gradients(at.down, dy, &act_nf, gradients)?;
+        drop(act_nf);
+        layers.backward_joined(&self.together.gate_up, [at.gate, at.up], &dgate_up_n2f, &n2()?, gradients)
     }
 
-    /// Gradients by what the projections gave, before norm and rotation; `[q, k, v]` as [`Activations`] has them.
+    /// Gradients by what the projections gave, before norm and rotation, side by side; `[q, k, v]` as [`Activations`] has
+    /// them.
     fn attention_backward(
         &self,
         pass: Pass,
         [q, k, v]: [&Tensor; 3],
         upstream: Upstream,
         gradients: &mut Gradients,
-    ) -> Result<Dqkv> {
+    ) -> Result<Tensor> {
         let Pass { layout, positions, rope, heads, eps } = pass;
         let [rotated_q, rotated_k] = match self.at.qk_norm {
             None => [q.clone(), k.clone()],
             Some(_) => self.rotated([q.clone(), k.clone()], positions, rope, eps)?,
         };
         let inputs = Inputs { layout, heads, q: &rotated_q, k: &rotated_k, v };
-        let mut d = attention::backward(inputs, upstream)?;
-        if self.together.is_some() && self.at.qk_norm.is_none() {
-            return rope.join([&d.dq, &d.dk, &d.dv], Some(positions)).map(Dqkv::Together);
-        }
+        let d = attention::backward(inputs, upstream)?;
+        let Some(norm) = self.at.qk_norm else {
+            return rope.join([&d.dq, &d.dk, &d.dv], Some(positions));
+        };
         rope.rotate(&d.dq, positions, Direction::Inverse)?;
         rope.rotate(&d.dk, positions, Direction::Inverse)?;
-        if let Some(norm) = self.at.qk_norm {
-            d.dq = self.norm_heads_backward(q, norm.q, eps, &d.dq, gradients)?;
-            d.dk = self.norm_heads_backward(k, norm.k, eps, &d.dk, gradients)?;
-        }
-        match self.together {
-            Some(_) => rope.join([&d.dq, &d.dk, &d.dv], None).map(Dqkv::Together),
-            None => Ok(Dqkv::Apart([d.dq, d.dk, d.dv])),
-        }
+        let dq = self.norm_heads_backward(q, norm.q, eps, &d.dq, gradients)?;
+        let dk = self.norm_heads_backward(k, norm.k, eps, &d.dk, gradients)?;
+        rope.join([&dq, &dk, &d.dv], None)
     }
-}
-
-/// Gradients by the outputs of q, k and v.
-enum Dqkv {
-    Apart([Tensor; 3]),
-    Together(Tensor),
-}
-
-fn not_together() -> Error {
-    Error::Compute("activations of layers together, weights of layers apart".into())
 }
 
 /// `[N, heads * head_dim]` -> `[N * heads, head_dim]`, the same memory. `w_h: [head_dim]`

@@ -38,8 +38,8 @@ pub struct Decoder {
     /// The embedding when tied.
     head: usize,
     rope: RopeTable,
-    /// Of each block, on a CUDA device.
-    together: Vec<Option<Together>>,
+    /// Of each block.
+    together: Vec<Together>,
 }
 
 /// Where a model's weights live, and as what.
@@ -258,7 +258,7 @@ impl Decoder {
             weights: &self.weights,
             at: self.blocks[layer],
             operands: &self.operands,
-            together: self.together[layer].as_ref(),
+            together: &self.together[layer],
         }
     }
 
@@ -342,18 +342,13 @@ impl Decoder {
             dx = match kept {
                 Kept::Input(x) => block.backward_from_input(pass, x, dx, gradients)?,
                 Kept::Activations(a) => block.backward(pass, *a, dx, gradients)?,
-                Kept::Taped(taped) => {
-                    let mut tensors = taped.gather()?;
-                    let input = if tensors.len() == 1 { tensors.pop() } else { None };
-                    let misfit = || Error::Compute("the tape has other tensors than a block".into());
-                    match input {
-                        Some(x) => block.backward_from_input(pass, x, dx, gradients)?,
-                        None => {
-                            let a = Activations::from_tensors(tensors).ok_or_else(misfit)?;
-                            block.backward(pass, a, dx, gradients)?
-                        }
+                Kept::Taped(taped) => match <[Tensor; 8]>::try_from(taped.gather()?) {
+                    Ok(tensors) => block.backward(pass, Activations::from_tensors(tensors), dx, gradients)?,
+                    Err(mut input) => {
+                        let x = input.pop().ok_or_else(|| Error::Compute("an empty tape".into()))?;
+                        block.backward_from_input(pass, x, dx, gradients)?
                     }
-                }
+                },
             };
         }
         match gradients.at(self.embedding)? {

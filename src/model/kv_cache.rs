@@ -66,8 +66,8 @@ impl Decoder {
                     Keep::Nothing => {}
                     Keep::Inputs => kept.push(vec![first_rows(&a.x, rows)?]),
                     Keep::Activations => {
-                        let tensors = a.tensors().into_iter().map(|tensor| first_rows(tensor, rows));
-                        kept.push(tensors.collect::<Result<_>>()?);
+                        let tensors = a.tensors().map(|tensor| first_rows(tensor, rows));
+                        kept.push(tensors.into_iter().collect::<Result<_>>()?);
                     }
                 }
                 Ok(None)

@@ -27,27 +27,14 @@ pub struct Projections<'a> {
 }
 
 impl Projections<'_> {
-    /// `x_nh: [N, in]` -> `[N, out]` for each of the layers, which read the same input.
-    pub fn forward_all<const N: usize>(self, x_nh: &Tensor, at: [Projection; N]) -> Result<[Tensor; N]> {
-        let biases = at.map(|p| p.bias.map(|bias| &self.weights[bias]));
-        let all = linear::forward_all(x_nh, at.map(|p| &self.weights[p.weight]), biases)?;
-        for (y, p) in all.iter().zip(at) {
-            if let Some(adapter) = p.adapter {
-                adapter.add_output(self.operands, x_nh, y)?;
-            }
-        }
-        Ok(all)
-    }
-
-    /// [`Self::forward_all`] of layers whose weights lie together, by one product: outputs side by side,
-    /// `[N, sum of out]`.
+    /// Layers whose weights lie together, by one product: outputs side by side. `x_nh: [N, in]` -> `[N, sum of out]`
     pub(super) fn forward_joined<const N: usize>(
         self,
         x_nh: &Tensor,
         joined: &Joined,
         at: [Projection; N],
     ) -> Result<Tensor> {
-        let [y] = linear::forward_all(x_nh, [&joined.weight], [joined.bias.as_ref()])?;
+        let y = linear::forward_biased(x_nh, &joined.weight, joined.bias.as_ref())?;
         for (layer, columns) in at.iter().zip(self.columns(&y, at)?) {
             if let Some(adapter) = layer.adapter {
                 adapter.add_output(self.operands, x_nh, &columns)?;
@@ -77,13 +64,11 @@ impl Projections<'_> {
         Ok(y)
     }
 
-    /// Sum of the input gradients of layers that read the same input, from each one's output gradient. `[N, in]`
-    pub fn backward_input<const N: usize>(self, layers: [(&Tensor, Projection); N]) -> Result<Tensor> {
-        let dx = linear::backward_input(&layers.map(|(dy, p)| (dy, &self.weights[p.weight])))?;
-        for (dy, p) in layers {
-            if let Some(adapter) = p.adapter {
-                adapter.add_input_gradient(self.operands, dy, &dx)?;
-            }
+    /// The layer's input gradient from its output gradient. `[N, in]`
+    pub fn backward_input(self, dy_no: &Tensor, at: Projection) -> Result<Tensor> {
+        let dx = linear::backward_input(dy_no, &self.weights[at.weight])?;
+        if let Some(adapter) = at.adapter {
+            adapter.add_input_gradient(self.operands, dy_no, &dx)?;
         }
         Ok(dx)
     }
@@ -99,7 +84,7 @@ impl Projections<'_> {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         gradients.add_joined_product(&at.map(|layer| layer.weight), dy, x_nh)?;
-        let dx = linear::backward_input(&[(dy, &joined.weight)])?;
+        let dx = linear::backward_input(dy, &joined.weight)?;
         for (layer, dy) in at.into_iter().zip(self.columns(dy, at)?) {
             self.add_small_gradients(layer, &dy, x_nh, gradients)?;
             if let Some(adapter) = layer.adapter {

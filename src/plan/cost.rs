@@ -60,8 +60,6 @@ pub struct GroupShape {
     pub gradient_size: usize,
     /// Bytes of logits, in f32, that the head makes at once.
     pub chunk_bytes: usize,
-    /// Whether q, k and v are one product, and gate and up, as on a GPU.
-    pub joined: bool,
 }
 
 /// How many groups come together, each at least one.
@@ -142,19 +140,21 @@ impl GroupShape {
     }
 
     /// The linear layers of a block, and the head.
-    pub fn layers(&self) -> Vec<Layer> {
+    pub fn layers(&self) -> [Layer; 5] {
         let (h, f, heads) = (self.config.hidden_size, self.config.intermediate_size, self.heads());
         let (q, kv) = (heads.query_width(), heads.key_value_width());
-        let mut sizes = match self.joined {
-            true => vec![("qkv", h, q + 2 * kv), ("o", q, h), ("gate_up", h, 2 * f)],
-            false => vec![("q", h, q), ("k", h, kv), ("v", h, kv), ("o", q, h), ("gate", h, f), ("up", h, f)],
-        };
-        sizes.extend([("down", f, h), ("head", h, self.config.vocab_size)]);
+        let sizes = [
+            ("qkv", h, q + 2 * kv),
+            ("o", q, h),
+            ("gate_up", h, 2 * f),
+            ("down", f, h),
+            ("head", h, self.config.vocab_size),
+        ];
         let layer = |(name, inputs, outputs)| {
             let rows = if name == "head" { self.head_rows() } else { self.rows };
             Layer { name, rows, inputs, outputs }
         };
-        sizes.into_iter().map(layer).collect()
+        sizes.map(layer)
     }
 
     /// The product forward, and the input's gradient, which is as much.
@@ -300,7 +300,6 @@ mod tests {
             size: 4,
             gradient_size: 4,
             chunk_bytes: 64 << 20,
-            joined: false,
         };
         shape.rows = shape.packed();
         shape
@@ -311,15 +310,13 @@ mod tests {
         let shape = shape();
         // 10 + 2 * 2 tokens go in, 2 * 3 are predicted.
         assert_eq!((shape.packed(), shape.targets()), (14, 6));
-        let down = shape.layers()[6];
+        let down = shape.layers()[3];
         let cost = shape.linear(down);
         assert_eq!(cost.flop, (2 * 14 * 1536 * 576) as f64);
         assert_eq!(cost.bytes, (4 * (14 * 1536 + 1536 * 576 + 14 * 576)) as f64);
-        assert_eq!(shape.layers()[7].rows, 6);
-        let flop =
-            |shape: &GroupShape| shape.layers().iter().map(|layer| shape.linear(*layer).flop).sum::<f64>();
-        let joined = GroupShape { joined: true, ..shape.clone() };
-        assert_eq!((joined.layers().len(), flop(&joined)), (5, flop(&shape)));
+        assert_eq!(shape.layers()[4].rows, 6);
+        // Queries, keys and values are one product; so are gate and up.
+        assert_eq!(shape.layers().map(|layer| layer.outputs), [960, 576, 3072, 576, 49152]);
         // Causal pairs of the prompt: 55; each completion: 2 tokens on 10 before them, and 3 among themselves.
         let layout = shape.layout().unwrap();
         assert_eq!(layout.pairs(), 55 + 2 * (20 + 3));

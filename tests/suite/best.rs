@@ -42,14 +42,14 @@ fn a_run_ends_with_its_best_model_and_keeps_the_last_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     for lora in [false, true] {
         let name = if lora { "lora" } else { "whole" };
-        let rank = ["lora.rank=8", "lora.stages=fresh", "sft.optim.learning_rate=0.02"];
+        let rank = ["lora.rank=8", "lora.stages=fresh", "sft.optim.learning_rate=0.005"];
         let run = train(dir.path(), name, &[&RUINED[..], if lora { &rank } else { &[] }].concat());
         let evaluations = evaluations(&run);
         let want = best(&evaluations, "verdict/accuracy_strict");
         let last = evaluations.last().unwrap();
         assert_ne!(
             want["verdict/accuracy_strict"], last["verdict/accuracy_strict"],
-            "the steps ruin the model"
+            "{name}: the steps ruin the model"
         );
         let note = object(&run.join("model/best.json"));
         assert_eq!((&note["stage"], &note["step"]), (&want["stage"], &want["step"]));

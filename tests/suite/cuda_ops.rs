@@ -178,39 +178,18 @@ fn heads_side_by_side_and_apart() {
 }
 
 #[test]
-fn gated_activations_side_by_side() {
+fn gated_activations() {
     let Some(bench) = Bench::new() else { return };
     for dtype in TYPES {
         for f in [8 * (1 + bench.below(90)), 1 + bench.below(30)] {
             let n = 1 + bench.below(9);
             let ((both, both_there), (d, d_there)) = (bench.pair(n, 2 * f, dtype), bench.pair(n, f, dtype));
-            agree(
-                "forward",
-                &swiglu::forward_halves(&both_there).unwrap(),
-                &swiglu::forward_halves(&both).unwrap(),
-            );
-            let want = swiglu::backward_halves(&both, &d).unwrap();
-            let got = swiglu::backward_halves(&both_there, &d_there).unwrap();
+            agree("forward", &swiglu::forward(&both_there).unwrap(), &swiglu::forward(&both).unwrap());
+            let want = swiglu::backward(&both, &d).unwrap();
+            let got = swiglu::backward(&both_there, &d_there).unwrap();
             agree("act", &got.act_nf, &want.act_nf);
             agree("dgate, dup", &got.dgate_up_n2f, &want.dgate_up_n2f);
         }
-    }
-}
-
-#[test]
-fn gated_activations() {
-    let Some(bench) = Bench::new() else { return };
-    for dtype in TYPES {
-        let (n, f) = (1 + bench.below(9), 8 * (1 + bench.below(90)) + bench.below(2));
-        let (gate, gate_there) = bench.pair(n, f, dtype);
-        let ((up, up_there), (d, d_there)) = (bench.pair(n, f, dtype), bench.pair(n, f, dtype));
-        let want = swiglu::forward(&gate, &up).unwrap();
-        agree("forward", &swiglu::forward(&gate_there, &up_there).unwrap(), &want);
-        let want = swiglu::backward(&gate, &up, &d).unwrap();
-        let got = swiglu::backward(&gate_there, &up_there, &d_there).unwrap();
-        agree("act", &got.act_nf, &want.act_nf);
-        agree("dgate", &got.dgate_nf, &want.dgate_nf);
-        agree("dup", &got.dup_nf, &want.dup_nf);
     }
 }
 
@@ -276,7 +255,7 @@ fn token_logprobs() {
             RowGradients { targets_r: &targets_r, log_sums_r: &got.log_sums, dlogprobs_r: &d_there };
         token_logprob::cuda::backward_rows(&logits, gradients, 0.7).unwrap();
         let dlogits = memory::cast(&logits, dtype).unwrap();
-        let got = linear::backward_input(&[(&dlogits, &head_there)]).unwrap();
+        let got = linear::backward_input(&dlogits, &head_there).unwrap();
         agree("dhidden", &got, &dhidden);
         linear::backward_weight(&dhead_there, &dlogits, &hidden_there).unwrap();
         let tolerance = 1e-5 + rounding(dtype, 1.);

@@ -200,8 +200,8 @@ fn linear_layers_are_their_products() {
             let (bias, bias64) = bench.matrix(1, o, dtype);
             let biased: Vec<f64> = y64.iter().zip(bias64.iter().cycle()).map(|(y, b)| y + b).collect();
             let bias = bias.squeeze(0).unwrap();
-            let [got] = linear::forward_all(&x, [&w], [Some(&bias)]).unwrap();
-            close("forward_all with a bias", &got, &biased, h + 1);
+            let got = linear::forward_biased(&x, &w, Some(&bias)).unwrap();
+            close("forward_biased", &got, &biased, h + 1);
             let got = linear::forward_add(&residual, &x, &w, Some(&bias)).unwrap();
             close("forward_add with a bias", &got, &sum(&biased, &residual64), h + 2);
             let scaled: Vec<f64> = y64.iter().map(|y| 2.5 * y).collect();
@@ -219,13 +219,13 @@ fn linear_layers_are_their_products() {
 
             let ((dy, dy64), (dz, dz64)) = (bench.matrix(n, o, dtype), bench.matrix(n, o + 2, dtype));
             let (v, v64) = bench.matrix(o + 2, h, dtype);
-            let dx = linear::backward_input(&[(&dy, &w)]).unwrap();
+            let dx = linear::backward_input(&dy, &w).unwrap();
             let first = product(&dy64, &w64, o);
             close("backward_input", &dx, &first, o);
-            let dx = linear::backward_input(&[(&dy, &w), (&dz, &v)]).unwrap();
+            linear::add_backward_input(&dx, &dz, &v).unwrap();
             let second = product(&dz64, &v64, o + 2);
             if dtype == DType::F32 {
-                close("backward_input of two", &dx, &sum(&first, &second), 2 * o + 2);
+                close("add_backward_input", &dx, &sum(&first, &second), 2 * o + 2);
             } else {
                 // The first product is rounded to bf16 before the second is added.
                 for ((got, a), b) in values(&dx).iter().zip(&first).zip(&second) {
@@ -275,7 +275,6 @@ fn products_that_do_not_fit_are_errors() {
         assert!(text.contains(&part.to_lowercase()), "{text}");
     }
     assert!(linear::forward_as(&of(3, 4, DType::F32), &of(5, 4, DType::F32), DType::BF16).is_err());
-    assert!(linear::backward_input(&[]).is_err());
 }
 
 /// One test that is else ignored, in a process of its own.

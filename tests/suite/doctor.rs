@@ -122,7 +122,8 @@ fn bench_ops_times_what_it_is_asked_for() {
     );
     let rows: BTreeSet<(&str, u64)> =
         ops.iter().map(|op| (op["op"].as_str().unwrap(), op["sizes"]["rows"].as_u64().unwrap())).collect();
-    for (op, wanted) in [("linear.forward.q", 96), ("linear.few_rows.q", 6), ("linear.few_rows.q", 10)] {
+    for (op, wanted) in [("linear.forward.qkv", 96), ("linear.few_rows.qkv", 6), ("linear.few_rows.qkv", 10)]
+    {
         assert!(rows.contains(&(op, wanted)), "{op} of {wanted} rows: {rows:?}");
     }
     for (args, part) in [

@@ -67,7 +67,7 @@ fn linear_forward_and_gradients() {
     let residual = random(4, &[7, 19]);
     let sum = (f(&[x, w]).unwrap() + &residual).unwrap();
     close("y + residual", &linear::forward_add(&single(&residual), &x32, &w32, None).unwrap(), &sum, 1e-6);
-    close("dx", &linear::backward_input(&[(&dy32, &w32)]).unwrap(), &want[0], 1e-6);
+    close("dx", &linear::backward_input(&dy32, &w32).unwrap(), &want[0], 1e-6);
     let dw = random(5, &[19, 33]);
     let got = single(&dw).copy().unwrap();
     linear::backward_weight(&got, &dy32, &x32).unwrap();
@@ -102,13 +102,70 @@ fn swiglu_forward_and_gradients() {
         (&xs[0] * sigmoid)? * &xs[1]
     };
     let want = oracle(&f, &[g.clone(), u.clone()], &dy);
-    let (g32, u32_) = (single(&g), single(&u));
+    let both = single(&Tensor::cat(&[&g, &u], 1).unwrap());
     let act = f(&[g, u]).unwrap();
-    close("act", &swiglu::forward(&g32, &u32_).unwrap(), &act, 1e-6);
-    let got = swiglu::backward(&g32, &u32_, &single(&dy)).unwrap();
+    close("act", &swiglu::forward(&both).unwrap(), &act, 1e-6);
+    let got = swiglu::backward(&both, &single(&dy)).unwrap();
     close("act again", &got.act_nf, &act, 1e-6);
-    close("dgate", &got.dgate_nf, &want[0], 1e-6);
-    close("dup", &got.dup_nf, &want[1], 1e-6);
+    close("dgate, dup", &got.dgate_up_n2f, &Tensor::cat(&want, 1).unwrap(), 1e-6);
+    assert!(swiglu::backward(&both, &both).is_err(), "of another width");
+}
+
+/// What one product gave, apart and rotated, is what its columns are by themselves; and the way back is the transpose.
+#[test]
+fn heads_side_by_side_are_those_apart() {
+    let table = RopeTable::new(&[1.0, 0.5], 9);
+    let positions = Indices::new([3, 0, 8]);
+    let x = single(&random(4, &[3, 16]));
+    let part = |start, width| x.narrow(1, start, width).unwrap().contiguous().unwrap();
+    for rotation in [Some(&positions), None] {
+        let want = [part(0, 8), part(8, 4), part(12, 4)];
+        if rotation.is_some() {
+            want[..2].iter().for_each(|x| table.rotate(x, &positions, Direction::Forward).unwrap());
+        }
+        let [q, k, v] = table.split(&x, [8, 4], rotation).unwrap();
+        for (got, want) in [&q, &k, &v].into_iter().zip(&want) {
+            assert_eq!(got.to_vec2::<f32>().unwrap(), want.to_vec2::<f32>().unwrap());
+        }
+        close("there and back", &table.join([&q, &k, &v], rotation).unwrap(), &x, 1e-6);
+    }
+    let [k, v] = [0; 2].map(|_| Tensor::zeros((5, 4), DType::F32, &Device::Cpu).unwrap());
+    let q = table.split_into(&x, [8, 4], &positions, [&k, &v], &Indices::new([4, 0, 2])).unwrap();
+    let [want_q, want_k, want_v] = table.split(&x, [8, 4], Some(&positions)).unwrap();
+    assert_eq!(q.to_vec2::<f32>().unwrap(), want_q.to_vec2::<f32>().unwrap());
+    for (cache, want) in [(k, want_k), (v, want_v)] {
+        let want = want.to_vec2::<f32>().unwrap();
+        let cache = cache.to_vec2::<f32>().unwrap();
+        assert_eq!([&cache[4], &cache[0], &cache[2]], [&want[0], &want[1], &want[2]]);
+        assert!(cache[1].iter().chain(&cache[3]).all(|x| *x == 0.0), "other rows stay");
+    }
+    assert!(table.split(&x, [8, 8], None).is_err() && table.split(&x, [6, 5], None).is_err());
+    assert!(table.split(&x, [8, 4], Some(&Indices::new([1, 2]))).is_err(), "a position for each row");
+}
+
+/// Ops read columns of a wider matrix and write them, in f32 and bf16; the others stay.
+#[test]
+fn columns_are_matrices_too() {
+    let (x, w) = (single(&random(5, &[3, 6])), single(&random(6, &[4, 6])));
+    for dtype in [DType::F32, DType::BF16] {
+        let wide = random(7, &[3, 9]).to_dtype(dtype).unwrap();
+        let before = wide.to_dtype(DType::F64).unwrap();
+        linear::add_forward(&wide.narrow(1, 2, 4).unwrap(), &x, &w).unwrap();
+        let sum =
+            before.narrow(1, 2, 4).unwrap() + linear::forward(&x, &w).unwrap().to_dtype(DType::F64).unwrap();
+        let want = Tensor::cat(
+            &[&before.narrow(1, 0, 2).unwrap(), &sum.unwrap(), &before.narrow(1, 6, 3).unwrap()],
+            1,
+        );
+        let bound = if dtype == DType::F32 { 1e-6 } else { 2e-2 };
+        close("columns", &wide, &want.unwrap(), bound);
+        let columns = wide.narrow(1, 1, 6).unwrap();
+        let alone = linear::forward(&columns.contiguous().unwrap(), &w.to_dtype(dtype).unwrap()).unwrap();
+        let read = linear::forward(&columns, &w.to_dtype(dtype).unwrap()).unwrap();
+        let f32s = |x: &Tensor| x.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(f32s(&read), f32s(&alone));
+    }
+    assert!(linear::forward(&x.t().unwrap(), &w).is_err(), "rows whose elements are apart");
 }
 
 #[test]

@@ -219,7 +219,6 @@ fn shape(args: &Args, maker: &Maker) -> Result<GroupShape> {
         size: maker.dtype.size_in_bytes(),
         gradient_size: maker.gradients.size_in_bytes(),
         chunk_bytes: if maker.device.is_cuda() { CUDA_CHUNK_BYTES } else { CPU_CHUNK_BYTES },
-        joined: maker.device.is_cuda(),
     };
     if group.rows == 0 {
         group.rows = group.packed();

@@ -24,30 +24,21 @@ pub struct Rows<'a> {
     pub stride: usize,
 }
 
-/// `x: [n, h]`, `w: [o, h]`, both row-major -> `x w^T`, `[n, o]`, for each `w`. A row's result does not depend on
-/// the others. One pass of threads does all products: starting one costs as much as a small product.
-pub fn products<const N: usize>(x: &[f32], [n, h]: [usize; 2], w: [&[f32]; N]) -> [Vec<f32>; N] {
-    let mut y = w.map(|w| vec![0f32; n * (w.len() / h)]);
+/// `x: [n, h]`, `w: [o, h]`, both row-major -> `x w^T`, `[n, o]`. A row's result does not depend on the others.
+pub fn product(x: &[f32], [n, h]: [usize; 2], w: &[f32]) -> Vec<f32> {
+    let o = w.len() / h;
+    let mut y = vec![0f32; n * o];
+    let chunk = o.div_ceil(3 * rayon::current_num_threads()).next_multiple_of(BLOCK).clamp(BLOCK, 256);
     for first in (0..n).step_by(LANES) {
         let rows = LANES.min(n - first);
         let columns = columns(x[first * h..(first + rows) * h].chunks_exact(h), h);
-        let mut out = w.map(|w| vec![[0f32; LANES]; w.len() / h]);
-        let features: usize = out.iter().map(Vec::len).sum();
-        let chunk =
-            features.div_ceil(3 * rayon::current_num_threads()).next_multiple_of(BLOCK).clamp(BLOCK, 256);
-        let mut tasks = Vec::new();
-        for (out, w) in out.iter_mut().zip(w) {
-            tasks.extend(out.chunks_mut(chunk).zip(w.chunks(chunk * h)));
-        }
-        tasks.into_par_iter().with_max_len(1).for_each(|(out, w)| {
+        let mut out = vec![[0f32; LANES]; o];
+        out.par_chunks_mut(chunk).zip(w.par_chunks(chunk * h)).with_max_len(1).for_each(|(out, w)| {
             let rows = Rows { data: w, count: out.len(), stride: h };
             dot_rows(rows, &columns, out);
         });
-        for (y, out) in y.iter_mut().zip(&out) {
-            let o = out.len();
-            for (lane, y) in y[first * o..(first + rows) * o].chunks_exact_mut(o).enumerate() {
-                y.iter_mut().zip(out).for_each(|(y, lanes)| *y = lanes[lane]);
-            }
+        for (lane, y) in y[first * o..(first + rows) * o].chunks_exact_mut(o).enumerate() {
+            y.iter_mut().zip(&out).for_each(|(y, lanes)| *y = lanes[lane]);
         }
     }
     y
@@ -205,7 +196,7 @@ mod tests {
         for (n, h, o) in [(1, 5, 3), (8, 40, 19), (16, 33, 64), (17, 64, 8), (32, 7, 300)] {
             let x: Vec<f32> = (0..n * h).map(value).collect();
             let w: Vec<f32> = (0..o * h).map(|i| value(i + 17)).collect();
-            let [y, half] = products(&x, [n, h], [&w, &w[..o / 2 * h]]);
+            let (y, half) = (product(&x, [n, h], &w), product(&x, [n, h], &w[..o / 2 * h]));
             assert!(half.chunks(o / 2).zip(y.chunks(o)).all(|(half, y)| half == &y[..o / 2]));
             for (r, c) in (0..n).flat_map(|r| (0..o).map(move |c| (r, c))) {
                 let want: f64 = (0..h).map(|k| f64::from(x[r * h + k]) * f64::from(w[c * h + k])).sum();

@@ -24,6 +24,62 @@ pub(in crate::ops) fn cpu_range(layout: &Layout) -> candle_core::Result<Range<us
 
 const CPU_ONLY: &str = "rlvr ops on the CPU run on f32 and bf16 tensors there";
 
+/// Columns of a wider row-major matrix.
+#[derive(Clone, Copy)]
+struct Columns {
+    start: usize,
+    stride: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl Columns {
+    /// # Errors
+    /// For other layouts that are not contiguous.
+    fn of(layout: &Layout) -> candle_core::Result<Self> {
+        match (layout.dims(), layout.stride()) {
+            (&[rows, width], &[stride, 1]) => Ok(Self { start: layout.start_offset(), stride, rows, width }),
+            (_, strides) => candle_core::bail!("rlvr ops need contiguous rows, got strides {strides:?}"),
+        }
+    }
+
+    fn range(self, row: usize) -> Range<usize> {
+        let start = self.start + row * self.stride;
+        start..start + self.width
+    }
+
+    /// Row by row, as f32.
+    fn read<T>(self, values: &[T], widen: impl Fn(&[T], &mut [f32])) -> Vec<f32> {
+        let mut all = vec![0f32; self.rows * self.width];
+        for (row, to) in all.chunks_exact_mut(self.width.max(1)).enumerate() {
+            widen(&values[self.range(row)], to);
+        }
+        all
+    }
+
+    fn write<T>(self, from: &[f32], values: &mut [T], round: impl Fn(&[f32], &mut [T])) {
+        for (row, from) in from.chunks_exact(self.width.max(1)).enumerate() {
+            round(from, &mut values[self.range(row)]);
+        }
+    }
+}
+
+/// As f32, row-major: lent where that is how they lie.
+fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Cow<'a, [f32]>> {
+    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
+    Ok(match (storage, range) {
+        (CpuStorage::F32(values), Some(range)) => Cow::Borrowed(&values[range]),
+        (CpuStorage::BF16(values), Some(range)) => Cow::Owned(widen(&values[range])),
+        (CpuStorage::F32(values), None) => {
+            Cow::Owned(Columns::of(layout)?.read(values, |from, to| to.copy_from_slice(from)))
+        }
+        (CpuStorage::BF16(values), None) => {
+            Cow::Owned(Columns::of(layout)?.read(values, |from, to| from.convert_to_f32_slice(to)))
+        }
+        _ => candle_core::bail!("{CPU_ONLY}"),
+    })
+}
+
 fn widen(values: &[bf16]) -> Vec<f32> {
     let mut wide = vec![0f32; values.len()];
     wide.par_chunks_mut(CHUNK)
@@ -38,25 +94,27 @@ fn round(values: &[f32], to: &mut [bf16]) {
         .for_each(|(to, values)| to.convert_from_f32_slice(values));
 }
 
-/// The elements of a contiguous CPU tensor, f32 or bf16, row-major.
+/// The elements of a CPU tensor, f32 or bf16, row-major: of a contiguous one, or of columns of a wider matrix.
 pub struct View<'a>(Elements<'a>);
 
 enum Elements<'a> {
     Lent { guard: StorageRef<'a>, range: Range<usize> },
-    Widened(Vec<f32>),
+    Copied(Vec<f32>),
 }
 
 impl<'a> View<'a> {
     /// # Errors
-    /// For other types, and tensors that are not contiguous or not on the CPU.
+    /// For other types and layouts, and tensors that are not on the CPU.
     pub fn new(tensor: &'a Tensor) -> Result<Self> {
         let (guard, layout) = tensor.storage_and_layout();
-        let range = cpu_range(layout)?;
-        match &*guard {
-            Storage::Cpu(CpuStorage::F32(_)) => Ok(Self(Elements::Lent { guard, range })),
-            Storage::Cpu(CpuStorage::BF16(values)) => Ok(Self(Elements::Widened(widen(&values[range])))),
-            _ => Err(fault(CPU_ONLY)),
-        }
+        let copied = match (&*guard, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(_)), Some((start, end))) => {
+                return Ok(Self(Elements::Lent { guard, range: start..end }));
+            }
+            (Storage::Cpu(storage), _) => elements(storage, layout)?.into_owned(),
+            _ => return Err(fault(CPU_ONLY)),
+        };
+        Ok(Self(Elements::Copied(copied)))
     }
 }
 
@@ -65,7 +123,7 @@ impl Deref for View<'_> {
 
     fn deref(&self) -> &[f32] {
         match &self.0 {
-            Elements::Widened(values) => values,
+            Elements::Copied(values) => values,
             Elements::Lent { guard, range } => match &**guard {
                 Storage::Cpu(CpuStorage::F32(values)) => &values[range.clone()],
                 _ => &[], // `new` lends nothing else
@@ -74,23 +132,28 @@ impl Deref for View<'_> {
     }
 }
 
-/// For in-place ops: the destination's elements. Those of a bf16 tensor are rounded into it when this is dropped.
+/// For in-place ops: the destination's elements. Where they are a copy (of bf16, or of columns) they go back, rounded,
+/// when this is dropped.
 pub(in crate::ops) struct SliceMut<'a>(Destination<'a>);
 
 enum Destination<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [bf16], Vec<f32>),
+    Columns(&'a mut CpuStorage, Columns, Vec<f32>),
 }
 
 pub(in crate::ops) fn slice_mut<'a>(
     storage: &'a mut CpuStorage,
     layout: &Layout,
 ) -> candle_core::Result<SliceMut<'a>> {
-    let range = cpu_range(layout)?;
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        let copy = elements(storage, layout)?.into_owned();
+        return Ok(SliceMut(Destination::Columns(storage, Columns::of(layout)?, copy)));
+    };
     match storage {
-        CpuStorage::F32(values) => Ok(SliceMut(Destination::F32(&mut values[range]))),
+        CpuStorage::F32(values) => Ok(SliceMut(Destination::F32(&mut values[start..end]))),
         CpuStorage::BF16(values) => {
-            let values = &mut values[range];
+            let values = &mut values[start..end];
             let wide = widen(values);
             Ok(SliceMut(Destination::Bf16(values, wide)))
         }
@@ -104,7 +167,7 @@ impl Deref for SliceMut<'_> {
     fn deref(&self) -> &[f32] {
         match &self.0 {
             Destination::F32(values) => values,
-            Destination::Bf16(_, wide) => wide,
+            Destination::Bf16(_, wide) | Destination::Columns(_, _, wide) => wide,
         }
     }
 }
@@ -113,15 +176,23 @@ impl DerefMut for SliceMut<'_> {
     fn deref_mut(&mut self) -> &mut [f32] {
         match &mut self.0 {
             Destination::F32(values) => values,
-            Destination::Bf16(_, wide) => wide,
+            Destination::Bf16(_, wide) | Destination::Columns(_, _, wide) => wide,
         }
     }
 }
 
 impl Drop for SliceMut<'_> {
     fn drop(&mut self) {
-        if let Destination::Bf16(to, wide) = &mut self.0 {
-            round(wide, to);
+        match &mut self.0 {
+            Destination::F32(_) => {}
+            Destination::Bf16(to, wide) => round(wide, to),
+            Destination::Columns(CpuStorage::F32(to), at, copy) => {
+                at.write(copy, to, |from, to| to.copy_from_slice(from));
+            }
+            Destination::Columns(CpuStorage::BF16(to), at, copy) => {
+                at.write(copy, to, |from, to| to.convert_from_f32_slice(from));
+            }
+            Destination::Columns(..) => {} // `slice_mut` takes no other type
         }
     }
 }
@@ -131,12 +202,7 @@ pub(in crate::ops) fn slice<'a>(
     storage: &'a CpuStorage,
     layout: &Layout,
 ) -> candle_core::Result<Cow<'a, [f32]>> {
-    let range = cpu_range(layout)?;
-    match storage {
-        CpuStorage::F32(values) => Ok(Cow::Borrowed(&values[range])),
-        CpuStorage::BF16(values) => Ok(Cow::Owned(widen(&values[range]))),
-        _ => candle_core::bail!("{CPU_ONLY}"),
-    }
+    elements(storage, layout)
 }
 
 pub(in crate::ops) fn tensor(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {

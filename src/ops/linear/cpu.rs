@@ -6,27 +6,16 @@ use crate::error::Result;
 use crate::ops::cpu::few_rows;
 use crate::ops::cpu::gemm::{Mat, MatMut, Threads, Write, gemm, product};
 use crate::ops::cpu::widened::{View, slice, slice_mut, tensor_as};
-use crate::ops::fault::fault;
 
-/// As [`super::forward_all`], with the results in `dtype`.
-pub(super) fn forward_all_as<const N: usize>(
-    x_nh: &Tensor,
-    w_oh: [&Tensor; N],
-    dtype: DType,
-) -> Result<[Tensor; N]> {
-    let (n, h) = x_nh.dims2()?;
-    let x = View::new(x_nh)?;
-    let views = w_oh.iter().map(|w| View::new(w)).collect::<Result<Vec<_>>>()?;
-    let w: [&[f32]; N] = std::array::from_fn(|i| &*views[i]);
-    let all = if n <= few_rows::MAX_ROWS {
-        few_rows::products(&x, [n, h], w)
-    } else {
-        let x = Mat::row_major(&x, n, h);
-        w.map(|w| product(x, Mat::row_major(w, w.len() / h, h).t(), Threads::Pool))
+/// `x W^T` in `dtype`.
+pub(super) fn forward_as(x_nh: &Tensor, w_oh: &Tensor, dtype: DType) -> Result<Tensor> {
+    let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
+    let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
+    let y = match n <= few_rows::MAX_ROWS {
+        true => few_rows::product(&x, [n, h], &w),
+        false => product(Mat::row_major(&x, n, h), Mat::row_major(&w, o, h).t(), Threads::Pool),
     };
-    let all = all.into_iter().zip(w_oh).map(|(y, w)| tensor_as(y, (n, w.dim(0)?), dtype));
-    let all = all.collect::<Result<Vec<_>>>()?;
-    all.try_into().map_err(|_| fault("forward_all: one result a weight"))
+    tensor_as(y, (n, o), dtype)
 }
 
 /// A bias is a layer with one input, which is always 1.
@@ -39,7 +28,7 @@ pub(super) fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) ->
     let ((n, h), (o, _)) = (x_nh.dims2()?, w_oh.dims2()?);
     let (x, w) = (View::new(x_nh)?, View::new(w_oh)?);
     if n <= few_rows::MAX_ROWS {
-        let [mut y] = few_rows::products(&x, [n, h], [&w]);
+        let mut y = few_rows::product(&x, [n, h], &w);
         y.iter_mut().zip(View::new(residual_no)?.iter()).for_each(|(y, r)| *y += r);
         return tensor_as(y, (n, o), x_nh.dtype());
     }
@@ -49,22 +38,11 @@ pub(super) fn forward_add(residual_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) ->
     tensor_as(y, (n, o), x_nh.dtype())
 }
 
-pub(super) fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
-    let Some(((first_dy, first_w), rest)) = pairs.split_first() else {
-        return Err(fault("backward_input needs at least one layer"));
-    };
-    let ((n, o), (_, h)) = (first_dy.dims2()?, first_w.dims2()?);
-    let mut dx = {
-        let (dy, w) = (View::new(first_dy)?, View::new(first_w)?);
-        product(Mat::row_major(&dy, n, o), Mat::row_major(&w, o, h), Threads::Pool)
-    };
-    for (dy, w) in rest {
-        let o = dy.dim(1)?;
-        let (dy, w) = (View::new(dy)?, View::new(w)?);
-        let out = MatMut { data: &mut dx, row_stride: h };
-        gemm(Mat::row_major(&dy, n, o), Mat::row_major(&w, o, h), out, Write::Accumulate, Threads::Pool);
-    }
-    tensor_as(dx, (n, h), first_dy.dtype())
+pub(super) fn backward_input(dy_no: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    let ((n, o), (_, h)) = (dy_no.dims2()?, w_oh.dims2()?);
+    let (dy, w) = (View::new(dy_no)?, View::new(w_oh)?);
+    let dx = product(Mat::row_major(&dy, n, o), Mat::row_major(&w, o, h), Threads::Pool);
+    tensor_as(dx, (n, h), dy_no.dtype())
 }
 
 pub(super) fn backward_weight(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor) -> Result<()> {

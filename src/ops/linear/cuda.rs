@@ -8,7 +8,6 @@ use candle_core::{DType, Tensor};
 use crate::error::Result;
 use crate::ops::cuda::gemm::{Epilogue, Mat, Write, gemm, gemm_with};
 use crate::ops::cuda::uninit;
-use crate::ops::fault::fault;
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 ///
@@ -25,20 +24,11 @@ pub fn forward_as(x_nh: &Tensor, w_oh: &Tensor, dtype: DType) -> Result<Tensor> 
     Ok(y_no)
 }
 
-/// [`super::forward_all`].
-pub fn forward_all<const N: usize>(
-    x_nh: &Tensor,
-    w_oh: [&Tensor; N],
-    bias_o: [Option<&Tensor>; N],
-) -> Result<[Tensor; N]> {
-    let one = |(w_oh, bias): (&Tensor, Option<&Tensor>)| {
-        let y_no = uninit(x_nh.device(), (x_nh.dim(0)?, w_oh.dim(0)?), x_nh.dtype())?;
-        let epilogue = Epilogue { bias, ..Epilogue::default() };
-        gemm_with(Mat::of(x_nh), Mat::of(w_oh).t(), epilogue, &y_no)?;
-        Ok(y_no)
-    };
-    let all = w_oh.into_iter().zip(bias_o).map(one).collect::<Result<Vec<_>>>()?;
-    all.try_into().map_err(|_| fault("forward_all: one result a weight"))
+/// [`super::forward_biased`].
+pub fn forward_biased(x_nh: &Tensor, w_oh: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y_no = uninit(x_nh.device(), (x_nh.dim(0)?, w_oh.dim(0)?), x_nh.dtype())?;
+    gemm_with(Mat::of(x_nh), Mat::of(w_oh).t(), Epilogue { bias, ..Epilogue::default() }, &y_no)?;
+    Ok(y_no)
 }
 
 /// `residual_no + x_nh W^T + bias`, `[N, O]`, in the residual's type.
@@ -78,18 +68,9 @@ pub fn add_backward_input(dx_nh: &Tensor, dy_no: &Tensor, w_oh: &Tensor) -> Resu
     gemm(Mat::of(dy_no), Mat::of(w_oh), dx_nh, Write::Accumulate)
 }
 
-/// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`, in
-/// the type of the first `dy`.
-pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
-    let Some((dy, w)) = pairs.first() else {
-        return Err(fault("backward_input needs at least one layer"));
-    };
-    let dx_nh = uninit(dy.device(), (dy.dim(0)?, w.dim(1)?), dy.dtype())?;
-    for (i, (dy, w)) in pairs.iter().enumerate() {
-        let write = if i == 0 { Write::Overwrite } else { Write::Accumulate };
-        gemm(Mat::of(dy), Mat::of(w), &dx_nh, write)?;
-    }
-    Ok(dx_nh)
+/// `dy W`, `[N, H]`, in the type of `dy`.
+pub fn backward_input(dy_no: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    backward_input_scaled(dy_no, w_oh, 1.0)
 }
 
 /// `dw_oh += dy^T x`, in place. `dw_oh` is f32, or of the operands' type.

@@ -1,4 +1,4 @@
-//! Linear layers without bias: `y = x W^T`, `W` stored `[out, in]` as in HF checkpoints.
+//! Linear layers: `y = x W^T`, `W` stored `[out, in]` as in HF checkpoints.
 
 mod cpu;
 pub mod cuda;
@@ -6,7 +6,6 @@ pub mod cuda;
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
-use crate::ops::fault::fault;
 use crate::ops::{elementwise, memory};
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
@@ -14,24 +13,16 @@ use crate::ops::{elementwise, memory};
 /// # Errors
 /// For tensors that are no operands (see [`crate::ops`]), or when the device fails; so for every function here.
 pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
-    let [y] = forward_all(x_nh, [w_oh], [None])?;
-    Ok(y)
+    forward_biased(x_nh, w_oh, None)
 }
 
-/// [`forward`] for layers that read the same input, some with a bias `[O]`.
-pub fn forward_all<const N: usize>(
-    x_nh: &Tensor,
-    w_oh: [&Tensor; N],
-    bias_o: [Option<&Tensor>; N],
-) -> Result<[Tensor; N]> {
+/// `x W^T + bias`, `bias_o: [O]`.
+pub fn forward_biased(x_nh: &Tensor, w_oh: &Tensor, bias_o: Option<&Tensor>) -> Result<Tensor> {
     if x_nh.device().is_cuda() {
-        return cuda::forward_all(x_nh, w_oh, bias_o);
+        return cuda::forward_biased(x_nh, w_oh, bias_o);
     }
-    let mut all = cpu::forward_all_as(x_nh, w_oh, x_nh.dtype())?;
-    for (y, bias) in all.iter_mut().zip(bias_o) {
-        *y = bias.map_or_else(|| Ok(y.clone()), |bias| cpu::add_bias(y, bias))?;
-    }
-    Ok(all)
+    let y = cpu::forward_as(x_nh, w_oh, x_nh.dtype())?;
+    bias_o.map_or(Ok(y.clone()), |bias| cpu::add_bias(&y, bias))
 }
 
 /// `scale x W^T`
@@ -49,12 +40,12 @@ pub fn backward_input_scaled(dy_no: &Tensor, w_oh: &Tensor, factor: f32) -> Resu
     if dy_no.device().is_cuda() {
         return cuda::backward_input_scaled(dy_no, w_oh, factor);
     }
-    let dx = backward_input(&[(dy_no, w_oh)])?;
+    let dx = backward_input(dy_no, w_oh)?;
     elementwise::scale(&dx, factor)?;
     Ok(dx)
 }
 
-/// `y_no += x W^T`, in place; on a CUDA device `y_no` may be columns of a wider matrix.
+/// `y_no += x W^T`, in place; `y_no` may be columns of a wider matrix.
 pub fn add_forward(y_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<()> {
     if y_no.device().is_cuda() {
         return cuda::add_forward(y_no, x_nh, w_oh);
@@ -67,7 +58,7 @@ pub fn add_backward_input(dx_nh: &Tensor, dy_no: &Tensor, w_oh: &Tensor) -> Resu
     if dx_nh.device().is_cuda() {
         return cuda::add_backward_input(dx_nh, dy_no, w_oh);
     }
-    elementwise::add_assign(dx_nh, &memory::cast(&backward_input(&[(dy_no, w_oh)])?, dx_nh.dtype())?)
+    elementwise::add_assign(dx_nh, &memory::cast(&backward_input(dy_no, w_oh)?, dx_nh.dtype())?)
 }
 
 /// [`forward`] with the result in f32, whatever the weights are: the sampler's log-probs are to be the trainer's.
@@ -75,8 +66,7 @@ pub fn logits(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
     if x_nh.device().is_cuda() {
         return cuda::forward_as(x_nh, w_oh, DType::F32);
     }
-    let [y] = cpu::forward_all_as(x_nh, [w_oh], DType::F32)?;
-    Ok(y)
+    cpu::forward_as(x_nh, w_oh, DType::F32)
 }
 
 /// `residual_no + x_nh W^T + bias`, `[N, O]`: the residual sum costs no pass of its own.
@@ -93,12 +83,13 @@ pub fn forward_add(
     bias_o.map_or(Ok(y.clone()), |bias| cpu::add_bias(&y, bias))
 }
 
-/// Sum over `(dy_no, w_oh)` pairs of `dy W`: the input gradient of layers that read the same input. `[N, H]`
-pub fn backward_input(pairs: &[(&Tensor, &Tensor)]) -> Result<Tensor> {
-    let Some((first_dy, _)) = pairs.first() else {
-        return Err(fault("backward_input needs at least one layer"));
-    };
-    if first_dy.device().is_cuda() { cuda::backward_input(pairs) } else { cpu::backward_input(pairs) }
+/// `dy W`, `[N, H]`: the input's gradient.
+pub fn backward_input(dy_no: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    if dy_no.device().is_cuda() {
+        cuda::backward_input(dy_no, w_oh)
+    } else {
+        cpu::backward_input(dy_no, w_oh)
+    }
 }
 
 /// `dw_oh += dy^T x`, in place, accumulating over micro-batches without an extra pass.

@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 
 use self::cuda::{CacheRows, DeviceTable};
 use crate::error::Result;
+use crate::ops::embedding;
 use crate::ops::fault::fault;
 use crate::ops::indices::{Indices, once};
 
@@ -97,21 +98,11 @@ impl RopeTable {
             let [k, v] = kv.ok_or_else(|| fault("rope: keys and values went to no cache"))?;
             return Ok([q, k, v]);
         }
-        let [query, key] = widths;
-        let part = |start: usize, width: usize| -> Result<Tensor> {
-            Ok(qkv_nd.narrow(1, start, width)?.contiguous()?)
-        };
-        let all = [part(0, query)?, part(query, key)?, part(query + key, key)?];
-        if let Some(positions) = positions {
-            all[..2]
-                .iter()
-                .try_for_each(|x| cpu::rotate(self, x, positions.as_slice(), Direction::Forward))?;
-        }
-        Ok(all)
+        cpu::split(self, qkv_nd, widths, positions.map(Indices::as_slice))
     }
 
-    /// [`Self::split`] with rotated keys and values written to rows `slots` of `cache`, `[rows, k]` each; the queries
-    /// are returned. On a CUDA device.
+    /// [`Self::split`] with rotated keys and values written to rows `slots` of two caches, `[rows, k]` each; the queries
+    /// are returned.
     ///
     /// # Errors
     /// As [`Self::rotate`], and for a slot outside the cache.
@@ -123,8 +114,14 @@ impl RopeTable {
         [k, v]: [&Tensor; 2],
         slots: &Indices,
     ) -> Result<Tensor> {
-        self.check(positions)?;
         let (device, rows) = (qkv_nd.device(), k.dim(0)?.min(v.dim(0)?));
+        if !device.is_cuda() {
+            let [q, new_k, new_v] = self.split(qkv_nd, widths, Some(positions))?;
+            embedding::scatter(k, slots, &new_k)?;
+            embedding::scatter(v, slots, &new_v)?;
+            return Ok(q);
+        }
+        self.check(positions)?;
         if let Some(slot) = slots.outside(rows) {
             return Err(fault(format!("rope: slot {slot} of a cache of {rows} rows")));
         }
@@ -143,13 +140,13 @@ impl RopeTable {
             let positions = positions.map(|positions| positions.there(device)).transpose()?;
             return self.there(device)?.join(dqkv, positions);
         }
-        let all = [dqkv[0].copy()?, dqkv[1].copy()?, dqkv[2].clone()];
-        if let Some(positions) = positions {
-            all[..2]
-                .iter()
-                .try_for_each(|x| cpu::rotate(self, x, positions.as_slice(), Direction::Inverse))?;
-        }
-        Ok(Tensor::cat(&all, 1)?)
+        cpu::join(self, dqkv, positions.map(Indices::as_slice))
+    }
+
+    /// Cosines and sines of one position.
+    fn angles(&self, position: u32) -> (&[f32], &[f32]) {
+        let at = position as usize * self.half..(position as usize + 1) * self.half;
+        (&self.cos[at.clone()], &self.sin[at])
     }
 
     fn check(&self, positions: &Indices) -> Result<()> {
