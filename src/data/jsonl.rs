@@ -343,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
         let source = Source { task: &task, encoder: &encoder, limits: limits() };
-        assert!(source.load(dir.path()).unwrap_err().to_string().contains("is a folder, not a JSONL file"));
+        assert!(source.load(dir.path()).unwrap_err().to_string().contains("is a folder, not a data file"));
         let absent = source.load(&dir.path().join("no.jsonl")).unwrap_err().to_string();
         assert!(absent.contains("no.jsonl: cannot read") && absent.contains("Check the path"), "{absent}");
     }
