@@ -75,13 +75,15 @@ fn encoder(c: &mut Criterion) {
         .iter()
         .map(|row| task.sample(row, "synthetic".as_ref(), 1).expect("a row of the task"))
         .collect();
-    let texts = samples.iter().flat_map(|sample| &sample.messages).map(|message| message.content.as_str());
+    let messages = samples.iter().flat_map(|sample| &sample.conversation.messages);
+    let texts: Vec<_> = messages.map(|message| message.text()).collect();
+    let texts = texts.iter().map(|text| text.as_ref());
     let dir = tempfile::tempdir().expect("a temporary folder");
     let tokenizer = byte_tokenizer::build(texts, &synthetic::phrases(), 1024).expect("a tokenizer");
     byte_tokenizer::save_pretrained(&tokenizer, dir.path()).expect("a folder that can be written");
     let encoder = PromptEncoder::load(&EncoderFiles::of(dir.path())).expect("an encoder");
     let encode = || -> usize {
-        let prompts = samples.iter().map(|sample| encoder.encode_prompt(&sample.messages));
+        let prompts = samples.iter().map(|sample| encoder.encode_prompt(&sample.conversation));
         prompts.map(|prompt| prompt.expect("a prompt").token_ids.len()).sum()
     };
     let mut group = short(c, "encoder");

@@ -1,12 +1,68 @@
 //! The values that flow from a data row to a gradient. Token counts are in tokens, log-probabilities in nats.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
-/// One chat message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// One chat message, as a row has it and a chat template gets it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Message {
     pub role: String,
-    pub content: String,
+    pub content: Content,
+    /// What stands beside the two: `tool_calls`, `tool_call_id`, `name`, `reasoning_content` and whatever else a template may
+    /// ask for.
+    pub more: Map<String, Value>,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    Text(String),
+    /// Text parts, as in `[{"type": "text", "text": "..."}]`.
+    Parts(Vec<String>),
+    /// Null or left out, beside tool calls.
+    None,
+}
+
+impl Message {
+    /// Of a text alone.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: Content::Text(content.into()), more: Map::new() }
+    }
+
+    /// The content, parts with a line end between them; empty where there is none.
+    pub fn text(&self) -> Cow<'_, str> {
+        match &self.content {
+            Content::Text(text) => text.into(),
+            Content::Parts(parts) => parts.join("\n").into(),
+            Content::None => "".into(),
+        }
+    }
+}
+
+/// What a chat template makes a prompt of.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    pub messages: Vec<Message>,
+    /// The tools that the row says there are, a list.
+    pub tools: Option<Value>,
+    pub trusted: Trusted,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
+
+/// Which of the tokenizer's added tokens the text of a row may write. All others are text there and no tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Trusted {
+    #[default]
+    None,
+    Tokens(Vec<String>),
+    All,
 }
 
 /// One labelled conversation, before it becomes tokens.
@@ -14,7 +70,7 @@ pub struct Message {
 pub struct Sample {
     /// 1-based line of the file the row came from; with the file's name it finds the row again.
     pub line: usize,
-    pub messages: Vec<Message>,
+    pub conversation: Conversation,
     /// The gold label, one of the task's label set (its negative label included).
     pub gold: String,
     /// The answer SFT imitates. Absent in files made for GRPO or evaluation only.

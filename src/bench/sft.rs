@@ -40,6 +40,7 @@ impl SftShape {
                 target: Some(target),
                 attack_succeeded: None,
                 answers: Vec::new(),
+                control_texts: Vec::new(),
             }
         };
         let rows: Vec<EncodedRow> = (0..self.rows).map(row).collect();

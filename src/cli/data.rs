@@ -218,8 +218,14 @@ fn write_report(report: &Report, task: &Task, limits: &Limits, out: &mut impl Wr
     if let Some((rows, first)) = report.control_tokens {
         writeln!(
             out,
-            "control     {rows:>6}  rows with a control token inside a message, first in line {first}"
+            "control     {rows:>6}  rows with a control token in a text, which stays text; first in line {first}"
         )?;
+    }
+    if let Some((rows, first)) = report.half_characters {
+        writeln!(out, "characters  {rows:>6}  rows with half of one, now U+FFFD; first in line {first}")?;
+    }
+    for (key, rows) in &report.unread {
+        writeln!(out, "unread      {rows:>6}  rows have `{key}`, which nothing reads")?;
     }
     writeln!(
         out,

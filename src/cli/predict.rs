@@ -103,12 +103,14 @@ pub fn run(args: &Args) -> Result<()> {
         max_completion_tokens: args.max_completion_tokens,
     };
     let mut out = output(args.out.as_deref())?;
+    let mut marked = 0;
     let place = args.out.clone().unwrap_or_else(|| "stdout".into());
     loop {
         let chunk = rows.next_rows(ROWS)?;
         if chunk.is_empty() {
-            return Ok(());
+            break;
         }
+        marked += chunk.iter().filter(|row| !row.control_texts.is_empty()).count();
         for prediction in predictor.predict(&chunk)? {
             let mut text = serde_json::to_vec(&prediction).map_err(|e| Error::Compute(e.into()))?;
             text.push(b'\n');
@@ -116,6 +118,15 @@ pub fn run(args: &Args) -> Result<()> {
         }
         out.flush().map_err(Error::io(&place, "write the predictions"))?;
     }
+    if marked > 0 {
+        eprintln!(
+            "{marked} rows have a control token in a text, which was read as text: `control_tokens` names it"
+        );
+    }
+    if rows.half_characters > 0 {
+        eprintln!("{} rows have half of a character, which became U+FFFD", rows.half_characters);
+    }
+    Ok(())
 }
 
 fn output(path: Option<&Path>) -> Result<Box<dyn Write>> {

@@ -12,6 +12,10 @@ pub struct Account {
     /// Tokens of every prompt and of every target, of dropped rows too.
     prompt_tokens: Vec<usize>,
     target_tokens: Vec<usize>,
+    /// Rows with a control token in a text.
+    pub(super) control: usize,
+    /// Rows with half of a character.
+    pub(super) half_characters: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -118,7 +122,7 @@ impl Account {
     pub fn say(&self, what: &str, task: &Task, limits: &Limits) -> (String, bool) {
         let (kept, dropped) = (self.kept(), self.dropped());
         if dropped == 0 {
-            return (format!("{what}: {kept} rows, none too long"), false);
+            return (format!("{what}: {kept} rows, none too long{}", self.remarks()), false);
         }
         let reasons = self.reasons(limits).into_iter().map(|(why, rows)| format!("{rows}: {why}"));
         let mut text = format!(
@@ -132,7 +136,20 @@ impl Account {
             text.push_str(". ");
             text.push_str(advice);
         }
+        text.push_str(&self.remarks());
         (text, advice.is_some())
+    }
+
+    /// What was done to texts.
+    fn remarks(&self) -> String {
+        let said = [
+            (self.control, "rows have a control token in a text, which stays text"),
+            (self.half_characters, "rows have half of a character, which became U+FFFD"),
+        ];
+        said.into_iter()
+            .filter(|(rows, _)| *rows > 0)
+            .map(|(rows, what)| format!("; {rows} {what}"))
+            .collect()
     }
 }
 

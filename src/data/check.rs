@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use rayon::prelude::*;
-use regex::Regex;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::account::Account;
@@ -14,7 +14,7 @@ use super::lines::{CHUNK, Line, Lines, count_lines};
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Outcome, Task};
 use crate::text::PromptEncoder;
-use crate::types::{FinishReason, Message, Sample};
+use crate::types::{Conversation, FinishReason, Sample};
 
 /// What a file is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -59,9 +59,14 @@ pub struct Report {
     pub target_tokens: Option<Quantiles>,
     /// Good rows that a load would keep and drop; only with an encoder.
     pub account: Account,
-    /// Good rows with a control token inside a message, which the model sees as a control token, and the first
-    /// such line; only with an encoder.
+    /// Good rows with a control token in a text, which the model sees as text, and the first such line; only with an
+    /// encoder.
     pub control_tokens: Option<(usize, usize)>,
+    /// Rows with half of a character, in the place of which is U+FFFD, and the first such line.
+    pub half_characters: Option<(usize, usize)>,
+    /// Keys of good rows that nothing reads, and in how many rows each is. Those of messages only with an encoder, whose
+    /// template might ask for them.
+    pub unread: BTreeMap<String, usize>,
 }
 
 /// Quantiles of a list of token counts, by nearest rank.
@@ -96,6 +101,7 @@ struct Facts {
     target_tokens: Option<usize>,
     too_long: Option<TooLong>,
     has_control_token: bool,
+    unread: Vec<String>,
 }
 
 impl Check<'_> {
@@ -114,15 +120,17 @@ impl Check<'_> {
     pub fn run_watched(&self, path: &Path, watch: Watch) -> Result<Report> {
         let mut lines = Lines::open(path)?;
         let total = count_lines(path)?;
-        let control = self.control_tokens()?;
         let mut tally = Tally::new(self, path);
         loop {
             let chunk = lines.next_chunk(CHUNK)?;
             if chunk.is_empty() {
                 break;
             }
-            let rows: Vec<_> = chunk.par_iter().map(|line| self.row(path, line, control.as_ref())).collect();
+            let rows: Vec<_> = chunk.par_iter().map(|line| self.row(path, line)).collect();
             for (line, row) in chunk.iter().zip(rows) {
+                if line.has_half_characters() {
+                    tally.report.half_characters.get_or_insert((0, line.number)).0 += 1;
+                }
                 tally.add(line.number, row);
             }
             watch(tally.report.rows, total);
@@ -130,20 +138,22 @@ impl Check<'_> {
         Ok(tally.finish())
     }
 
-    /// Matches any control token of the tokenizer.
-    fn control_tokens(&self) -> Result<Option<Regex>> {
-        let Some(encoder) = self.encoder else { return Ok(None) };
-        let tokens = encoder.tokenizer().special_tokens();
-        if tokens.is_empty() {
-            return Ok(None);
+    /// Keys of the row that the task does not read, and of its messages that the template does not ask for.
+    fn unread_keys(&self, row: &Value, conversation: &Conversation) -> Vec<String> {
+        let mut unread = self.task.unread_keys(row);
+        let Some(encoder) = self.encoder else { return unread };
+        for (message, key) in
+            conversation.messages.iter().flat_map(|m| m.more.keys().map(move |key| (m, key)))
+        {
+            let name = format!("{key} of {} messages", message.role);
+            if !encoder.template().names(key) && !unread.contains(&name) {
+                unread.push(name);
+            }
         }
-        let any = tokens.iter().map(|token| regex::escape(token)).collect::<Vec<_>>().join("|");
-        let fault =
-            |e: regex::Error| Error::input("control tokens", e, "Check the added tokens of the tokenizer");
-        Regex::new(&any).map(Some).map_err(fault)
+        unread
     }
 
-    fn row(&self, path: &Path, line: &Line, control: Option<&Regex>) -> Result<Facts> {
+    fn row(&self, path: &Path, line: &Line) -> Result<Facts> {
         let (number, row) = line.parse(path)?;
         let sample = self.task.sample(&row, path, number)?;
         let error = |problem: String, fix: &str| {
@@ -165,19 +175,21 @@ impl Check<'_> {
         }
         let mut facts = Facts {
             gold,
-            fingerprint: fingerprint(&sample.messages),
+            fingerprint: fingerprint(&sample.conversation),
             prompt_tokens: None,
             target_tokens: None,
             too_long: None,
-            has_control_token: control
-                .is_some_and(|any| sample.messages.iter().any(|m| any.is_match(&m.content))),
+            has_control_token: self
+                .encoder
+                .is_some_and(|encoder| !encoder.control_texts(&sample.conversation).is_empty()),
+            unread: self.unread_keys(&row, &sample.conversation),
             sample,
         };
         if let Some(encoder) = self.encoder {
             let at = |e| super::jsonl::at_line(path, number, e);
-            let prompt = encoder.encode_prompt(&facts.sample.messages).map_err(at)?;
-            let messages = &facts.sample.messages;
-            let encode = |answer: &str| encoder.encode_target_after(&prompt, messages, answer);
+            let prompt = encoder.encode_prompt(&facts.sample.conversation).map_err(at)?;
+            let conversation = &facts.sample.conversation;
+            let encode = |answer: &str| encoder.encode_target_after(&prompt, conversation, answer);
             let target = facts.sample.target.as_deref().map(encode);
             let target = target.transpose().map_err(at)?;
             facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
@@ -198,13 +210,19 @@ fn name(outcome: Outcome) -> &'static str {
     }
 }
 
-fn fingerprint(messages: &[Message]) -> [u8; 32] {
+fn fingerprint(conversation: &Conversation) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for text in messages.iter().flat_map(|m| [&m.role, &m.content]) {
+    let mut add = |text: &str| {
         // With the lengths, no two conversations give the same bytes.
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
+    };
+    for message in &conversation.messages {
+        add(&message.role);
+        add(&message.text());
+        message.more.iter().for_each(|(key, value)| add(&format!("{key}: {value}")));
     }
+    conversation.tools.iter().for_each(|tools| add(&tools.to_string()));
     hash.finalize().into()
 }
 
@@ -256,10 +274,13 @@ impl<'a> Tally<'a> {
         report.duplicates += usize::from(first.0 != line);
         facts.gold.members().for_each(|label| report.labels[label].1 += 1);
         report.good += 1;
-        *report.turns.entry(facts.sample.messages.len()).or_default() += 1;
+        *report.turns.entry(facts.sample.conversation.messages.len()).or_default() += 1;
         report.rows_with_target += usize::from(facts.sample.target.is_some());
         self.prompt_tokens.extend(facts.prompt_tokens);
         self.target_tokens.extend(facts.target_tokens);
+        for key in &facts.unread {
+            *report.unread.entry(key.clone()).or_default() += 1;
+        }
         if facts.has_control_token {
             report.control_tokens.get_or_insert((0, line)).0 += 1;
         }
@@ -283,6 +304,7 @@ impl<'a> Tally<'a> {
 mod tests {
     use super::*;
     use crate::text::{EncoderFiles, byte_tokenizer};
+    use crate::types::Message;
 
     const LIMITS: Limits =
         Limits { max_prompt_tokens: 25, max_target_tokens: 90, max_rows: 0, targets: Targets::Ignored };
@@ -363,13 +385,13 @@ mod tests {
         assert_eq!((report.rows_with_target, report.duplicates), (4, 1));
         assert_eq!(report.turns, BTreeMap::from([(1, 5)]));
         assert_eq!(report.control_tokens, Some((1, 2)));
-        // Prompts are 19 tokens and the content, which is 7, 1, 1, 1 and 7 tokens.
-        let prompts = Quantiles { min: 20, median: 20, mean: 22.4, p95: 26, p99: 26, max: 26 };
+        // Prompts are 19 tokens and the content, which is 7, 10, 1, 1 and 7 tokens.
+        let prompts = Quantiles { min: 20, median: 26, mean: 24.2, p95: 29, p99: 29, max: 29 };
         assert_eq!(report.prompt_tokens, Some(prompts));
         // `ok` and `no` are 3 with the end token; the refusal is 82 bytes and the end token.
         assert_eq!(report.target_tokens.map(|q| (q.min, q.max)), Some((3, 83)));
         let dropped = report.account.reasons(&LIMITS);
-        assert_eq!(dropped, [("prompt longer than max_prompt_tokens = 25".to_string(), 2)]);
+        assert_eq!(dropped, [("prompt longer than max_prompt_tokens = 25".to_string(), 3)]);
     }
 
     #[test]
@@ -392,7 +414,7 @@ mod tests {
 
     #[test]
     fn conversations_that_differ_only_in_their_cut_are_not_the_same() {
-        let talk = |role: &str, content: &str| [Message { role: role.into(), content: content.into() }];
+        let talk = |role: &str, content: &str| Conversation::from(vec![Message::new(role, content)]);
         assert_ne!(fingerprint(&talk("user", "a")), fingerprint(&talk("use", "ra")));
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::limits::{Limits, Targets, TooLong};
-use super::lines::{CHUNK, Lines, count_lines};
+use super::lines::{CHUNK, Line, Lines, count_lines};
 use crate::error::{Error, Result};
 use crate::task::{Answer, LabelId, Task};
 use crate::text::PromptEncoder;
@@ -30,6 +30,8 @@ pub struct EncodedRow {
     pub attack_succeeded: Option<bool>,
     /// The exact answers of the task's labels, with [`Targets::Answers`]; else none.
     pub answers: Vec<EncodedAnswer>,
+    /// Control tokens that stand in the row's conversation as text, and were encoded as text.
+    pub control_texts: Vec<String>,
 }
 
 /// One label's answer and its end token.
@@ -88,7 +90,7 @@ impl Source<'_> {
             done += chunk.len();
             Ok(chunk)
         };
-        self.collect(path, next, |line| line.parse(path))
+        self.collect(path, next, |line| line.parse(path), Line::has_half_characters)
     }
 
     /// As [`Self::load`], for rows that are already in memory. `name` is what errors call them; rows count
@@ -102,7 +104,7 @@ impl Source<'_> {
             let Some((chunk, rows)) = chunks.next() else { return Ok(Vec::new()) };
             Ok(rows.iter().enumerate().map(|(i, row)| (chunk * CHUNK + i + 1, row)).collect())
         };
-        self.collect(name, next, |(line, row)| Ok((*line, (*row).clone())))
+        self.collect(name, next, |(line, row)| Ok((*line, (*row).clone())), |_| false)
     }
 
     /// `next` gives the next lines, none at the end.
@@ -111,6 +113,7 @@ impl Source<'_> {
         path: &Path,
         mut next: impl FnMut() -> Result<Vec<L>>,
         parse: impl Fn(&L) -> Result<(usize, Value)> + Sync,
+        has_half_characters: impl Fn(&L) -> bool + Sync,
     ) -> Result<Dataset> {
         let mut kept = Vec::new();
         let mut account = Account::default();
@@ -120,18 +123,21 @@ impl Source<'_> {
             if lines.is_empty() {
                 break;
             }
-            let encode = |line: &L| {
-                let (line, row) = parse(line)?;
+            let encode = |read: &L| {
+                let (line, row) = parse(read)?;
                 let answers = match self.limits.targets {
                     Targets::Answers => self.task.answers(&row, path, line)?,
                     Targets::Required | Targets::Ignored => Vec::new(),
                 };
-                self.encode_row(path, &self.task.sample(&row, path, line)?, &answers)
+                let encoded = self.encode_row(path, &self.task.sample(&row, path, line)?, &answers)?;
+                Ok((encoded, has_half_characters(read)))
             };
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
-            let encoded: Vec<_> = lines.par_iter().map(encode).collect();
+            let encoded: Vec<Result<_>> = lines.par_iter().map(encode).collect();
             for row in encoded {
-                let (row, too_long) = row?;
+                let ((row, too_long), has_half) = row?;
+                account.half_characters += usize::from(has_half);
+                account.control += usize::from(!row.control_texts.is_empty());
                 let lengths = row.target.iter().chain(row.answers.iter().map(|answer| &answer.token_ids));
                 let longest = lengths.map(Vec::len).max();
                 account.add(row.gold, row.prompt.token_ids.len(), longest, too_long);
@@ -154,11 +160,11 @@ impl Source<'_> {
         answers: &[Answer],
     ) -> Result<(EncodedRow, Option<TooLong>)> {
         let at = |e| at_line(path, sample.line, e);
-        let prompt = self.encoder.encode_prompt(&sample.messages).map_err(at)?;
+        let prompt = self.encoder.encode_prompt(&sample.conversation).map_err(at)?;
         let target = match (self.limits.targets, &sample.target) {
             (Targets::Ignored | Targets::Answers, _) => None,
             (Targets::Required, Some(answer)) => {
-                Some(self.encoder.encode_target_after(&prompt, &sample.messages, answer).map_err(at)?)
+                Some(self.encoder.encode_target_after(&prompt, &sample.conversation, answer).map_err(at)?)
             }
             (Targets::Required, None) => return Err(no_target(path, sample.line)),
         };
@@ -172,14 +178,16 @@ impl Source<'_> {
         })?;
         let encode = |answer: &Answer| {
             let token_ids =
-                self.encoder.encode_target_after(&prompt, &sample.messages, &answer.text).map_err(at)?;
+                self.encoder.encode_target_after(&prompt, &sample.conversation, &answer.text).map_err(at)?;
             Ok(EncodedAnswer { label: answer.label, token_ids })
         };
         let answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
         let longest = answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
         let too_long = TooLong::of(&self.limits, &prompt, target.as_deref().or(longest));
         let attack_succeeded = sample.attack_succeeded;
-        Ok((EncodedRow { line: sample.line, prompt, gold, target, attack_succeeded, answers }, too_long))
+        let control_texts = self.encoder.control_texts(&sample.conversation);
+        let line = sample.line;
+        Ok((EncodedRow { line, prompt, gold, target, attack_succeeded, answers, control_texts }, too_long))
     }
 }
 

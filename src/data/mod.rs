@@ -12,6 +12,7 @@ pub mod predictions;
 pub mod preview;
 pub mod raw;
 mod recorded;
+mod surrogates;
 pub mod synthetic;
 pub mod unlabelled;
 

@@ -31,7 +31,8 @@ impl Preview {
     /// There is no such row, or it cannot be mapped or encoded; named as `file:line`.
     pub fn read(task: &Task, encoder: &PromptEncoder, file: &Path, line: usize) -> Result<Self> {
         let sample = task.sample(&row_at(file, line)?, file, line)?;
-        let prompt = encoder.encode_prompt(&sample.messages).map_err(|error| at_line(file, line, error))?;
+        let prompt =
+            encoder.encode_prompt(&sample.conversation).map_err(|error| at_line(file, line, error))?;
         Ok(Self { sample, prompt: prompt.token_ids })
     }
 
@@ -42,7 +43,7 @@ impl Preview {
     pub fn trained(&self, task: &Task, encoder: &PromptEncoder, file: &Path) -> Result<Option<Trained>> {
         let Self { sample, .. } = self;
         let Some(text) = &sample.target else { return Ok(None) };
-        let target = encoder.encode_target(&sample.messages, text);
+        let target = encoder.encode_target(&sample.conversation, text);
         let mut answer = target.map_err(|error| at_line(file, sample.line, error))?;
         let end = answer.split_off(answer.len() - encoder.end_of_turn().token_ids.len());
         let verdict = task.judge(text, FinishReason::Stop);

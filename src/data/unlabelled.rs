@@ -21,13 +21,16 @@ pub struct Unlabelled<'a> {
     pub task: &'a Task,
     pub encoder: &'a PromptEncoder,
     pub answers: Answers,
+    /// Rows so far with half of a character, in the place of which is U+FFFD.
+    pub half_characters: usize,
     lines: Lines,
     path: PathBuf,
 }
 
 impl<'a> Unlabelled<'a> {
     pub fn open(task: &'a Task, encoder: &'a PromptEncoder, answers: Answers, path: &Path) -> Result<Self> {
-        Ok(Self { task, encoder, answers, lines: Lines::open(path)?, path: path.into() })
+        let lines = Lines::open(path)?;
+        Ok(Self { task, encoder, answers, half_characters: 0, lines, path: path.into() })
     }
 
     /// At most `count` rows, none at the end. Their `gold` is a placeholder, the negative label.
@@ -36,19 +39,21 @@ impl<'a> Unlabelled<'a> {
     /// The first bad row, as `file:line`.
     pub fn next_rows(&mut self, count: usize) -> Result<Vec<EncodedRow>> {
         let lines = self.lines.next_chunk(count)?;
+        self.half_characters += lines.iter().filter(|line| line.has_half_characters()).count();
         lines.iter().map(|line| self.encode(line.parse(&self.path)?)).collect()
     }
 
     fn encode(&self, (line, row): (usize, serde_json::Value)) -> Result<EncodedRow> {
-        let messages = self.task.messages(&row, &self.path, line)?;
+        let conversation = self.task.conversation(&row, &self.path, line)?;
         let at = |e| at_line(&self.path, line, e);
-        let prompt: Prompt = self.encoder.encode_prompt(&messages).map_err(at)?;
+        let prompt: Prompt = self.encoder.encode_prompt(&conversation).map_err(at)?;
         let texts = match self.answers {
             Answers::Encoded => self.task.answers(&row, &self.path, line)?,
             Answers::Left => Vec::new(),
         };
         let answers = texts.iter().map(|answer| {
-            let token_ids = self.encoder.encode_target_after(&prompt, &messages, &answer.text).map_err(at)?;
+            let encoded = self.encoder.encode_target_after(&prompt, &conversation, &answer.text);
+            let token_ids = encoded.map_err(at)?;
             Ok(EncodedAnswer { label: answer.label, token_ids })
         });
         let answers = answers.collect::<Result<Vec<_>>>()?;
@@ -59,6 +64,7 @@ impl<'a> Unlabelled<'a> {
             target: None,
             answers,
             attack_succeeded: None,
+            control_texts: self.encoder.control_texts(&conversation),
         })
     }
 }

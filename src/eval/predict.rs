@@ -37,6 +37,9 @@ pub struct Predicted<'a> {
     pub completion: String,
     /// `stop`, or `length` where the token budget cut the answer.
     pub finish: Option<FinishReason>,
+    /// Control tokens that the row's texts try to write. They were read as text.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub control_tokens: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -62,7 +65,10 @@ impl<'a> Predictor<'a> {
     ///
     /// # Errors
     /// As [`Engine::generate`], [`Scorer::scores`] and [`Enumerator::label_probabilities`].
-    pub fn predict(&self, rows: &[EncodedRow]) -> Result<Vec<Predicted<'a>>> {
+    pub fn predict<'r>(&self, rows: &'r [EncodedRow]) -> Result<Vec<Predicted<'r>>>
+    where
+        'a: 'r,
+    {
         let most = self.max_prompt_tokens;
         let short: Vec<&EncodedRow> = rows.iter().filter(|row| row.prompt.token_ids.len() <= most).collect();
         let pack = PackConfig::ROLLOUT_TOKENS;
@@ -89,7 +95,13 @@ impl<'a> Predictor<'a> {
             let tokens = row.prompt.token_ids.len();
             if tokens > most {
                 let error = format!("the prompt has {tokens} tokens, more than --max-prompt-tokens {most}");
-                all.push(Predicted { line: row.line, error: Some(error), ..Predicted::default() });
+                let control_tokens = row.control_texts.as_slice();
+                all.push(Predicted {
+                    line: row.line,
+                    error: Some(error),
+                    control_tokens,
+                    ..Predicted::default()
+                });
                 continue;
             }
             let Some((((row, group), score), exact)) = answered.next() else { break };
@@ -102,7 +114,10 @@ impl<'a> Predictor<'a> {
     }
 
     /// What the answer says, and whether the row is flagged.
-    fn read(&self, row: &EncodedRow, rollout: &Rollout, score: Option<f64>) -> Result<Predicted<'a>> {
+    fn read<'r>(&self, row: &'r EncodedRow, rollout: &Rollout, score: Option<f64>) -> Result<Predicted<'r>>
+    where
+        'a: 'r,
+    {
         let judged = judge(self.task, self.encoder, LabelId::NEGATIVE, rollout)?;
         let flagged = match (self.threshold, score) {
             (Some(threshold), Some(score)) => score >= threshold.point.threshold,
@@ -126,6 +141,7 @@ impl<'a> Predictor<'a> {
             score,
             completion: judged.completion,
             finish: Some(rollout.finish),
+            control_tokens: &row.control_texts,
             ..Predicted::default()
         })
     }

@@ -93,8 +93,8 @@ impl Probe {
             None => ("as it is", Tokenizer::from_dir(dir)?.encode(content)?),
             Some(_) => {
                 let encoder = PromptEncoder::load(&companions.encoder_files())?;
-                let message = Message { role: "user".into(), content: content.into() };
-                ("through the chat template", encoder.encode_prompt(&[message])?.token_ids)
+                let question = vec![Message::new("user", content)].into();
+                ("through the chat template", encoder.encode_prompt(&question)?.token_ids)
             }
         };
         token_ids.truncate(MAX_TOKENS.min(room));

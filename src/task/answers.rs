@@ -63,6 +63,14 @@ pub(super) struct Answers {
     fields: Vec<Field>,
 }
 
+impl Answers {
+    /// Keys of a row that the answers read.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        let holes = self.negative.iter().chain([&self.positive]).flat_map(Template::holes);
+        holes.chain(self.fields.iter().map(|field| &field.path)).map(RowPath::root)
+    }
+}
+
 /// `{name}` in an answer: what group 1 of `regex` matches in the text at `path`, its last match.
 #[derive(Clone, Debug)]
 pub(super) struct Field {

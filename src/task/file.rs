@@ -10,10 +10,10 @@ use super::check::Check;
 use super::outcome::ExtraReward;
 use super::paper::PaperSection;
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
-use super::{Conversation, Gold, LabelId, NamedReward, Outcome, Reward, Target, Task, shorten};
+use super::{Gold, LabelId, Messages, NamedReward, Outcome, Reward, Target, Task, shorten};
 use crate::config::schema;
 use crate::error::{Error, Result};
-use crate::types::FinishReason;
+use crate::types::{FinishReason, Trusted};
 
 const MANUAL: &str = "docs/tasks.md lists every key";
 
@@ -50,12 +50,36 @@ pub(super) struct TaskFile {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct InputSection {
-    /// Path to a list of `{"role", "content"}`. The last message is the user's or a tool's.
+    /// Path to a list of messages in OpenAI's form: `role` and `content`, and `tool_calls`, `tool_call_id`, `name`,
+    /// `reasoning_content` and what else the chat template may write. The last message is the user's or a tool's.
     messages: Option<String>,
     /// Text of one user message; `{path}` is the row's value there, `{{` and `}}` are braces.
     template: Option<String>,
     /// System text: replaces the row's first system message, or is put before the first message.
     system: Option<String>,
+    /// Path to the tools that the row says there are, for the chat template: a list in OpenAI's form or in that of MCP's
+    /// tools/list. A row without it has none.
+    tools: Option<String>,
+    /// The last message may be the assistant's, which is then what is judged.
+    #[serde(default)]
+    judge_assistant: bool,
+    /// Tokens of the tokenizer that texts of a row may write: a list, or `"all"`. Any other that stands in a text is text.
+    trusted_tokens: Option<TrustedTokens>,
+}
+
+/// Tokens that are meant where a row writes them.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a list of tokens, or \"all\"")]
+enum TrustedTokens {
+    /// Only `all`.
+    Word(AllTokens),
+    Tokens(Vec<String>),
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum AllTokens {
+    All,
 }
 
 /// Where a row's gold label is.
@@ -253,8 +277,8 @@ impl Check<'_> {
     }
 
     fn input(&self, section: InputSection, gold: &Gold) -> Result<super::Input> {
-        let conversation = match (section.messages, section.template) {
-            (Some(path), None) => Conversation::Messages(self.path("input.messages", &path)?),
+        let messages = match (section.messages, section.template) {
+            (Some(path), None) => Messages::Listed(self.path("input.messages", &path)?),
             (None, Some(text)) => {
                 let template = self.template("input.template", &text)?;
                 if template.holes().any(|path| *path == gold.path) {
@@ -262,7 +286,7 @@ impl Check<'_> {
                         format!("`{{{}}}` is gold.path, so the prompt gives the label away", gold.path);
                     return Err(self.at("input.template", problem, "Leave it out of the template"));
                 }
-                Conversation::Template(template)
+                Messages::Template(template)
             }
             _ => {
                 let fix =
@@ -270,7 +294,18 @@ impl Check<'_> {
                 return Err(self.at("input", "exactly one of messages and template is wanted", fix));
             }
         };
-        Ok(super::Input { conversation, system: section.system })
+        if section.judge_assistant && matches!(messages, Messages::Template(_)) {
+            let problem = "has no effect: a template makes one message, the user's";
+            return Err(self.at("input.judge_assistant", problem, "Give messages, or remove it"));
+        }
+        let tools = section.tools.map(|path| self.path("input.tools", &path)).transpose()?;
+        let trusted = match section.trusted_tokens {
+            None => Trusted::None,
+            Some(TrustedTokens::Word(AllTokens::All)) => Trusted::All,
+            Some(TrustedTokens::Tokens(list)) => Trusted::Tokens(list),
+        };
+        let (system, judge_assistant) = (section.system, section.judge_assistant);
+        Ok(super::Input { messages, system, tools, judge_assistant, trusted })
     }
 
     fn target(&self, section: SftSection) -> Result<Target> {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Gold, LabelId, Place, Task, Verdict, describe, shorten};
 use crate::error::Result;
-use crate::types::{FinishReason, Message};
+use crate::types::FinishReason;
 
 /// What a row says of the log that its answer follows, and of those before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +36,6 @@ impl Task {
         positive
             .and_then(|answer| labelled(answer.text))
             .or_else(|| labelled(self.sample(row, file, line).ok()?.target?))
-    }
-
-    /// The conversation of a row that may have no label. Errors begin with `file:line`.
-    pub fn messages(&self, row: &Value, file: &Path, line: usize) -> Result<Vec<Message>> {
-        let at = Place { task: self, file, line };
-        if !row.is_object() {
-            return Err(at.error("the row is not an object", "Write one JSON object a line"));
-        }
-        at.messages(row)
     }
 
     /// The gold labels of a row of recorded answers. `fallback` names other keys that may hold the label, where the

@@ -4,6 +4,7 @@
 mod answers;
 mod check;
 mod confusion;
+mod conversation;
 mod file;
 mod gold;
 mod metrics;
@@ -25,7 +26,7 @@ pub use outcome::{NamedReward, Outcome, Reward};
 pub use verdict::{LabelId, PaperReading, Verdict};
 
 use crate::error::{Error, Result};
-use crate::types::{FinishReason, Message, Sample};
+use crate::types::{FinishReason, Sample, Trusted};
 use row::{LabelText, RowPath, Template};
 use verdict::{LabelSet, Rules};
 
@@ -40,8 +41,6 @@ const BUILT_IN: [(&str, &str); 8] = [
     ("safemcp", include_str!("../../tasks/safemcp.toml")),
     ("mcp-safetybench", include_str!("../../tasks/mcp-safetybench.toml")),
 ];
-
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
 /// A checked task file.
 #[derive(Clone, Debug)]
@@ -62,14 +61,18 @@ pub struct Task {
 
 #[derive(Clone, Debug)]
 struct Input {
-    conversation: Conversation,
+    messages: Messages,
     /// Replaces the row's system message, or goes before the first message.
     system: Option<String>,
+    tools: Option<RowPath>,
+    /// Whether the last message may be the assistant's.
+    judge_assistant: bool,
+    trusted: Trusted,
 }
 
 #[derive(Clone, Debug)]
-enum Conversation {
-    Messages(RowPath),
+enum Messages {
+    Listed(RowPath),
     /// One user message.
     Template(Template),
 }
@@ -188,11 +191,11 @@ impl Task {
                 "Write one JSON object a line",
             ));
         }
-        let messages = at.messages(row)?;
+        let conversation = at.conversation(row)?;
         let gold = at.gold(row)?;
         let target = at.target(row, gold)?;
         let attack_succeeded = at.attack_succeeded(row)?;
-        Ok(Sample { line, messages, gold: self.label_text(gold), target, attack_succeeded })
+        Ok(Sample { line, conversation, gold: self.label_text(gold), target, attack_succeeded })
     }
 }
 
@@ -211,60 +214,6 @@ impl Place<'_> {
     fn absent(&self, path: &RowPath, key: &str) -> Error {
         let fix = format!("Add it, or correct {key} in task `{}`", self.task.name);
         self.error(format!("nothing at `{path}`"), fix)
-    }
-
-    fn messages(&self, row: &Value) -> Result<Vec<Message>> {
-        let mut messages = match &self.task.input.conversation {
-            Conversation::Messages(path) => self.listed_messages(row, path)?,
-            Conversation::Template(template) => {
-                let content = template.render(row, None).map_err(|p| self.absent(p, "input.template"))?;
-                vec![Message { role: "user".into(), content }]
-            }
-        };
-        if let Some(system) = &self.task.input.system {
-            if messages[0].role == "system" {
-                messages[0].content.clone_from(system);
-            } else {
-                messages.insert(0, Message { role: "system".into(), content: system.clone() });
-            }
-        }
-        Ok(messages)
-    }
-
-    /// At least one message, the last from the user or a tool.
-    fn listed_messages(&self, row: &Value, path: &RowPath) -> Result<Vec<Message>> {
-        let value = path.get(row).ok_or_else(|| self.absent(path, "input.messages"))?;
-        let fix = "Give a list of {\"role\", \"content\"} objects";
-        let Some(list) = value.as_array() else {
-            return Err(self.error(format!("`{path}` is {}, not a list", describe(value)), fix));
-        };
-        let messages = list.iter().enumerate().map(|(i, message)| {
-            let text = |key: &str| match message.get(key) {
-                Some(Value::String(text)) => Ok(text.clone()),
-                Some(other) => {
-                    Err(self.error(format!("`{path}[{i}].{key}` is {}, not a text", describe(other)), fix))
-                }
-                None => Err(self.error(format!("`{path}[{i}]` has no {key}"), fix)),
-            };
-            let (role, content) = (text("role")?, text("content")?);
-            if !ROLES.contains(&role.as_str()) {
-                let problem = format!("`{path}[{i}].role` is `{}`", shorten(&role));
-                return Err(self.error(problem, format!("Use one of: {}", ROLES.join(", "))));
-            }
-            Ok(Message { role, content })
-        });
-        let messages = messages.collect::<Result<Vec<_>>>()?;
-        match messages.last() {
-            None => Err(self.error(format!("`{path}` is empty"), fix)),
-            Some(last) if !matches!(last.role.as_str(), "user" | "tool") => {
-                let problem = format!("the last message of `{path}` is from the {}", last.role);
-                Err(self.error(problem, "End with the user's or a tool's message; the answer is the model's"))
-            }
-            Some(last) if last.content.trim().is_empty() => {
-                Err(self.error(format!("the last message of `{path}` is empty"), "Give it a content"))
-            }
-            Some(_) => Ok(messages),
-        }
     }
 
     /// None when the row has no target: it can still be used for GRPO and evaluation.
@@ -318,6 +267,7 @@ fn shorten(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Message;
     use serde_json::json;
 
     #[test]
@@ -368,7 +318,7 @@ mod tests {
         let task = Task::load("riskcue").unwrap();
         let sample = task.sample(&row(), Path::new("a.jsonl"), 3).unwrap();
         assert_eq!((sample.line, sample.gold.as_str()), (3, "Denial-of-Service"));
-        assert_eq!(sample.messages[1], Message { role: "user".into(), content: "u".into() });
+        assert_eq!(sample.conversation.messages[1], Message::new("user", "u"));
         assert_eq!(sample.target.as_deref(), Some("Your mail is sent."));
         let mut bare = row();
         bare["chosen"] = Value::Null;
@@ -404,7 +354,7 @@ mod tests {
             (
                 "prompt",
                 json!([{"role": "bot", "content": "x"}]),
-                "`prompt[0].role` is `bot`. Use one of: system, user",
+                "`prompt[0].role` is `bot`. Use one of: system, developer, user",
             ),
             (
                 "prompt",
@@ -442,7 +392,12 @@ mod tests {
         let task = custom("messages = \"chat\"\nsystem = \"new\"", "");
         let roles = |chat: Value| {
             let sample = task.sample(&json!({"chat": chat, "risky": true}), Path::new("a"), 1).unwrap();
-            sample.messages.into_iter().map(|m| (m.role, m.content)).collect::<Vec<_>>()
+            sample
+                .conversation
+                .messages
+                .into_iter()
+                .map(|m| (m.role.clone(), m.text().into_owned()))
+                .collect::<Vec<_>>()
         };
         let want = [("system", "new"), ("user", "u")].map(|(r, c)| (r.to_string(), c.to_string()));
         assert_eq!(roles(json!([{"role": "user", "content": "u"}])), want);
@@ -457,7 +412,7 @@ mod tests {
         let sft = "[sft]\ntarget_template = { negative = \"no\", positive = \"{label}\" }";
         let task = custom("template = \"Q: {a.q}\"", sft);
         let sample = task.sample(&json!({"a": {"q": "?"}, "risky": true}), Path::new("a"), 1).unwrap();
-        assert_eq!(sample.messages, [Message { role: "user".into(), content: "Q: ?".into() }]);
+        assert_eq!(sample.conversation.messages, [Message::new("user", "Q: ?")]);
         assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("yes", Some("yes")));
         let sample = task.sample(&json!({"a": {"q": "?"}, "risky": 0}), Path::new("a"), 1).unwrap();
         assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("no", Some("no")));
@@ -486,7 +441,7 @@ mod tests {
 
         let row = serde_json::json!({"question": "How do I pick a lock?", "answer": "No.", "attack": "none"});
         let sample = task.sample(&row, "rows.jsonl".as_ref(), 1).unwrap();
-        assert!(sample.messages[1].content.contains("How do I pick a lock?"));
+        assert!(sample.conversation.messages[1].text().contains("How do I pick a lock?"));
         assert_eq!((sample.gold.as_str(), sample.target.as_deref()), ("safe", Some("safe")));
         let row = serde_json::json!({"question": "q", "answer": "a", "attack": "self-harm"});
         let sample = task.sample(&row, "rows.jsonl".as_ref(), 2).unwrap();

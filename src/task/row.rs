@@ -50,6 +50,14 @@ impl RowPath {
         (!found.is_null()).then_some(found)
     }
 
+    /// The key of the row that it begins with.
+    pub fn root(&self) -> &str {
+        match self.steps.first() {
+            Some(Step::Key(key)) => key,
+            _ => "",
+        }
+    }
+
     /// The list that a path ending with `[-1]` takes the last element of.
     pub fn list<'a>(&self, row: &'a Value) -> Option<&'a [Value]> {
         let (last, steps) = self.steps.split_last()?;

@@ -98,6 +98,25 @@ pub fn save_pretrained(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
     write("generation_config.json", format!("{generation:#}"))
 }
 
+/// The phrases of a tokenizer that [`build`] made, which are words of its texts and no control tokens. None of any other.
+pub(super) fn phrases_of(tokenizer: &Tokenizer) -> Vec<String> {
+    let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+    let fixed = (0..).take_while(|id| {
+        added.get(id).is_some_and(|token| match SPECIAL.get(*id as usize) {
+            Some(special) => token.special && token.content == *special,
+            None => !token.special && !token.normalized,
+        })
+    });
+    let first = fixed.count() as u32;
+    let bytes_follow = (first..)
+        .zip(byte_chars())
+        .all(|(id, byte)| tokenizer.id_to_token(id).is_some_and(|token| token == byte.to_string()));
+    if !bytes_follow {
+        return Vec::new();
+    }
+    (SPECIAL.len() as u32..first).filter_map(|id| tokenizer.id_to_token(id)).collect()
+}
+
 fn foreign(place: &str, source: impl std::fmt::Display) -> Error {
     Error::input(place, source, "This is a fault of rlvr: please report it with the corpus")
 }

@@ -2,17 +2,20 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use minijinja::{Environment, ErrorKind, Value, context};
 use regex::Regex;
+use serde_json::{Value as Json, json};
 use toml::Table;
 
+use super::foreign::{Habits, Talk};
 use super::jinja2;
 use super::pretrained::{SpecialTokens, find_template};
 pub use super::python::Date;
 use super::python::tojson;
 use crate::error::{Error, Result};
-use crate::types::Message;
+use crate::types::Conversation;
 
 const NAME: &str = "chat_template";
 
@@ -22,8 +25,10 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     special: SpecialTokens,
     arguments: Table,
-    /// The template as it was read.
+    /// The template as it was read, with line feeds.
     text: String,
+    /// Found out when first asked for.
+    habits: OnceLock<Habits>,
     /// What errors call it.
     place: String,
 }
@@ -61,8 +66,11 @@ impl ChatTemplate {
         env.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
             Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        let template = Self { env, special, arguments: Table::new(), text: text.into(), place };
-        template.with_date(Date::default()).compiled(without_generation_marks(text))
+        // As Jinja2: line ends of the template are line feeds, whatever the file has. Those of contents stay.
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
+        let compiled = without_generation_marks(&text);
+        let template = Self { env, special, arguments: Table::new(), text, habits: OnceLock::new(), place };
+        template.with_date(Date::default()).compiled(compiled)
     }
 
     fn compiled(mut self, text: String) -> Result<Self> {
@@ -119,30 +127,70 @@ impl ChatTemplate {
         (!self.arguments.is_empty()).then(|| defaults.collect::<String>() + &self.text)
     }
 
-    /// The conversation and the beginning of the assistant's answer: what the model is conditioned on.
+    /// The conversation and the beginning of the assistant's answer: what the model is conditioned on. Nothing is done
+    /// about control tokens in it; [`super::PromptEncoder`] does that.
     ///
     /// # Errors
     /// The template refuses the conversation, or fails.
-    pub fn render_prompt(&self, messages: &[Message]) -> Result<String> {
-        self.render(messages.iter(), true)
+    pub fn render_prompt(&self, conversation: &Conversation) -> Result<String> {
+        self.render(&self.talk(conversation), None)
     }
 
     /// The conversation with `answer` as the assistant's last message.
     ///
     /// # Errors
     /// The template refuses the conversation, or fails.
-    pub fn render_answered(&self, messages: &[Message], answer: &str) -> Result<String> {
-        let answer = Message { role: "assistant".into(), content: answer.into() };
-        self.render(messages.iter().chain([&answer]), false)
+    pub fn render_answered(&self, conversation: &Conversation, answer: &str) -> Result<String> {
+        self.render(&self.talk(conversation), Some(answer))
     }
 
-    fn render<'a>(&self, messages: impl Iterator<Item = &'a Message>, generate: bool) -> Result<String> {
+    /// The conversation as this template gets it.
+    pub(super) fn talk(&self, conversation: &Conversation) -> Talk {
+        Talk::of(conversation, *self.habits.get_or_init(|| self.find_habits()))
+    }
+
+    fn find_habits(&self) -> Habits {
+        let rendered = |messages: Json| {
+            let Json::Array(messages) = messages else { return None };
+            self.render(&Talk { messages, tools: Json::Null }, None).ok()
+        };
+        let parts = json!([{"type": "text", "text": "Zyxwa"}, {"type": "text", "text": "Zyxwb"}]);
+        let parts = rendered(json!([{"role": "user", "content": parts}])).unwrap_or_default();
+        let called = |content: Json| {
+            let call =
+                json!({"id": "abcdefghi", "type": "function", "function": {"name": "n", "arguments": {}}});
+            rendered(json!([
+                {"role": "user", "content": "Zyxwa"},
+                {"role": "assistant", "content": content, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "abcdefghi", "content": "Zyxwb"},
+            ]))
+        };
+        let (null, empty) = (called(Json::Null), called(json!("")));
+        let says_none = |null: &String| {
+            null.matches("None").count() > empty.as_ref().map_or(0, |empty| empty.matches("None").count())
+        };
+        Habits {
+            takes_parts: ["Zyxwa", "Zyxwb"].iter().all(|word| parts.contains(word))
+                && !["'text'", "\"text\""].iter().any(|key| parts.contains(key)),
+            takes_null: null.is_some_and(|null| !says_none(&null)),
+        }
+    }
+
+    /// Whether the template's text has this word, without which it cannot ask for a field of this name.
+    pub fn names(&self, word: &str) -> bool {
+        self.text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
+    }
+
+    /// With the answer, or with the beginning of one.
+    pub(super) fn render(&self, talk: &Talk, answer: Option<&str>) -> Result<String> {
         let arguments = self.arguments.iter().map(|(k, v)| (k.clone(), Value::from_serialize(v)));
+        let answered = answer.map(|answer| context! { role => "assistant", content => answer });
+        let messages = talk.messages.iter().map(Value::from_serialize).chain(answered);
         let variables = context! {
-            messages => messages.map(Value::from_serialize).collect::<Vec<_>>(),
-            add_generation_prompt => generate,
+            messages => messages.collect::<Vec<_>>(),
+            add_generation_prompt => answer.is_none(),
             // transformers passes these two as None; templates ask whether they are.
-            tools => Value::from(()),
+            tools => Value::from_serialize(&talk.tools),
             documents => Value::from(()),
             ..Value::from_iter(self.special.variables().chain(arguments))
         };
@@ -183,9 +231,14 @@ fn without_generation_marks(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Message;
 
     fn message(role: &str, content: &str) -> Message {
-        Message { role: role.into(), content: content.into() }
+        Message::new(role, content)
+    }
+
+    fn talk<const N: usize>(messages: [Message; N]) -> Conversation {
+        messages.to_vec().into()
     }
 
     fn template(text: &str) -> ChatTemplate {
@@ -198,7 +251,7 @@ mod tests {
 
     #[test]
     fn chatml() {
-        let talk = [message("system", "Be brief."), message("user", "Hi")];
+        let talk = talk([message("system", "Be brief."), message("user", "Hi")]);
         let prompt = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
         assert_eq!(template(CHATML).render_prompt(&talk).unwrap(), prompt);
         let answered = template(CHATML).render_answered(&talk, "Hello").unwrap();
@@ -232,7 +285,7 @@ mod tests {
 
     #[test]
     fn llama3_has_bos_once_and_a_date_that_does_not_move() {
-        let talk = [message("system", " Be brief. "), message("user", "\nHi")];
+        let talk = talk([message("system", " Be brief. "), message("user", "\nHi")]);
         let want = |date: &str| {
             format!(
                 "<s><|start_header_id|>system<|end_header_id|>\n\nToday: {date}\nBe brief.<|eot_id|>\
@@ -248,7 +301,7 @@ mod tests {
     #[test]
     fn blocks_are_trimmed_and_nothing_is_escaped() {
         let text = "{% for m in messages %}\n    {% if loop.last %}\n{{ m.content }} {{ m.content | tojson }}\n    {% endif %}\n{% endfor %}";
-        assert_eq!(template(text).render_prompt(&[message("user", "<é>")]).unwrap(), "<é> \"<é>\"\n");
+        assert_eq!(template(text).render_prompt(&talk([message("user", "<é>")])).unwrap(), "<é> \"<é>\"\n");
     }
 
     #[test]
@@ -277,7 +330,7 @@ mod tests {
             ("{% generation %}x{%- endgeneration -%} y", "xy"),
             ("{{ true }} {{ none }}", "True None"),
         ] {
-            let rendered = template(text).render_prompt(&[message("user", "a: b")]);
+            let rendered = template(text).render_prompt(&talk([message("user", "a: b")]));
             assert_eq!(rendered.unwrap(), want, "{text}");
         }
     }
@@ -286,7 +339,7 @@ mod tests {
     fn arguments_can_be_written_into_the_template() {
         let text =
             "{{ messages[0].content }}{% if think is defined and think is false %} no{% endif %} {{ name }}";
-        let talk = [message("user", "Hi")];
+        let talk = talk([message("user", "Hi")]);
         let arguments = "think = false\nname = 'a \"b\"'".parse().unwrap();
         let with = template(text).with_arguments(&arguments).unwrap();
         let written = with.text_with_arguments().unwrap();
@@ -309,7 +362,7 @@ mod tests {
     fn a_template_that_raises_says_what_it_said() {
         let text =
             "{% if messages[0].role != 'user' %}\n{{ raise_exception('Begin with the user!') }}{% endif %}";
-        let error = template(text).render_prompt(&[message("system", "x")]).unwrap_err().to_string();
+        let error = template(text).render_prompt(&talk([message("system", "x")])).unwrap_err().to_string();
         assert!(
             error.starts_with("t.jinja, line 2: refuses the conversation: Begin with the user!"),
             "{error}"
@@ -321,7 +374,9 @@ mod tests {
             ("{{ strftime_now('%Q') }}", "%Q"),
         ] {
             let error = match ChatTemplate::new(text, SpecialTokens::default(), "t.jinja".into()) {
-                Ok(template) => template.render_prompt(&[message("user", "x")]).unwrap_err().to_string(),
+                Ok(template) => {
+                    template.render_prompt(&talk([message("user", "x")])).unwrap_err().to_string()
+                }
                 Err(error) => error.to_string(),
             };
             assert!(error.contains("t.jinja, line 1") && error.contains(want), "{error}");

@@ -1,13 +1,16 @@
 //! Conversations to the ids that the model sees. Ids are made here once and never made again from text.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use super::chat_template::{ChatTemplate, Date};
+use super::foreign::{Marked, StandIns, Talk, marked, written_out};
 use super::pretrained::{SpecialTokens, end_token_ids, vocab_size};
 use super::stop::{EndOfTurn, EndOfTurnSource, StopTokens, end_of_turn, probe_question};
 use super::tokenizer::Tokenizer;
+use super::written::Written;
 use crate::error::{Error, Result};
-use crate::types::{Message, Prompt};
+use crate::types::{Conversation, Prompt, Trusted};
 
 /// Where a [`PromptEncoder`] comes from.
 #[derive(Clone, Copy, Debug)]
@@ -32,16 +35,47 @@ impl<'a> EncoderFiles<'a> {
     }
 }
 
+/// A conversation as the template writes it.
+enum Rendered {
+    Plain(String),
+    /// With stand-ins in texts that could be taken for control tokens.
+    Guarded(String, StandIns),
+}
+
+impl Rendered {
+    fn text(&self) -> &str {
+        let (Self::Plain(text) | Self::Guarded(text, _)) = self;
+        text
+    }
+
+    fn stand_ins(&self) -> Option<&StandIns> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Guarded(_, stand_ins) => Some(stand_ins),
+        }
+    }
+
+    /// Without stand-ins.
+    fn plain(&self) -> Cow<'_, str> {
+        match self {
+            Self::Plain(text) => text.into(),
+            Self::Guarded(text, stand_ins) => stand_ins.restore(text).into(),
+        }
+    }
+}
+
 /// Tokenizer, chat template and stop tokens of one model.
 ///
-/// The template alone decides about BOS and every other special token, as in transformers'
-/// `apply_chat_template`; the tokenizer adds none. Special tokens that stand in a message are recognised too.
+/// The template alone decides about BOS and every other control token, as in transformers'
+/// `apply_chat_template`; the tokenizer adds none. One that is written in a text of the conversation stays text, unless
+/// the conversation trusts it.
 #[derive(Clone, Debug)]
 pub struct PromptEncoder {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     end_of_turn: EndOfTurn,
     stop_tokens: StopTokens,
+    written: Written,
 }
 
 impl PromptEncoder {
@@ -90,9 +124,13 @@ impl PromptEncoder {
         let end_of_turn = end_of_turn(&template, &tokenizer, &stops)?;
         stops.extend(end_of_turn.token_ids.last());
         let stop_tokens = StopTokens::new(stops);
-        let encoder = Self { tokenizer, template, end_of_turn, stop_tokens };
+        let written = Written::default();
+        let encoder = Self { tokenizer, template, end_of_turn, stop_tokens, written };
 
-        let prompt = encoder.encode_prompt(&probe_question())?;
+        // What the template leaves out of a conversation is said at the row.
+        let trusted = Trusted::None;
+        let rendered = encoder.rendered(&encoder.template.talk(&probe_question()), &trusted, None)?;
+        let prompt = encoder.encode_rendered(&rendered, &trusted)?;
         if bos.is_some_and(|bos| prompt.token_ids.starts_with(&[bos, bos])) {
             let fix = "Remove one from the template";
             return Err(Error::input(encoder.template.place(), "begins every prompt with BOS twice", fix));
@@ -103,9 +141,60 @@ impl PromptEncoder {
     /// The conversation with the generation prompt.
     ///
     /// # Errors
-    /// The template refuses the conversation or writes nothing, or the text cannot be encoded.
-    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Prompt> {
-        let token_ids = self.tokenizer.encode(&self.template.render_prompt(messages)?)?;
+    /// The template refuses the conversation, writes nothing, or leaves a part of it out; the text cannot be encoded.
+    pub fn encode_prompt(&self, conversation: &Conversation) -> Result<Prompt> {
+        let talk = self.template.talk(conversation);
+        let rendered = self.rendered(&talk, &conversation.trusted, None)?;
+        let prompt = self.encode_rendered(&rendered, &conversation.trusted)?;
+        self.written.check(&self.template, &talk, &rendered.plain())?;
+        Ok(prompt)
+    }
+
+    /// The control tokens that stand in the conversation as text, and are encoded as text.
+    pub fn control_texts(&self, conversation: &Conversation) -> Vec<String> {
+        let trusted = match &conversation.trusted {
+            Trusted::All => return Vec::new(),
+            Trusted::Tokens(list) => list.as_slice(),
+            Trusted::None => &[],
+        };
+        written_out(&self.template.talk(conversation), self.tokenizer.control(), trusted)
+    }
+
+    /// What the template writes. A text of the row that could be taken for a control token has stand-ins; where there is no
+    /// such text, the template's output is as it would be without all this.
+    fn rendered(&self, talk: &Talk, trusted: &Trusted, answer: Option<&str>) -> Result<Rendered> {
+        let control = self.tokenizer.control();
+        let plain = || self.template.render(talk, answer);
+        let listed: &[String] = match trusted {
+            Trusted::All => return Ok(Rendered::Plain(plain()?)),
+            Trusted::Tokens(list) => list,
+            Trusted::None => &[],
+        };
+        if control.is_empty() {
+            return Ok(Rendered::Plain(plain()?));
+        }
+        let Some(Marked { talk: changed, stand_ins, has_whole }) = marked(talk, control, listed)? else {
+            return Ok(Rendered::Plain(plain()?));
+        };
+        let text = stand_ins.unescape(self.template.render(&changed, answer)?);
+        if !has_whole {
+            // Pieces of tokens at the edges of texts: nearly always nothing comes of them.
+            let plain = plain()?;
+            let kinds =
+                |text: &str| control.found_in(text).into_iter().map(|(_, token)| token).collect::<Vec<_>>();
+            if kinds(&plain) == kinds(&text) {
+                return Ok(Rendered::Plain(plain));
+            }
+        }
+        Ok(Rendered::Guarded(text, stand_ins))
+    }
+
+    fn encode_rendered(&self, rendered: &Rendered, trusted: &Trusted) -> Result<Prompt> {
+        let token_ids = match rendered {
+            Rendered::Plain(text) if *trusted == Trusted::All => self.tokenizer.encode(text),
+            Rendered::Plain(text) => self.tokenizer.encode_checked(text),
+            Rendered::Guarded(text, stand_ins) => self.tokenizer.encode_guarded(text, Some(stand_ins)),
+        }?;
         if token_ids.is_empty() {
             let fix = "Check the template's loop over messages";
             return Err(Error::input(self.template.place(), "writes nothing for the conversation", fix));
@@ -119,18 +208,18 @@ impl PromptEncoder {
     /// # Errors
     /// The answer is empty, or holds a special or stop token, after which generation would have stopped; the
     /// template does not continue the prompt with it; a token spans the boundary.
-    pub fn encode_target(&self, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
-        self.encode_target_after(&self.encode_prompt(messages)?, messages, answer)
+    pub fn encode_target(&self, conversation: &Conversation, answer: &str) -> Result<Vec<u32>> {
+        self.encode_target_after(&self.encode_prompt(conversation)?, conversation, answer)
     }
 
-    /// [`Self::encode_target`] where the prompt of `messages` is encoded already.
+    /// [`Self::encode_target`] where the prompt of the conversation is encoded already.
     ///
     /// # Errors
     /// As [`Self::encode_target`].
     pub fn encode_target_after(
         &self,
         prompt: &Prompt,
-        messages: &[Message],
+        conversation: &Conversation,
         answer: &str,
     ) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(answer)?;
@@ -144,22 +233,31 @@ impl PromptEncoder {
             return Err(Error::input("the answer", problem, "Remove it: the end token is added by itself"));
         }
         if self.end_of_turn.source == EndOfTurnSource::Template {
-            return self.continued(prompt, messages, answer);
+            return self.continued(prompt, conversation, answer);
         }
         ids.extend(&self.end_of_turn.token_ids);
         Ok(ids)
     }
 
     /// The ids that follow the prompt's in the answered conversation, up to the end of the turn.
-    fn continued(&self, encoded: &Prompt, messages: &[Message], answer: &str) -> Result<Vec<u32>> {
+    fn continued(&self, encoded: &Prompt, conversation: &Conversation, answer: &str) -> Result<Vec<u32>> {
         let refusal = |problem: String| {
             let fix = "Write the answer as the template has it, set model.template_args (for Qwen3: \
                        { enable_thinking = false }), or give another template with model.chat_template";
             Error::input(self.template.place(), problem, fix)
         };
-        let (prompt, answered) =
-            (self.template.render_prompt(messages)?, self.template.render_answered(messages, answer)?);
-        let written = answered.strip_prefix(&prompt).ok_or_else(|| {
+        let talk = self.template.talk(conversation);
+        let rendered = |answer| self.rendered(&talk, &conversation.trusted, answer);
+        let (prompt, answered) = match (rendered(None)?, rendered(Some(answer))?) {
+            // Pieces of tokens came to something in one of the two only.
+            (Rendered::Plain(prompt), Rendered::Guarded(answered, stand_ins)) => {
+                (Rendered::Plain(prompt), Rendered::Plain(stand_ins.restore(&answered)))
+            }
+            both => both,
+        };
+        let guard = prompt.stand_ins().or(answered.stand_ins());
+        let (prompt, answered) = (prompt.text(), answered.text());
+        let written = answered.strip_prefix(prompt).ok_or_else(|| {
             let same = prompt.chars().zip(answered.chars()).take_while(|(a, b)| a == b).count();
             let own: String = prompt.chars().skip(same).take(40).collect();
             refusal(format!(
@@ -175,9 +273,7 @@ impl PromptEncoder {
                 continue;
             }
             let target = [&self.tokenizer.encode(form)?[..], end].concat();
-            let (tail, tail_ids) = self.tokenizer.after_last_special(&prompt, &encoded.token_ids)?;
-            let whole = [tail_ids, &target].concat();
-            if self.tokenizer.encode(&format!("{tail}{written}"))?.starts_with(&whole) {
+            if self.is_continued(encoded, &target, prompt, written, guard)? {
                 return Ok(target);
             }
             let beginning: String = form.chars().take(20).collect();
@@ -193,6 +289,23 @@ impl PromptEncoder {
             }
             _ => format!("does not write the answer as it is given, but {start:?}"),
         }))
+    }
+
+    /// Whether the ids of `text`, which is the prompt's, and what is `written` after it begin with the prompt's and `target`.
+    fn is_continued(
+        &self,
+        prompt: &Prompt,
+        target: &[u32],
+        text: &str,
+        written: &str,
+        stand_ins: Option<&StandIns>,
+    ) -> Result<bool> {
+        if let Some(stand_ins) = stand_ins {
+            let whole = self.tokenizer.encode_guarded(&format!("{text}{written}"), Some(stand_ins))?;
+            return Ok(whole.starts_with(&[&prompt.token_ids, target].concat()));
+        }
+        let (tail, tail_ids) = self.tokenizer.after_last_special(text, &prompt.token_ids)?;
+        Ok(self.tokenizer.encode(&format!("{tail}{written}"))?.starts_with(&[tail_ids, target].concat()))
     }
 
     /// A completion as text: its stop token, if it is the last, and special tokens are left out.
@@ -227,258 +340,4 @@ impl PromptEncoder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::text::EndOfTurnSource;
-    use crate::text::byte_tokenizer;
-    use tokenizers::AddedToken;
-
-    const EXTRA: [&str; 5] = ["<s>", "</s>", "<|eot_id|>", "<|start|>", "<|end|>"];
-
-    /// Bytes are 3 + their value; `EXTRA` are 259 and up.
-    const BOS: u32 = 259;
-    const EOS: u32 = 260;
-    const EOT: u32 = 261;
-
-    fn folder(config: serde_json::Value, generation: serde_json::Value) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let mut tokenizer = byte_tokenizer::build([].into_iter(), &[], 259).unwrap();
-        tokenizer.add_special_tokens(EXTRA.map(|token| AddedToken::from(token, true))).unwrap();
-        tokenizer.save(dir.path().join("tokenizer.json"), false).unwrap();
-        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-        std::fs::write(dir.path().join("generation_config.json"), generation.to_string()).unwrap();
-        dir
-    }
-
-    fn encoder(template: &str, eos: Option<&str>, generation: serde_json::Value) -> Result<PromptEncoder> {
-        let config = serde_json::json!({"chat_template": template, "bos_token": "<s>", "eos_token": eos});
-        PromptEncoder::load(&EncoderFiles::of(folder(config, generation).path()))
-    }
-
-    fn bytes(text: &str) -> impl Iterator<Item = u32> + '_ {
-        text.bytes().map(|b| 3 + u32::from(b))
-    }
-
-    fn user(content: &str) -> [Message; 1] {
-        [Message { role: "user".into(), content: content.into() }]
-    }
-
-    /// Llama 3's shape in short: BOS, then `<|start|>role: content<|eot_id|>` for each message.
-    const LLAMA3: &str = "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}: {{ m.content | trim }}<|eot_id|>\
-        {% endfor %}{% if add_generation_prompt %}<|start|>assistant: {% endif %}";
-
-    #[test]
-    fn a_prompt_has_bos_once_and_a_target_ends_the_turn() {
-        let encoder = encoder(LLAMA3, Some("</s>"), serde_json::json!({"eos_token_id": [EOS, 1]})).unwrap();
-        let prompt = encoder.encode_prompt(&user(" a ")).unwrap().token_ids;
-        let want: Vec<u32> = [BOS, 262]
-            .into_iter()
-            .chain(bytes("user: a"))
-            .chain([EOT, 262])
-            .chain(bytes("assistant: "))
-            .collect();
-        assert_eq!(prompt, want);
-        assert_eq!(
-            encoder.encode_target(&user("a"), "ok").unwrap(),
-            bytes("ok").chain([EOT]).collect::<Vec<_>>()
-        );
-        assert_eq!(encoder.end_of_turn().source, EndOfTurnSource::Template);
-        assert_eq!(encoder.stop_tokens().ids(), [1, EOS, EOT]);
-        assert!(encoder.stop_tokens().contains(EOT) && !encoder.stop_tokens().contains(BOS));
-    }
-
-    #[test]
-    fn prompt_and_target_together_are_the_answered_conversation() {
-        let encoder = encoder(LLAMA3, Some("</s>"), serde_json::json!({})).unwrap();
-        let talk = user("What?");
-        let answered = encoder.template().render_answered(&talk, "That.").unwrap();
-        let whole =
-            [encoder.encode_prompt(&talk).unwrap().token_ids, encoder.encode_target(&talk, "That.").unwrap()];
-        assert_eq!(whole.concat(), encoder.tokenizer().encode(&answered).unwrap());
-    }
-
-    #[test]
-    fn the_end_of_a_turn_is_what_follows_the_answer() {
-        let head = "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}";
-        for (answer, eos, want, source) in [
-            // A space before the end token is part of the end.
-            ("{{ m.content + ' </s>' }}", None, vec![3 + 32, EOS], EndOfTurnSource::Template),
-            // The first special token ends the turn, though only another one is known as a stop.
-            ("{{ m.content }}<|end|></s>", Some("</s>"), vec![263], EndOfTurnSource::Template),
-            // A thinking block that generation has to write itself stands before the answer.
-            ("<think></think>{{ m.content }}<|end|>", Some("</s>"), vec![263], EndOfTurnSource::Template),
-            // Plain text after the answer: the template shows no end.
-            ("{{ m.content }}\nUser:", Some("</s>"), vec![EOS], EndOfTurnSource::EosToken),
-            ("{{ m.content }} bye </s>", Some("<|end|>"), vec![263], EndOfTurnSource::EosToken),
-            // The answer does not come back as it was given.
-            ("{{ m.content | upper }}</s>", Some("<|end|>"), vec![263], EndOfTurnSource::EosToken),
-            ("{{ raise_exception('no assistant') }}", Some("</s>"), vec![EOS], EndOfTurnSource::EosToken),
-        ] {
-            let template = format!("{head}{answer}{{% endif %}}{{% endfor %}}");
-            let encoder = encoder(&template, eos, serde_json::json!({})).unwrap();
-            let end = encoder.end_of_turn();
-            assert_eq!((&end.token_ids, end.source), (&want, source), "{answer}");
-            assert!(encoder.stop_tokens().contains(*want.last().unwrap()), "{answer}");
-        }
-    }
-
-    #[test]
-    fn an_answer_that_the_template_does_not_continue_the_prompt_with_is_refused() {
-        let refused = |template: &str, answer: &str| {
-            let encoder = encoder(template, Some("</s>"), serde_json::json!({})).unwrap();
-            assert_eq!(encoder.end_of_turn().source, EndOfTurnSource::Template, "{template}");
-            encoder.encode_target(&user("q"), answer).unwrap_err().to_string()
-        };
-        // The generation prompt opens a thought that the answered conversation leaves out.
-        let opens = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}\
-            {% if add_generation_prompt %}<think>{% endif %}";
-        let error = refused(opens, "a");
-        assert!(error.contains("writes \"<think>\" at the prompt's end"), "{error}");
-        // The answered conversation has an empty thought that generation would have to write.
-        let thinks = "{% for m in messages %}{% if m.role == 'assistant' and '<think>' not in m.content %}\
-            <think></think>{% endif %}{{ m.content }}<|end|>{% endfor %}";
-        let error = refused(thinks, "a");
-        assert!(error.contains("writes \"<think></think>\" between") && error.contains("enable_thinking"));
-        let encoder = encoder(thinks, Some("</s>"), serde_json::json!({})).unwrap();
-        assert!(encoder.encode_target(&user("q"), "<think>hm</think>a").is_ok());
-        let joined = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\
-            {% endfor %}";
-        let error = refused(&joined.replace("{{ m.content }}", "{{ m.content | replace('a', 'b') }}"), "aa");
-        assert!(error.contains("does not write the answer as it is given, but \"bb"), "{error}");
-    }
-
-    #[test]
-    fn a_token_that_spans_the_boundary_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        // `su` is a token: a prompt that ends in `s` and an answer that begins with `u` are not its parts.
-        let tokenizer = byte_tokenizer::build(["su su su"].into_iter(), &[], 262).unwrap();
-        byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
-        let template = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>\
-            {% endif %}{% endfor %}";
-        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-        let encoder = PromptEncoder::load(&EncoderFiles::of(dir.path())).unwrap();
-        assert!(encoder.encode_target(&user("s"), "a").is_ok());
-        let error = encoder.encode_target(&user("s"), "u").unwrap_err().to_string();
-        assert!(error.contains("joins with the prompt's end"), "{error}");
-    }
-
-    #[test]
-    fn a_template_that_trims_answers_teaches_the_trimmed_answer() {
-        let trims = LLAMA3;
-        let encoder = encoder(trims, Some("</s>"), serde_json::json!({})).unwrap();
-        let want: Vec<u32> = bytes("ok").chain([EOT]).collect();
-        for answer in ["ok", " ok", "ok\n", "\n ok \n"] {
-            assert_eq!(encoder.encode_target(&user("q"), answer).unwrap(), want, "{answer:?}");
-        }
-    }
-
-    #[test]
-    fn without_an_end_in_the_template_the_eos_token_ends_an_answer() {
-        // As Llama Guard's: the conversation is inside of a text, whoever spoke last.
-        let guard = "Judge:{% for m in messages %}{{ m.content }}{% endfor %}. Safe?<|end|>";
-        let with_eos = encoder(guard, Some("</s>"), serde_json::json!({"eos_token_id": 0})).unwrap();
-        assert_eq!(with_eos.end_of_turn().source, EndOfTurnSource::EosToken);
-        assert_eq!(with_eos.encode_target(&user("q"), "a").unwrap(), [100, EOS]);
-        // Without eos_token, the first stop token of the model.
-        let without = encoder(guard, None, serde_json::json!({"eos_token_id": [0, 1]})).unwrap();
-        assert_eq!(without.encode_target(&user("q"), "a").unwrap(), [100, 0]);
-        let error = encoder(guard, None, serde_json::json!({})).unwrap_err().to_string();
-        assert!(
-            error.contains("nothing says what ends an answer") && error.contains("eos_token_id"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused() {
-        let dir =
-            folder(serde_json::json!({"chat_template": LLAMA3, "eos_token": "</s>"}), serde_json::json!({}));
-        let config = |rows: u32| {
-            std::fs::write(dir.path().join("config.json"), format!("{{\"vocab_size\": {rows}}}")).unwrap();
-            PromptEncoder::load(&EncoderFiles::of(dir.path()))
-        };
-        assert!(config(264).is_ok());
-        let error = config(263).unwrap_err().to_string();
-        assert!(error.contains("has ids up to 263, but") && error.contains("263 rows"), "{error}");
-    }
-
-    #[test]
-    fn template_arguments_reach_the_template_and_wrong_ones_are_refused() {
-        let qwen = "{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %}\
-            <think></think>{% endif %}{{ messages_to_skip }}";
-        let dir =
-            folder(serde_json::json!({"chat_template": qwen, "eos_token": "</s>"}), serde_json::json!({}));
-        let load = |text: &str| {
-            let arguments: toml::Table = text.parse().unwrap();
-            let files = EncoderFiles { template_args: Some(&arguments), ..EncoderFiles::of(dir.path()) };
-            PromptEncoder::load(&files).and_then(|e| e.encode_prompt(&user("a")))
-        };
-        assert_eq!(load("").unwrap().token_ids, [100]);
-        assert_eq!(load("enable_thinking = true").unwrap().token_ids, [100]);
-        assert_eq!(load("enable_thinking = false").unwrap().token_ids.len(), 1 + "<think></think>".len());
-        for (text, want) in [
-            (
-                "enable_thinking = 'false'",
-                "model.template_args.enable_thinking = \"false\": must be a boolean",
-            ),
-            ("enable_thinking = 0", "must be a boolean"),
-            ("enable_thinkin = false", "chat_template does not ask for it"),
-            ("messages = []", "every rendering sets it"),
-            ("bos_token = 'a'", "every rendering sets it"),
-            ("messages_to_skip = 1979-05-27", "a text in quotes"),
-        ] {
-            let error = load(text).unwrap_err().to_string();
-            assert!(error.contains(want), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_completion_is_read_without_its_end() {
-        let encoder = encoder(LLAMA3, Some("</s>"), serde_json::json!({})).unwrap();
-        assert_eq!(encoder.decode_completion(&[100, 101, EOT]).unwrap(), "ab");
-        assert_eq!(encoder.decode_completion(&[100, 101]).unwrap(), "ab");
-        assert_eq!(encoder.decode_completion(&[]).unwrap(), "");
-        // A stop token that is an ordinary word is left out too.
-        let plain = self::encoder(LLAMA3, None, serde_json::json!({"eos_token_id": 101})).unwrap();
-        assert_eq!(plain.decode_completion(&[100, 101]).unwrap(), "a");
-    }
-
-    #[test]
-    fn answers_that_hold_control_tokens_or_nothing_are_refused() {
-        let encoder = encoder(LLAMA3, Some("</s>"), serde_json::json!({})).unwrap();
-        let error = |answer: &str| encoder.encode_target(&user("a"), answer).unwrap_err().to_string();
-        assert!(error("a</s>").contains("holds the special token `</s>`"));
-        assert!(error("").contains("has no tokens"));
-    }
-
-    #[test]
-    fn templates_that_break_every_prompt_are_refused_at_load() {
-        let error =
-            |template: &str| encoder(template, Some("</s>"), serde_json::json!({})).unwrap_err().to_string();
-        assert!(error("<s>{{ bos_token }}{{ messages[0].content }}").contains("BOS twice"));
-        assert!(error("{% if false %}x{% endif %}").contains("writes nothing"));
-        assert!(error("{{ raise_exception('never') }}").contains("refuses the conversation: never"));
-        let foreign = encoder(LLAMA3, Some("<eos>"), serde_json::json!({})).unwrap_err().to_string();
-        assert!(foreign.contains("eos_token is `<eos>`, which is no token"), "{foreign}");
-    }
-
-    #[test]
-    fn a_guard_takes_another_models_tokenizer_and_template() {
-        let config = serde_json::json!({"chat_template": LLAMA3, "bos_token": "<s>"});
-        let tokenizer = folder(config, serde_json::json!({"eos_token_id": 0}));
-        let model = tempfile::tempdir().unwrap();
-        std::fs::write(model.path().join("generation_config.json"), r#"{"eos_token_id": 1}"#).unwrap();
-        let template = model.path().join("guard.jinja");
-        std::fs::write(&template, "{{ messages[0].content }}<|end|>").unwrap();
-        let files = EncoderFiles {
-            tokenizer_dir: Some(tokenizer.path()),
-            chat_template: Some(&template),
-            ..EncoderFiles::of(model.path())
-        };
-        let encoder = PromptEncoder::load(&files).unwrap();
-        assert_eq!(encoder.encode_prompt(&user("a")).unwrap().token_ids, [100, 263]);
-        assert_eq!(encoder.stop_tokens().ids(), [1]);
-        let error = PromptEncoder::load(&EncoderFiles::of(model.path())).unwrap_err().to_string();
-        assert!(error.contains("tokenizer.json: is missing"), "{error}");
-    }
-}
+mod tests;

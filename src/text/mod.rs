@@ -2,12 +2,16 @@
 
 pub mod byte_tokenizer;
 pub mod chat_template;
+mod control;
 mod encoder;
+mod foreign;
+mod guarded;
 mod jinja2;
 mod pretrained;
 mod python;
 mod stop;
 pub mod tokenizer;
+mod written;
 
 pub use chat_template::{ChatTemplate, Date};
 pub use encoder::{EncoderFiles, PromptEncoder};

@@ -3,7 +3,7 @@
 use super::chat_template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::types::Message;
+use crate::types::{Conversation, Message};
 
 /// The tokens that end a completion when sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub enum EndOfTurnSource {
 /// A word that no template treats in a way of its own.
 const PROBE_ANSWER: &str = "Zyxwv";
 
-pub(super) fn probe_question() -> [Message; 1] {
-    [Message { role: "user".into(), content: "Abcde".into() }]
+pub(super) fn probe_question() -> Conversation {
+    vec![Message::new("user", "Abcde")].into()
 }
 
 /// Reads the end of a turn off the template: what follows the answer, to the first special or stop token.

@@ -2,6 +2,10 @@
 
 use std::path::Path;
 
+use super::byte_tokenizer;
+use super::control::ControlTokens;
+use super::foreign::StandIns;
+use super::guarded::Guarded;
 use crate::error::{Error, Result};
 
 /// Text to ids and back. Nothing is added, padded or truncated, whatever the file asks for: a chat template
@@ -9,6 +13,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    control: ControlTokens,
+    guarded: Guarded,
     /// What errors call it.
     place: String,
 }
@@ -53,7 +59,13 @@ impl Tokenizer {
         if let Err(e) = inner.with_truncation(None) {
             return Err(Error::input(place, format!("truncation cannot be switched off: {e}"), "Remove it"));
         }
-        Ok(Self { inner, place })
+        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        let phrases = byte_tokenizer::phrases_of(&inner);
+        let mut control: Vec<_> =
+            added.iter().filter(|(_, token)| !phrases.contains(&token.content)).collect();
+        control.sort_by_key(|(id, _)| **id);
+        let control = ControlTokens::new(control.into_iter().map(|(_, token)| token.clone()).collect());
+        Ok(Self { inner, control, guarded: Guarded::default(), place })
     }
 
     /// Special tokens written out in `text` become their ids; none are added.
@@ -61,11 +73,50 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refuses the text, for example an unknown character without an unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
-            let fix = "Use the tokenizer that belongs to the model";
-            Error::input(&self.place, format!("cannot encode the text: {e}"), fix)
-        })?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.refusal(e))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`Self::encode`] of a text with `stand_ins`: control tokens are found before these become what they stand for.
+    ///
+    /// # Errors
+    /// As [`Self::encode`]; the tokenizer makes a control token of plain text.
+    pub(super) fn encode_guarded(&self, text: &str, stand_ins: Option<&StandIns>) -> Result<Vec<u32>> {
+        let ids = self.guarded.encode(&self.inner, &self.control, text, stand_ins);
+        ids.map_err(|e| self.refusal(e))
+    }
+
+    /// [`Self::encode`], where the normaliser makes no control token of text that has none.
+    ///
+    /// # Errors
+    /// As [`Self::encode_guarded`].
+    pub(super) fn encode_checked(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        if !self.control.any_normalized() {
+            return Ok(ids);
+        }
+        let written = self.control.found_in(text).len();
+        let is_control = |id: &&u32| {
+            self.inner
+                .get_added_vocabulary()
+                .get_added_tokens_decoder()
+                .get(id)
+                .is_some_and(|t| self.control.tokens().contains(t))
+        };
+        match ids.iter().filter(is_control).count() == written {
+            true => Ok(ids),
+            false => self.encode_guarded(text, None),
+        }
+    }
+
+    /// What a prompt is structured with; see [`ControlTokens`].
+    pub(super) fn control(&self) -> &ControlTokens {
+        &self.control
+    }
+
+    fn refusal(&self, e: impl std::fmt::Display) -> Error {
+        let fix = "Use the tokenizer that belongs to the model";
+        Error::input(&self.place, format!("cannot encode the text: {e}"), fix)
     }
 
     /// What stands after the last control token of `text`, and its part of `ids`, which are those of `text`: control
@@ -141,14 +192,6 @@ impl Tokenizer {
             .is_some_and(|token| token.special)
     }
 
-    /// The texts of all control tokens, by id.
-    pub fn special_tokens(&self) -> Vec<String> {
-        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
-        let mut special: Vec<_> = added.iter().filter(|(_, token)| token.special).collect();
-        special.sort_by_key(|(id, _)| **id);
-        special.into_iter().map(|(_, token)| token.content.clone()).collect()
-    }
-
     /// The file that it was read from.
     pub(super) fn place(&self) -> &str {
         &self.place
@@ -186,7 +229,8 @@ mod tests {
         assert_eq!(tokenizer.encode("").unwrap(), [0; 0]);
         assert_eq!((tokenizer.token(2).as_deref(), tokenizer.id(MESSAGE_END)), (Some(MESSAGE_END), Some(2)));
         assert!(tokenizer.is_special(2) && !tokenizer.is_special(100));
-        assert_eq!(tokenizer.special_tokens(), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]);
+        let control = tokenizer.control().tokens().iter().map(|token| token.content.as_str());
+        assert_eq!(control.collect::<Vec<_>>(), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]);
         // The corpus has two merges: `su`, and `su` with its space.
         assert_eq!(tokenizer.vocab_size(), 261);
         // An id beyond the vocabulary is skipped: models have spare rows.

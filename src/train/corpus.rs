@@ -34,7 +34,8 @@ pub fn of_file(path: &Path, task: &Task) -> Result<Vec<String>> {
     let mut texts = Vec::new();
     for (line, row) in raw::rows(path, MOST_ROWS)? {
         let sample = task.sample(&row, path, line)?;
-        texts.extend(sample.messages.into_iter().map(|message| message.content).chain(sample.target));
+        let messages = sample.conversation.messages;
+        texts.extend(messages.iter().map(|message| message.text().into_owned()).chain(sample.target));
     }
     Ok(texts)
 }

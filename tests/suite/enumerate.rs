@@ -51,6 +51,7 @@ fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
         gold: LabelId(gold),
         target: None,
         answers: answers.iter().enumerate().map(answer).collect(),
+        control_texts: Vec::new(),
     }
 }
 

@@ -6,6 +6,7 @@ mod bad_input;
 mod best;
 mod circles;
 mod configs;
+mod control_tokens;
 #[cfg(feature = "cuda")]
 mod cuda_attention;
 #[cfg(feature = "cuda")]

@@ -6,6 +6,7 @@ use rlvr::formats::hf::load_decoder;
 use rlvr::model::decoder::{Decoder, Placement};
 use rlvr::model::keep::Keep;
 use rlvr::rollout::engine::{Completions, Draws, Engine, Request};
+use rlvr::task::Task;
 use rlvr::text::{EncoderFiles, PromptEncoder, StopTokens};
 use rlvr::types::{Message, PackedBatch};
 
@@ -39,7 +40,7 @@ fn golden_smollm2_chat_token_ids_logprobs_and_greedy_continuation() {
     let case = &golden["cases"][0];
     let encoder = PromptEncoder::load(&EncoderFiles::of(model)).unwrap();
     let question = "List two signs in a system log that a backup job was tampered with.";
-    let prompt = encoder.encode_prompt(&[Message { role: "user".into(), content: question.into() }]).unwrap();
+    let prompt = encoder.encode_prompt(&vec![Message::new("user", question)].into()).unwrap();
 
     let decoder = load_decoder(model, 256, &Placement::CPU).unwrap();
     assert_golden(&decoder, &prompt.token_ids, case);
@@ -84,8 +85,8 @@ fn golden_smollm2_logprob_of_a_long_conversation() {
     }
     let encoder = PromptEncoder::load(&EncoderFiles::of(whole_digits.path())).unwrap();
     let row: Value = serde_json::from_str(rows.lines().next().unwrap()).unwrap();
-    let messages: Vec<Message> = serde_json::from_value(row["prompt"].clone()).unwrap();
-    let prompt = encoder.encode_prompt(&messages).unwrap().token_ids;
+    let conversation = Task::load("riskcue").unwrap().conversation(&row, Path::new("rows"), 1).unwrap();
+    let prompt = encoder.encode_prompt(&conversation).unwrap().token_ids;
 
     let decoder = load_decoder(model, prompt.len(), &Placement::CPU).unwrap();
     assert_golden(&decoder, &prompt, case);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rlvr::formats::tiktoken;
 use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder};
-use rlvr::types::Message;
+use rlvr::types::{Conversation, Message};
 use serde_json::Value;
 
 use crate::support::parity_fixture::fetched;
@@ -22,7 +22,7 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
         if let Some(idiom) = case["idiom"].as_str() {
             let file = tokens.path().join("idiom.jinja");
             std::fs::write(&file, idiom).unwrap();
-            let talk = [Message { role: "user".into(), content: "Is this log benign?".into() }];
+            let talk = vec![Message::new("user", "Is this log benign?")].into();
             let ours = ChatTemplate::load(tokens.path(), Some(&file)).and_then(|t| t.render_prompt(&talk));
             if ours.as_deref().ok() != case["text"].as_str() {
                 found.push(format!("{idiom}\n  ours:   {ours:?}\n  jinja2: {}", case["text"]));
@@ -34,14 +34,14 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
         let messages = golden["conversations"][case["conversation"].as_str().unwrap()].as_array().unwrap();
         let text = |m: &Value, key: &str| m[key].as_str().unwrap().to_string();
         let messages: Vec<_> =
-            messages.iter().map(|m| Message { role: text(m, "role"), content: text(m, "content") }).collect();
+            messages.iter().map(|m| Message::new(text(m, "role"), text(m, "content"))).collect();
         let ours = ChatTemplate::load(tokens.path(), Some(&folder.join(name)))
             .and_then(|template| template.with_arguments(&arguments))
             .and_then(|template| match messages.split_last() {
                 Some((last, before)) if case["add_generation_prompt"] == false => {
-                    template.render_answered(before, &last.content)
+                    template.render_answered(&before.to_vec().into(), &last.text())
                 }
-                _ => template.render_prompt(&messages),
+                _ => template.render_prompt(&messages.clone().into()),
             });
         let theirs = case["text"].as_str();
         if ours.as_deref().ok() != theirs {
@@ -79,7 +79,7 @@ fn llama3_tokenizer_has_tiktokens_ids_and_metas_form() {
         let text = case["text"].as_str().unwrap();
         assert_eq!(serde_json::json!(encoder.tokenizer().encode(text).unwrap()), case["ids"], "{text:?}");
     }
-    let user = |content: &str| [Message { role: "user".into(), content: content.into() }];
+    let user = |content: &str| Conversation::from(vec![Message::new("user", content)]);
     let prompt = encoder.encode_prompt(&user("Hello world")).unwrap().token_ids;
     let (bos, start, end, eot) = (128_000, 128_006, 128_007, 128_009);
     assert_eq!(prompt[..2], [bos, start]);
@@ -89,8 +89,9 @@ fn llama3_tokenizer_has_tiktokens_ids_and_metas_form() {
     assert_eq!(encoder.encode_target(&user("Hello world"), "Hello world\n").unwrap(), [9906, 1917, eot]);
     let Some(real) = fetched("tests/golden/make/fetch-templates.sh") else { return };
     let meta = ChatTemplate::load(&out, Some(&real.join("llama3_1.jinja"))).unwrap();
-    let talk = |roles: &[&str]| -> Vec<Message> {
-        roles.iter().map(|role| Message { role: role.to_string(), content: " a\n\"b\" ".into() }).collect()
+    let talk = |roles: &[&str]| {
+        let messages = roles.iter().map(|role| Message::new(*role, " a\n\"b\" "));
+        Conversation::from(messages.collect::<Vec<_>>())
     };
     for roles in [&["user"][..], &["system", "user", "assistant", "user"], &["user", "assistant", "tool"]] {
         let talk = talk(roles);

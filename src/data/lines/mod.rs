@@ -14,6 +14,7 @@ use self::columnar::Columnar;
 use self::delimited::Delimited;
 use self::format::{Format, Opened};
 use self::list::List;
+use super::surrogates;
 use crate::error::{Error, Result};
 
 /// Lines that are worked on at a time: enough for every core, few enough to keep in memory and to show how far it is.
@@ -53,8 +54,9 @@ impl Line {
             let problem = format!("byte {} of the line is not UTF-8", e.valid_up_to() + 1);
             Error::input(place(), problem, "Save the file as UTF-8")
         })?;
-        let read = serde_json::from_str(text);
-        let value = read.or_else(|e| without_nan(text).map_or(Err(e), |text| serde_json::from_str(&text)));
+        let whole = |text: &str| serde_json::from_str(text);
+        // Looked for where the parser stumbles: nearly no line has any.
+        let value = whole(text).or_else(|e| mended(text).map_or(Err(e), |text| whole(&text)));
         let value = value.map_err(|e| {
             let what = e.to_string();
             let what = what.split(" at line ").next().unwrap_or_default();
@@ -64,6 +66,18 @@ impl Line {
         })?;
         Ok((self.number, value))
     }
+
+    /// Whether [`Self::parse`] puts U+FFFD in the place of half a character.
+    pub fn has_half_characters(&self) -> bool {
+        let Content::Text(bytes) = &self.content else { return false };
+        std::str::from_utf8(bytes).is_ok_and(|text| surrogates::replaced(text).is_some())
+    }
+}
+
+/// What Python writes and JSON does not know, written as JSON: halves of characters and numbers that are none.
+fn mended(text: &str) -> Option<String> {
+    let halves = surrogates::replaced(text);
+    without_nan(halves.as_deref().unwrap_or(text)).or(halves)
 }
 
 /// The text with `null` for the bare words that Python writes where a number is none, if it has any. A field that is read

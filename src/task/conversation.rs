@@ -1,0 +1,205 @@
+//! A row's conversation: messages in OpenAI's form, whatever they carry, and the tools that there are.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::row::RowPath;
+use super::{Messages, Place, Target, Task, describe, shorten};
+use crate::error::Result;
+use crate::types::{Content, Conversation, Message};
+
+const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
+const FORM: &str = "Give a list of {\"role\", \"content\"} objects";
+
+impl Task {
+    /// The conversation of a row that may have no label. Errors begin with `file:line`.
+    pub fn conversation(&self, row: &Value, file: &Path, line: usize) -> Result<Conversation> {
+        let at = Place { task: self, file, line };
+        if !row.is_object() {
+            return Err(at.error("the row is not an object", "Write one JSON object a line"));
+        }
+        at.conversation(row)
+    }
+
+    /// Keys of a row that nothing of the task reads.
+    pub fn unread_keys(&self, row: &Value) -> Vec<String> {
+        let holes: Vec<&RowPath> = match &self.input.messages {
+            Messages::Listed(path) => vec![path],
+            Messages::Template(template) => template.holes().collect(),
+        };
+        let target: Vec<&RowPath> = match &self.target {
+            Some(Target::Text(path)) => vec![path],
+            Some(Target::Templates { negative, positive }) => {
+                negative.holes().chain(positive.holes()).collect()
+            }
+            None => Vec::new(),
+        };
+        let others = [Some(&self.gold.path), self.input.tools.as_ref(), self.attack_succeeded.as_ref()];
+        let paths = holes.into_iter().chain(target).chain(others.into_iter().flatten()).map(RowPath::root);
+        let read: Vec<&str> = paths.chain(self.answers.iter().flat_map(|answers| answers.keys())).collect();
+        let keys = row.as_object().into_iter().flat_map(|row| row.keys());
+        keys.filter(|key| !read.contains(&key.as_str())).cloned().collect()
+    }
+}
+
+impl Place<'_> {
+    pub(super) fn conversation(&self, row: &Value) -> Result<Conversation> {
+        let input = &self.task.input;
+        let mut messages = match &input.messages {
+            Messages::Listed(path) => self.listed_messages(row, path)?,
+            Messages::Template(template) => {
+                let content = template.render(row, None).map_err(|p| self.absent(p, "input.template"))?;
+                vec![Message::new("user", content)]
+            }
+        };
+        if let Some(system) = &input.system {
+            let message = Message::new("system", system);
+            match matches!(messages[0].role.as_str(), "system" | "developer") {
+                true => messages[0] = message,
+                false => messages.insert(0, message),
+            }
+        }
+        let tools = input.tools.as_ref().map(|path| self.tools(row, path)).transpose()?.flatten();
+        Ok(Conversation { messages, tools, trusted: input.trusted.clone() })
+    }
+
+    /// At least one message, the last from the user or a tool, or from the assistant where that is what is judged.
+    fn listed_messages(&self, row: &Value, path: &RowPath) -> Result<Vec<Message>> {
+        let value = path.get(row).ok_or_else(|| self.absent(path, "input.messages"))?;
+        let Some(list) = value.as_array() else {
+            return Err(self.error(format!("`{path}` is {}, not a list", describe(value)), FORM));
+        };
+        let read = |(i, message): (usize, &Value)| self.message(message, &format!("{path}[{i}]"));
+        let messages = list.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
+        let last_may_be = |role: &str| {
+            matches!(role, "user" | "tool" | "function" | "ipython")
+                || (role == "assistant" && self.task.input.judge_assistant)
+        };
+        match messages.last() {
+            None => Err(self.error(format!("`{path}` is empty"), FORM)),
+            Some(last) if !last_may_be(&last.role) => {
+                let problem = format!("the last message of `{path}` is from the {}", last.role);
+                let fix = "End with the user's or a tool's message; the answer is the model's. Where the assistant's last \
+                           message is what is judged, set input.judge_assistant = true in the task file";
+                Err(self.error(problem, fix))
+            }
+            Some(last) if last.text().trim().is_empty() && last.content != Content::None => {
+                Err(self.error(format!("the last message of `{path}` is empty"), "Give it a content"))
+            }
+            Some(_) => Ok(messages),
+        }
+    }
+
+    fn message(&self, message: &Value, place: &str) -> Result<Message> {
+        let role = match message.get("role") {
+            Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role.clone(),
+            Some(Value::String(role)) => {
+                let problem = format!("`{place}.role` is `{}`", shorten(role));
+                return Err(self.error(problem, format!("Use one of: {}", ROLES.join(", "))));
+            }
+            Some(other) => {
+                let problem = format!("`{place}.role` is {}, not a text", describe(other));
+                return Err(self.error(problem, FORM));
+            }
+            None => return Err(self.error(format!("`{place}` has no role"), FORM)),
+        };
+        let mut more = Map::new();
+        for (key, value) in message.as_object().into_iter().flatten() {
+            // Null and an empty list of calls say nothing; dumps of OpenAI's client are full of both.
+            let says_nothing =
+                value.is_null() || (key == "tool_calls" && value.as_array().is_some_and(Vec::is_empty));
+            if !matches!(key.as_str(), "role" | "content") && !says_nothing {
+                more.insert(key.clone(), value.clone());
+            }
+        }
+        if let Some(calls) = more.get_mut("tool_calls") {
+            self.read_calls(calls, place)?;
+        }
+        let calls = more.contains_key("tool_calls") || more.contains_key("function_call");
+        let content = match message.get("content") {
+            Some(Value::String(text)) => Content::Text(text.clone()),
+            None | Some(Value::Null) if calls => Content::None,
+            None => return Err(self.error(format!("`{place}` has no content"), FORM)),
+            Some(Value::Array(parts)) if parts.is_empty() && calls => Content::None,
+            Some(Value::Array(parts)) if !parts.is_empty() => {
+                let read = |(i, part)| self.text_part(part, &format!("{place}.content[{i}]"));
+                Content::Parts(parts.iter().enumerate().map(read).collect::<Result<_>>()?)
+            }
+            Some(part @ Value::Object(_)) => {
+                Content::Text(self.text_part(part, &format!("{place}.content"))?)
+            }
+            Some(other) => {
+                let what = if other.is_array() { "an empty list" } else { describe(other) };
+                return Err(self.error(format!("`{place}.content` is {what}, not a text"), FORM));
+            }
+        };
+        Ok(Message { role, content, more })
+    }
+
+    /// `{"type": "text", "text": "..."}`; OpenAI's responses call it `input_text` and `output_text`.
+    fn text_part(&self, part: &Value, place: &str) -> Result<String> {
+        let kind = part.get("type").and_then(Value::as_str);
+        match (part, kind, part.get("text")) {
+            (Value::String(text), ..) => Ok(text.clone()),
+            (_, Some("text" | "input_text" | "output_text"), Some(Value::String(text))) => Ok(text.clone()),
+            (_, Some(kind), _) => {
+                let problem = format!("`{place}` is of type `{}`, not a text part", shorten(kind));
+                Err(self.error(problem, "A model reads text only: describe it in one, or leave it out"))
+            }
+            (other, None, _) => {
+                let problem = format!("`{place}` is {} without a type", describe(other));
+                Err(self.error(problem, "Write {\"type\": \"text\", \"text\": \"...\"}"))
+            }
+        }
+    }
+
+    /// Arguments that are JSON in a text become what they say, as templates expect them.
+    fn read_calls(&self, calls: &mut Value, place: &str) -> Result<()> {
+        let fix = "Write [{\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}]";
+        let Value::Array(list) = calls else {
+            let problem = format!("`{place}.tool_calls` is {}, not a list", describe(calls));
+            return Err(self.error(problem, fix));
+        };
+        for (i, call) in list.iter_mut().enumerate() {
+            let nested = call.get("function").is_some();
+            let function = if nested { &mut call["function"] } else { call };
+            if !function.get("name").is_some_and(Value::is_string) {
+                return Err(self.error(format!("`{place}.tool_calls[{i}]` has no function with a name"), fix));
+            }
+            let Some(Value::String(text)) = function.get("arguments") else { continue };
+            let parsed = match text.trim() {
+                "" => Some(json!({})),
+                text => serde_json::from_str(text).ok().filter(Value::is_object),
+            };
+            if let Some(parsed) = parsed {
+                function["arguments"] = parsed;
+            }
+        }
+        Ok(())
+    }
+
+    /// A list of tools, or the JSON of one; those of MCP's `tools/list` in OpenAI's form.
+    fn tools(&self, row: &Value, path: &RowPath) -> Result<Option<Value>> {
+        let Some(value) = path.get(row) else { return Ok(None) };
+        let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let fix = "Give a list of tools, as in OpenAI's `tools` or in the result of MCP's tools/list";
+        let Some(Value::Array(list)) = parsed.as_ref().or(Some(value)) else {
+            return Err(self.error(format!("`{path}` is {}, not a list of tools", describe(value)), fix));
+        };
+        let tools = list.iter().enumerate().map(|(i, tool)| {
+            let function = tool.get("function").unwrap_or(tool);
+            if !function.get("name").is_some_and(Value::is_string) {
+                return Err(self.error(format!("`{path}[{i}]` has no name"), fix));
+            }
+            let Some(schema) = tool.get("inputSchema") else { return Ok(tool.clone()) };
+            let mut function = json!({"name": tool["name"]});
+            if let Some(description) = tool.get("description").filter(|text| !text.is_null()) {
+                function["description"] = description.clone();
+            }
+            function["parameters"] = schema.clone();
+            Ok(json!({"type": "function", "function": function}))
+        });
+        Ok(Some(Value::Array(tools.collect::<Result<_>>()?)))
+    }
+}
