@@ -12,6 +12,8 @@ use super::text::TextArgs;
 use crate::config::data::DataConfig;
 use crate::config::{Config, Stage};
 use crate::data::check::{Check, Quantiles, Report};
+use crate::data::near::NEAR;
+use crate::data::overlap::{self, Leak};
 use crate::data::{Limits, Targets};
 use crate::error::Error;
 use crate::hub::Parts;
@@ -33,6 +35,7 @@ enum Data {
     Preview(data_preview::Args),
     Synth(super::data_synth::Args),
     Audit(super::data_audit::Args),
+    Split(super::data_split::Args),
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -41,17 +44,18 @@ pub fn run(args: &Args) -> Result<()> {
         Data::Check(args) => check(args, &mut out),
         Data::Synth(args) => super::data_synth::run(args, &mut out),
         Data::Audit(args) => super::data_audit::run(args, &mut out),
+        Data::Split(args) => super::data_split::run(args, &mut out),
         Data::Preview(args) => data_preview::run(args, &mut out),
     }
 }
 
-/// Report every problem of a JSONL file by line, then what is in it. Exit code 2 if there is a problem.
+/// Report every problem of a data file by line, then what is in it. Exit code 2 if there is a problem.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: rlvr data check train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
 )]
 struct CheckArgs {
-    /// JSONL, one row a line. Default: the files of --config.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet. Default: the files of --config.
     #[arg(required_unless_present = "config")]
     file: Option<PathBuf>,
     /// Config file, preset, or a run's config.resolved.toml: its task, model, chat template and token budgets are used, and
@@ -70,6 +74,9 @@ struct CheckArgs {
     model: Option<PathBuf>,
     #[command(flatten)]
     text: TextArgs,
+    /// Another data file: rows that it has too, exactly or nearly, are a problem. May be given many times.
+    #[arg(long, value_name = "FILE")]
+    against: Vec<PathBuf>,
     /// The file is for SFT: a row without a target is a problem.
     #[arg(long)]
     sft: bool,
@@ -170,6 +177,13 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
         if report.problem_count > 0 {
             wrong.push((file, format!("{} problems in {} rows", report.problem_count, report.rows)));
         }
+        for other in &args.against {
+            let leaks = overlap::leaks(&task, file, other, NEAR)?;
+            write_leaks(file, other, &leaks, args.max_problems, out)?;
+            if !leaks.is_empty() {
+                wrong.push((file, format!("{} rows are in {} too", leaks.len(), other.display())));
+            }
+        }
     }
     match wrong.into_iter().next() {
         Some((file, problem)) => {
@@ -234,6 +248,35 @@ fn write_report(report: &Report, task: &Task, limits: &Limits, out: &mut impl Wr
     )
 }
 
+fn write_leaks(
+    file: &Path,
+    other: &Path,
+    leaks: &[Leak],
+    most: usize,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    for leak in leaks.iter().take(most) {
+        let how = if leak.similarity < 1.0 {
+            format!("nearly the same as ({:.0}%)", 100.0 * leak.similarity)
+        } else {
+            "the same as".into()
+        };
+        let label = if leak.same_label { "" } else { ", with another label" };
+        let (line, there) = (leak.line, leak.there);
+        writeln!(out, "{}:{line}: {how} {}:{there}{label}", file.display(), other.display())?;
+    }
+    if leaks.len() > most {
+        writeln!(out, "... and {} more; show them with --max-problems {}", leaks.len() - most, leaks.len())?;
+    }
+    let exact = leaks.iter().filter(|leak| leak.similarity == 1.0).count();
+    writeln!(
+        out,
+        "leaks       {:>6}  rows that {} has too, {exact} of them word for word",
+        leaks.len(),
+        other.display()
+    )
+}
+
 fn describe(q: &Quantiles) -> String {
     format!(
         "tokens: min {}, median {}, mean {:.1}, p95 {}, p99 {}, max {}",
@@ -276,6 +319,7 @@ mod tests {
             Data::Preview(args) => data_preview::run(args, &mut out),
             Data::Synth(args) => super::super::data_synth::run(args, &mut out),
             Data::Audit(args) => super::super::data_audit::run(args, &mut out),
+            Data::Split(args) => super::super::data_split::run(args, &mut out),
         };
         (String::from_utf8(out).unwrap(), result)
     }

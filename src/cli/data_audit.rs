@@ -13,7 +13,7 @@ use crate::task::Task;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: rlvr data audit train.jsonl --task riskcue-verdict")]
 pub struct Args {
-    /// JSONL rows with their labels, as for training.
+    /// Rows with their labels, as for training.
     data: PathBuf,
     /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
     #[arg(long, default_value = "riskcue")]

@@ -17,7 +17,7 @@ use crate::text::EndOfTurnSource;
     after_help = "Example: rlvr data preview train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
 )]
 pub struct Args {
-    /// JSONL, one row a line.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet.
     file: PathBuf,
     /// A built-in task (riskcue, demo) or a task file.
     #[arg(long, default_value = "riskcue")]

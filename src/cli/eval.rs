@@ -38,13 +38,13 @@ pub struct Args {
     /// org/name@revision.
     #[arg(required_unless_present = "predictions")]
     model: Option<PathBuf>,
-    /// JSONL rows with their labels.
+    /// Rows with their labels: JSON Lines, a JSON list, CSV, TSV or parquet.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
     /// Folder with a LoRA adapter in PEFT layout that goes with the model, or a run that has one.
     #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
     adapter: Option<PathBuf>,
-    /// Recorded answers or whole conversations instead of a model: JSONL, or a JSON list.
+    /// Recorded answers or whole conversations instead of a model: a data file, or a JSON object of lists.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
     predictions: Option<PathBuf>,
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
@@ -171,6 +171,10 @@ fn recorded(args: &Args, task: &Task, file: &Path) -> Result<Summary> {
     let found = Predictions::load(task, file, args.group_by.as_deref())?;
     for (line, why) in found.skipped.iter().take(SHOWN) {
         eprintln!("warning: {}:{line}: not counted: the conversation {why}", file.display());
+    }
+    if let Some((line, why)) = found.failed.first() {
+        let count = found.failed.len();
+        eprintln!("warning: {count} requests failed and are not counted, the first in line {line}: {why:?}");
     }
     if found.skipped.len() > SHOWN {
         eprintln!("warning: {} more conversations are not counted", found.skipped.len() - SHOWN);

@@ -22,11 +22,11 @@ const VOCABULARY: usize = 2048;
 
 /// Look at a file of labelled rows, and write a task file and a config that train on them as they are.
 ///
-/// Rows are JSONL: texts with a label, prompt and completion, or messages.
+/// Rows are texts with a label, prompt and completion, or messages.
 #[derive(clap::Args)]
 #[command(after_help = "Example: rlvr init data/mine.jsonl --model smollm2-135m-instruct --into mine")]
 pub struct Args {
-    /// JSONL, one row a line.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet.
     data: PathBuf,
     /// Folder, short name or hub name. Absent: a small model from the seed, to try the line with.
     #[arg(long)]

@@ -9,6 +9,7 @@ mod completions;
 pub mod data;
 mod data_audit;
 mod data_preview;
+mod data_split;
 mod data_synth;
 pub mod doctor;
 mod dry_run;

@@ -35,7 +35,7 @@ pub struct Args {
     /// then read from there.
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// JSONL rows; a label in them is not read.
+    /// Rows: JSON Lines, a JSON list, CSV, TSV or parquet; a label in them is not read.
     data: PathBuf,
     /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
     #[arg(long, default_value = "riskcue")]

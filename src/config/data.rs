@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// JSONL rows to train on.
+    /// Rows to train on: JSON Lines, a JSON list, CSV, TSV or parquet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
-    /// JSONL rows to evaluate on. Choose settings here, never on the test set.
+    /// Rows to evaluate on, likewise. Choose settings here, never on the test set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid: Option<PathBuf>,
     /// Logs made from the seed instead of files.
@@ -72,7 +72,7 @@ impl DataConfig {
                 return Err(Error::input(
                     missing,
                     "is not set",
-                    format!("Name a JSONL file with --set {missing}=FILE"),
+                    format!("Name a data file with --set {missing}=FILE"),
                 ));
             }
         }

@@ -210,7 +210,7 @@ fn name(outcome: Outcome) -> &'static str {
     }
 }
 
-fn fingerprint(conversation: &Conversation) -> [u8; 32] {
+pub(super) fn fingerprint(conversation: &Conversation) -> [u8; 32] {
     let mut hash = Sha256::new();
     let mut add = |text: &str| {
         // With the lengths, no two conversations give the same bytes.

@@ -34,10 +34,12 @@ pub struct Predictions {
     pub rows: Vec<Prediction>,
     /// Conversations that are not counted, by line, and why.
     pub skipped: Vec<(usize, String)>,
+    /// Requests that failed, by line, and why: the model was not asked, so they are not counted either.
+    pub failed: Vec<(usize, String)>,
 }
 
 impl Predictions {
-    /// Reads JSONL, a JSON list of rows, or a JSON object of such lists. A row has its gold label where the task's data
+    /// Reads a data file or a JSON object of lists of rows. A row has its gold label where the task's data
     /// rows have it, or in `gold` or `label`, and its answers as `recorded::find` finds them.
     ///
     /// A recorded conversation whose messages do not fit its labels is skipped, as MCP-RiskCue's evaluator does.
@@ -49,8 +51,13 @@ impl Predictions {
         for_each_row(path, |line, row| all.add(task, path, line, row, group_by))?;
         all.merge_samples();
         if all.rows.is_empty() {
-            let skipped =
-                all.skipped.first().map(|(line, why)| format!(": line {line} {why}")).unwrap_or_default();
+            let skipped = all
+                .skipped
+                .iter()
+                .chain(&all.failed)
+                .next()
+                .map(|(line, why)| format!(": line {line} {why}"));
+            let skipped = skipped.unwrap_or_default();
             let problem = format!("has no recorded answer{skipped}");
             return Err(Error::input(path.display(), problem, recorded::fix()));
         }
@@ -70,8 +77,15 @@ impl Predictions {
         if !row.is_object() {
             return Err(refuse("the row is not an object".into()));
         }
+        if let Some(why) = recorded::failure(row) {
+            self.failed.push((line, why));
+            return Ok(());
+        }
         let recorded = recorded::find(row).map_err(refuse)?;
-        let gold = task.gold_labels(row, &GOLD_KEYS, path, line)?;
+        // lm-evaluation-harness keeps the data row beside the answer.
+        let labelled =
+            row.get("doc").filter(|doc| doc.is_object() && row.get("resps").is_some()).unwrap_or(row);
+        let gold = task.gold_labels(labelled, &GOLD_KEYS, path, line)?;
         let fault =
             recorded.conversation.as_ref().zip(gold.count).and_then(|(talk, count)| talk.fault(count));
         if let Some(fault) = fault {

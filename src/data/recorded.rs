@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::types::FinishReason;
 
 /// Keys of answers, the first that a row has counts.
-const ANSWERS: [&str; 12] = [
+const ANSWERS: [&str; 13] = [
     "completion",
     "completions",
     "response",
@@ -19,6 +19,8 @@ const ANSWERS: [&str; 12] = [
     "generations",
     "model_output",
     "choices",
+    // lm-evaluation-harness: what the model said to each request, in lists; `filtered_resps` is what a filter left of it.
+    "resps",
 ];
 /// Keys of conversations that may end with the answer.
 const CONVERSATIONS: [&str; 8] =
@@ -77,12 +79,31 @@ fn is_assistant(role: &str) -> bool {
     ASSISTANTS.contains(&role)
 }
 
-/// Finds the answers of a row.
+/// Why the row is a request that failed, as batch files have them: there was no answer that could be judged. None: it did not.
+pub fn failure(row: &Value) -> Option<String> {
+    let status =
+        given(row, "response").and_then(|response| response.get("status_code")).and_then(Value::as_u64);
+    let answered = ANSWERS.iter().chain(&CONVERSATIONS).any(|key| given(row, key).is_some());
+    match (given(row, "error"), status) {
+        (_, Some(status)) if status >= 400 => Some(format!("status {status}")),
+        (Some(error), _) if !answered => {
+            let told = ["message", "code", "type"].iter().find_map(|key| error.get(*key)?.as_str());
+            Some(told.or(error.as_str()).unwrap_or("an error").to_string())
+        }
+        _ => None,
+    }
+}
+
+/// Finds the answers of a row. One that is null is silence.
 ///
 /// # Errors
 /// What is wrong with the row, as a clause: no answer, or one of an unknown form.
 pub fn find(row: &Value) -> Result<Recorded, String> {
-    let finish = row.get("finish").or_else(|| row.get("finish_reason"));
+    // A line of a batch file has the answer that the server gave.
+    if let Some(body) = given(row, "response").and_then(|response| given(response, "body")) {
+        return find(body);
+    }
+    let finish = row.get("finish").or_else(|| row.get("finish_reason")).or_else(|| row.get("status"));
     if let Some((key, value)) = ANSWERS.iter().find_map(|key| Some((key, given(row, key)?))) {
         let answers = answers(value, finish).ok_or_else(|| format!("`{key}` holds no answer"))?;
         return Ok(Recorded { answers, conversation: None });
@@ -102,6 +123,10 @@ pub fn find(row: &Value) -> Result<Recorded, String> {
             }
             (_, name) => unfinished = Some((key, name.cloned().unwrap_or_default())),
         }
+    }
+    if ANSWERS.iter().any(|key| row.get(*key).is_some_and(Value::is_null)) {
+        let silence = Answer { text: String::new(), finish: finish_of(finish, 0) };
+        return Ok(Recorded { answers: vec![silence], conversation: None });
     }
     Err(match unfinished {
         Some((key, name)) if !name.is_empty() => {
@@ -130,14 +155,16 @@ fn role(message: &Value) -> Option<&str> {
 
 /// A text, the texts of its parts, or nothing for null. None: another type.
 fn content(message: &Value) -> Option<String> {
-    let value = ["content", "value", "text"].iter().find_map(|key| given(message, key));
+    let value = ["content", "value", "text", "refusal"].iter().find_map(|key| given(message, key));
     match value {
         None => Some(String::new()),
         Some(Value::String(text)) => Some(text.clone()),
         Some(Value::Array(parts)) => {
             let texts = parts.iter().map(|part| match part {
                 Value::String(text) => text.as_str(),
-                part => part.get("text").and_then(Value::as_str).unwrap_or_default(),
+                part => {
+                    ["text", "refusal"].iter().find_map(|key| part.get(*key)?.as_str()).unwrap_or_default()
+                }
             });
             Some(texts.collect())
         }
@@ -147,6 +174,19 @@ fn content(message: &Value) -> Option<String> {
 
 fn answers(value: &Value, finish: Option<&Value>) -> Option<Vec<Answer>> {
     let Some(list) = value.as_array() else { return Some(vec![answer(value, finish, 0)?]) };
+    // One answer, as the items that a response is made of: thoughts, calls, and what is said.
+    let kind = |item: &Value| item.get("type").and_then(Value::as_str).map(str::to_string);
+    if list.iter().any(|item| kind(item).is_some_and(|kind| kind == "message" || kind == "reasoning")) {
+        let said = list.iter().filter(|item| kind(item).is_some_and(|kind| kind == "message"));
+        let texts = said.map(content).collect::<Option<Vec<_>>>()?;
+        return Some(vec![Answer { text: texts.concat(), finish: finish_of(finish, 0) }]);
+    }
+    // The samples of one request, a list for each request of the row.
+    if let [Value::Array(samples)] = &list[..]
+        && samples.iter().all(Value::is_string)
+    {
+        return answers(&list[0], finish);
+    }
     // One answer, as a list of messages.
     if list.last().and_then(role).is_some() {
         return Some(vec![Answer { text: content(list.last()?)?, finish: finish_of(finish, 0) }]);
@@ -160,6 +200,7 @@ fn answers(value: &Value, finish: Option<&Value>) -> Option<Vec<Answer>> {
 fn answer(value: &Value, finish: Option<&Value>, index: usize) -> Option<Answer> {
     let text = match value {
         Value::String(text) => text.clone(),
+        Value::Null => String::new(),
         Value::Array(messages) => content(messages.last()?)?,
         Value::Object(object) => {
             let inner = ["message", "completion", "generated_text"].iter().find_map(|key| object.get(*key));
@@ -188,7 +229,7 @@ fn finish_of(value: Option<&Value>, index: usize) -> FinishReason {
         other => other,
     };
     match value.and_then(Value::as_str) {
-        Some("length" | "max_tokens") => FinishReason::Length,
+        Some("length" | "max_tokens" | "incomplete") => FinishReason::Length,
         _ => FinishReason::Stop,
     }
 }
@@ -224,6 +265,22 @@ mod tests {
                 json!({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}),
                 vec!["a"],
             ),
+            (json!({"completion": null}), vec![""]),
+            (json!({"completions": ["a", null]}), vec!["a", ""]),
+            (json!({"choices": [{"message": {"role": "assistant", "content": null}}]}), vec![""]),
+            (json!({"choices": [{"message": {"content": null, "refusal": "no"}}]}), vec!["no"]),
+            (
+                json!({"response": {"status_code": 200, "body": {"choices": [{"message": said("a")}]}}}),
+                vec!["a"],
+            ),
+            (json!({"resps": [["a"]], "filtered_resps": ["b"]}), vec!["a"]),
+            (json!({"resps": [["a", "b"]]}), vec!["a", "b"]),
+            (
+                json!({"output": [{"type": "reasoning", "summary": []},
+                    {"type": "message", "content": [{"type": "output_text", "text": "a"}]}]}),
+                vec!["a"],
+            ),
+            (json!({"output": [{"type": "reasoning", "summary": []}], "status": "incomplete"}), vec![""]),
             (
                 json!({"completion": null, "messages": [user, {"role": "assistant", "content": null}]}),
                 vec![""],
@@ -245,8 +302,25 @@ mod tests {
             ),
             (json!({"completion": 3}), "`completion` holds no answer"),
             (json!({"completions": []}), "`completions` holds no answer"),
+            (json!({"resps": [[["-1.5", "True"]]]}), "`resps` holds no answer"),
         ] {
             assert!(find(&row).unwrap_err().contains(why), "{row}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_failed_is_no_answer() {
+        let body = json!({"choices": []});
+        for (row, why) in [
+            (json!({"response": null, "error": {"code": "x"}}), Some("x")),
+            (json!({"error": {"code": 7, "message": "too busy"}}), Some("too busy")),
+            (json!({"error": "timeout", "completion": null}), Some("timeout")),
+            (json!({"response": {"status_code": 429, "body": body}, "error": null}), Some("status 429")),
+            (json!({"response": {"status_code": 200, "body": body}, "error": null}), None),
+            (json!({"completion": "a", "error": "logged"}), None),
+            (json!({"completion": null, "error": null}), None),
+        ] {
+            assert_eq!(failure(&row).as_deref(), why, "{row}");
         }
     }
 

@@ -71,7 +71,10 @@ impl Place<'_> {
             return Err(self.error(format!("`{path}` is {}, not a list", describe(value)), FORM));
         };
         let read = |(i, message): (usize, &Value)| self.message(message, &format!("{path}[{i}]"));
-        let messages = list.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
+        let mut messages = list.iter().enumerate().map(read).collect::<Result<Vec<_>>>()?;
+        if self.ends_with_target(path) && messages.last().is_some_and(|last| last.role == "assistant") {
+            messages.pop();
+        }
         let last_may_be = |role: &str| {
             matches!(role, "user" | "tool" | "function" | "ipython")
                 || (role == "assistant" && self.task.input.judge_assistant)
@@ -89,6 +92,11 @@ impl Place<'_> {
             }
             Some(_) => Ok(messages),
         }
+    }
+
+    /// Whether the last message of the list at `path` is what SFT imitates, as in files that were made for SFT alone.
+    pub(super) fn ends_with_target(&self, path: &RowPath) -> bool {
+        matches!(&self.task.target, Some(Target::Text(target)) if target.ends(path))
     }
 
     fn message(&self, message: &Value, place: &str) -> Result<Message> {

@@ -97,7 +97,8 @@ struct GoldSection {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SftSection {
-    /// Path to the text.
+    /// Path to the text. Where it is the content of the last of `input.messages` (`messages[-1].content`) and that message is the
+    /// assistant's, it is the answer and no part of the prompt.
     target: Option<String>,
     target_template: Option<TargetTemplates>,
 }

@@ -230,6 +230,15 @@ impl Place<'_> {
                 };
             }
         };
+        // The last message is an answer only where the assistant says it.
+        if let Messages::Listed(list) = &self.task.input.messages
+            && self.ends_with_target(list)
+        {
+            let last = list.get(row).and_then(Value::as_array).and_then(|messages| messages.last());
+            if last.and_then(|last| last.get("role")).and_then(Value::as_str) != Some("assistant") {
+                return Ok(None);
+            }
+        }
         match path.get(row) {
             None => Ok(None),
             Some(Value::String(text)) if text.trim().is_empty() => {

@@ -58,6 +58,12 @@ impl RowPath {
         }
     }
 
+    /// Whether this is the content of the last of the messages at `list`.
+    pub fn ends(&self, list: &Self) -> bool {
+        let last = [Step::Index(-1), Step::Key("content".into())];
+        self.steps.strip_prefix(&list.steps[..]).is_some_and(|rest| rest == last)
+    }
+
     /// The list that a path ending with `[-1]` takes the last element of.
     pub fn list<'a>(&self, row: &'a Value) -> Option<&'a [Value]> {
         let (last, steps) = self.steps.split_last()?;

@@ -1,8 +1,10 @@
 //! The rows of a run's stages and of its evaluation, as tokens.
 
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::config::data::DataConfig;
 use crate::config::stages::Balance;
 use crate::config::{Config, Stage};
 use crate::data::held_out::{held_out, limits};
@@ -85,9 +87,33 @@ impl Rows {
         };
         let answers =
             if answers { load("data.train with all answers", Targets::Answers)? } else { Vec::new() };
+        if let Some(text) = known(&valid, [&sft, &grpo, &answers], data) {
+            sinks.emit(&Event::Warning { text });
+        }
         let valid_name = data.valid.as_ref().map_or(String::new(), |path| path.display().to_string());
         Ok(Self { sft, grpo, answers, valid, valid_name })
     }
+}
+
+/// Says how many validation rows ask what a training row asks too: they measure memory.
+fn known(valid: &[EncodedRow], trained: [&[EncodedRow]; 3], data: &DataConfig) -> Option<String> {
+    let trained: HashSet<&[u32]> =
+        trained.into_iter().flatten().map(|row| row.prompt.token_ids.as_slice()).collect();
+    let known: Vec<usize> = valid
+        .iter()
+        .filter(|row| trained.contains(row.prompt.token_ids.as_slice()))
+        .map(|row| row.line)
+        .collect();
+    let (first, name) = (known.first()?, |path: &Option<PathBuf>| {
+        path.as_ref().map_or(String::new(), |path| path.display().to_string())
+    });
+    let (train, valid_file) = (name(&data.train), name(&data.valid));
+    Some(format!(
+        "{} of {} validation rows are training rows too, the first in line {first}: scores on them measure memory. `rlvr data \
+         check {valid_file} --against {train}` names them and those that are nearly the same",
+        known.len(),
+        valid.len(),
+    ))
 }
 
 /// Tells the order of the prompts from that of SFT's rows. Sampled and enumerated steps of one seed see the same.

@@ -18,6 +18,7 @@ mod cuda_trace;
 #[cfg(feature = "cuda")]
 mod cuda_twin;
 mod curve;
+mod data_files;
 mod doctor;
 mod enumerate;
 mod export;
