@@ -68,10 +68,14 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
 
     write!(out, "{}", shown(&preview.prompt, marks.prompt)?)?;
     let tokens = preview.prompt.len();
+    let written = match preview.control_texts.as_slice() {
+        [] => String::new(),
+        texts => format!("; {} in the row's texts are text", texts.join(", ")),
+    };
     let trained = match preview.trained(&task, &encoder, &args.file) {
         Ok(Some(trained)) => trained,
         Ok(None) => {
-            writeln!(out, "\n\nprompt   {tokens} tokens\ntrained  nothing: the row has no target")?;
+            writeln!(out, "\n\nprompt   {tokens} tokens{written}\ntrained  nothing: the row has no target")?;
             return Ok(());
         }
         Err(error) => {
@@ -80,7 +84,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         }
     };
     writeln!(out, "{}{}\n", shown(&trained.answer, marks.answer)?, shown(&trained.end, marks.end)?)?;
-    writeln!(out, "prompt   {tokens} tokens")?;
+    writeln!(out, "prompt   {tokens} tokens{written}")?;
     let [answer_so, end_so] = [marks.answer, marks.end].map(|[open, close]| format!("{open}so{close}"));
     let (answer, end) = (trained.answer.len(), trained.end.len());
     writeln!(

@@ -13,6 +13,8 @@ use crate::types::{FinishReason, Sample};
 pub struct Preview {
     pub sample: Sample,
     pub prompt: Vec<u32>,
+    /// Control tokens in its texts, which are text there.
+    pub control_texts: Vec<String>,
 }
 
 /// What SFT trains on.
@@ -33,7 +35,8 @@ impl Preview {
         let sample = task.sample(&row_at(file, line)?, file, line)?;
         let prompt =
             encoder.encode_prompt(&sample.conversation).map_err(|error| at_line(file, line, error))?;
-        Ok(Self { sample, prompt: prompt.token_ids })
+        let control_texts = encoder.control_texts(&sample.conversation);
+        Ok(Self { sample, prompt: prompt.token_ids, control_texts })
     }
 
     /// None of a row without a target.

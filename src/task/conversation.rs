@@ -211,3 +211,127 @@ impl Place<'_> {
         Ok(Some(Value::Array(tools.collect::<Result<_>>()?)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    fn read(input: &str, row: &Value) -> std::result::Result<Conversation, Error> {
+        let text = format!(
+            "name = \"t\"\n[input]\nmessages = \"m\"\n{input}\n[gold]\npath = \"g\"\n[labels]\nnegative = \"no\"\n\
+             positive = [\"yes\"]\n[[verdict]]\ndefault = \"@malformed\"\n"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.toml");
+        std::fs::write(&path, text).unwrap();
+        Task::load(path.to_str().unwrap())?.conversation(row, Path::new("a.jsonl"), 3)
+    }
+
+    fn called(message: Value) -> Value {
+        let mut message = message;
+        message["role"] = json!("assistant");
+        json!({"m": [{"role": "user", "content": "u"}, message, {"role": "tool", "tool_call_id": "c", "content": "r"}]})
+    }
+
+    #[test]
+    fn a_message_keeps_what_stands_beside_its_content() {
+        let call = |arguments: Value| json!([{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]);
+        for (arguments, want) in [
+            (json!("{\"b\": 1, \"a\": \"x\"}"), json!({"b": 1, "a": "x"})),
+            (json!({"a": 1}), json!({"a": 1})),
+            (json!(""), json!({})),
+            (json!("rm -rf"), json!("rm -rf")),
+        ] {
+            for content in [json!(null), json!(""), json!("said")] {
+                let row = called(json!({
+                    "content": content, "tool_calls": call(arguments.clone()), "reasoning_content": "r", "refusal": null,
+                }));
+                let talk = read("", &row).unwrap();
+                let message = &talk.messages[1];
+                assert_eq!(message.more["tool_calls"], call(want.clone()));
+                assert_eq!(message.more.keys().collect::<Vec<_>>(), ["tool_calls", "reasoning_content"]);
+                assert_eq!(message.text(), content.as_str().unwrap_or_default());
+                assert_eq!(talk.messages[2].more["tool_call_id"], "c");
+            }
+        }
+        assert_eq!(
+            read("", &called(json!({"tool_calls": call(json!("{}"))}))).unwrap().messages[1].content,
+            Content::None
+        );
+    }
+
+    #[test]
+    fn what_no_template_could_write_is_refused_by_its_place() {
+        let user = |content: Value| json!({"m": [{"role": "user", "content": content}]});
+        for (row, want) in [
+            (called(json!({"content": null})), "`m[1].content` is null, not a text"),
+            (called(json!({})), "`m[1]` has no content"),
+            (called(json!({"content": null, "tool_calls": []})), "`m[1].content` is null"),
+            (called(json!({"content": "", "tool_calls": {}})), "`m[1].tool_calls` is an object, not a list"),
+            (
+                called(json!({"content": "", "tool_calls": [{"function": {}}]})),
+                "`m[1].tool_calls[0]` has no function",
+            ),
+            (
+                user(json!([{"type": "image_url", "image_url": {}}])),
+                "`m[0].content[0]` is of type `image_url`, not a text part",
+            ),
+            (user(json!([{"text": "a"}])), "`m[0].content[0]` is an object without a type"),
+            (user(json!([])), "`m[0].content` is an empty list"),
+            (user(json!([{"type": "text", "text": " "}])), "the last message of `m` is empty"),
+        ] {
+            let error = read("", &row).unwrap_err().to_string();
+            assert!(error.starts_with("a.jsonl:3: ") && error.contains(want), "{want}\n{error}");
+        }
+    }
+
+    #[test]
+    fn parts_and_roles_of_openai_are_read() {
+        let parts = json!([{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}]);
+        let row = json!({"m": [{"role": "developer", "content": "d"}, {"role": "user", "content": parts}]});
+        let talk = read("", &row).unwrap();
+        assert_eq!(talk.messages[1].content, Content::Parts(vec!["a".into(), "b".into()]));
+        assert_eq!((talk.messages[0].role.as_str(), &*talk.messages[1].text()), ("developer", "a\nb"));
+        assert_eq!(read("system = \"s\"", &row).unwrap().messages[0], Message::new("system", "s"));
+    }
+
+    #[test]
+    fn tools_are_openais_or_mcps_or_the_json_of_a_list() {
+        let openai = json!([{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]);
+        let mcp = json!([{"name": "f", "description": "d", "inputSchema": {"type": "object"}}]);
+        let with = |tools: &Value| {
+            read("tools = \"t\"", &json!({"m": [{"role": "user", "content": "u"}], "t": tools}))
+        };
+        for tools in [&openai, &mcp, &json!(openai.to_string())] {
+            assert_eq!(with(tools).unwrap().tools.as_ref(), Some(&openai));
+        }
+        assert_eq!(with(&json!(null)).unwrap().tools, None);
+        assert!(
+            with(&json!({"f": 1})).unwrap_err().to_string().contains("`t` is an object, not a list of tools")
+        );
+        assert!(with(&json!([{}])).unwrap_err().to_string().contains("`t[0]` has no name"));
+        let unread = |input: &str, row: &Value| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("t.toml");
+            let demo = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tasks/demo.toml"))
+                .unwrap();
+            std::fs::write(&path, demo.replace("[input]\n", &format!("[input]\n{input}\n"))).unwrap();
+            Task::load(path.to_str().unwrap()).unwrap().unread_keys(row)
+        };
+        let row = json!({"prompt": [], "chosen": "", "security_type": [], "tools": [], "id": 1});
+        assert_eq!(unread("", &row), ["tools", "id"]);
+        assert_eq!(unread("tools = \"tools\"", &row), ["id"]);
+    }
+
+    #[test]
+    fn the_assistants_message_is_last_only_where_the_task_says_so() {
+        let row = json!({"m": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]});
+        let error = read("", &row).unwrap_err().to_string();
+        assert!(
+            error.contains("from the assistant") && error.contains("input.judge_assistant = true"),
+            "{error}"
+        );
+        assert_eq!(read("judge_assistant = true", &row).unwrap().messages.len(), 2);
+    }
+}

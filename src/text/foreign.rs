@@ -99,10 +99,14 @@ impl StandIns {
     pub fn unescape(&self, text: String) -> String {
         let mut text = text;
         if text.contains(&format!("\\udb{:02x}", 0x80 + (self.base - FIRST) / BLOCK)) {
-            for c in self.chars.iter().filter_map(|c| self.of(*c)) {
-                let escaped: String =
-                    c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect();
-                text = text.replace(&escaped, &c.to_string());
+            let escaped = |c: char| -> String {
+                c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+            };
+            for original in &self.chars {
+                let Some(c) = self.of(*original) else { continue };
+                // Of a character that is escaped itself no token comes.
+                let own = if original.is_ascii() { c.to_string() } else { escaped(*original) };
+                text = text.replace(&escaped(c), &own);
             }
         }
         text

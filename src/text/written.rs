@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 const THOUGHTS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 const OTHERS: [&str; 2] = ["refusal", "function_call"];
 
+/// Parts that an error names.
+const NAMED: usize = 4;
+
 /// A part of a conversation that has to be in what the template writes.
 #[derive(Clone, Debug, PartialEq)]
 struct Part {
@@ -43,16 +46,15 @@ impl Written {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(shape, missing.clone());
             missing
         });
-        if let Some(part) = missing.into_iter().find_map(|index| parts.get(index)) {
-            return Err(refusal(template, part, "writes nothing"));
+        let missing: Vec<&Part> = missing.into_iter().filter_map(|index| parts.get(index)).collect();
+        if !missing.is_empty() {
+            return Err(refusal(template, &missing, "writes nothing"));
         }
         // A probe has other words than the row, which a template may treat in a way of its own.
         let is_thought = |part: &Part| THOUGHTS.contains(&part.field.as_str());
         let lost = |part: &&Part| !is_thought(part) && !part.texts.iter().all(|t| holds(text, t, &part.role));
-        match parts.iter().find(lost) {
-            Some(part) => Err(refusal(template, part, "does not write all")),
-            None => Ok(()),
-        }
+        let lost: Vec<&Part> = parts.iter().filter(lost).collect();
+        if lost.is_empty() { Ok(()) } else { Err(refusal(template, &lost, "does not write all")) }
     }
 }
 
@@ -191,28 +193,28 @@ fn holds(text: &str, part: &str, role: &str) -> bool {
             && part.rsplit_once("</think>").is_some_and(|(_, rest)| text.contains(rest.trim())))
 }
 
-fn refusal(template: &ChatTemplate, part: &Part, what: &str) -> Error {
-    let Some(message) = part.message else {
-        let fix = "Take a chat template that writes tools (model.chat_template), or leave input.tools out of the task";
-        return Error::input(template.place(), format!("{what} of the row's {}", part.field), fix);
-    };
-    let (role, number) = (&part.role, message + 1);
-    let (subject, fix) = match part.field.as_str() {
-        "content" if role == "developer" => (
-            "message".to_string(),
-            "Call its role system, or take a template that knows it (model.chat_template)",
-        ),
-        "content" => (
-            "message".to_string(),
-            "Take a chat template that writes this role there (model.chat_template), or put the text into another message",
-        ),
-        "function_call" => {
-            ("function_call of message".into(), "Write it as tool_calls, or take a template that writes it")
+fn refusal(template: &ChatTemplate, parts: &[&Part], what: &str) -> Error {
+    let named = parts.iter().take(NAMED).map(|part| match (part.message, part.field.as_str()) {
+        (None, field) => format!("the row's {field}"),
+        (Some(message), "content") => format!("message {} (role {})", message + 1, part.role),
+        (Some(message), field) => format!("{field} of message {} (role {})", message + 1, part.role),
+    });
+    let mut named = named.collect::<Vec<_>>().join(", ");
+    if parts.len() > NAMED {
+        named.push_str(&format!(" and {} more", parts.len() - NAMED));
+    }
+    let fix = match parts.first().map(|part| (part.message, part.role.as_str(), part.field.as_str())) {
+        Some((None, ..)) => {
+            "Take a chat template that writes tools (model.chat_template), or leave input.tools out"
         }
-        field => (
-            format!("{field} of message"),
-            "Take a chat template that writes it (model.chat_template), or put it into the message's content or leave it out",
-        ),
+        Some((_, "developer", "content")) => "Call its role system, or take a template that knows it",
+        Some((_, _, "content")) => {
+            "Take a chat template that writes it (model.chat_template), or put the text into another message"
+        }
+        Some((_, _, "function_call")) => "Write it as tool_calls, or take a template that writes it",
+        _ => {
+            "Take a chat template that writes it (model.chat_template), or put it into the content or leave it out"
+        }
     };
-    Error::input(template.place(), format!("{what} of {subject} {number} (role {role})"), fix)
+    Error::input(template.place(), format!("{what} of {named}"), fix)
 }

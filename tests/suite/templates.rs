@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use rlvr::formats::tiktoken;
-use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder};
+use rlvr::task::Task;
+use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder, byte_tokenizer};
 use rlvr::types::{Conversation, Message};
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokenizers::AddedToken;
 
 use crate::support::parity_fixture::fetched;
 use crate::support::project;
@@ -31,6 +33,10 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
         }
         let name = case["template"].as_str().unwrap();
         let arguments: toml::Table = serde_json::from_value(case["arguments"].clone()).unwrap();
+        if case.get("calls").is_some() {
+            found.extend(calls_differ(&golden, case, &folder.join(name), &arguments));
+            continue;
+        }
         let messages = golden["conversations"][case["conversation"].as_str().unwrap()].as_array().unwrap();
         let text = |m: &Value, key: &str| m[key].as_str().unwrap().to_string();
         let messages: Vec<_> =
@@ -49,6 +55,100 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
         }
     }
     (found, cases.len())
+}
+
+/// How a conversation with calls, tools, thoughts, parts or another role is prompted otherwise than by transformers.
+fn calls_differ(golden: &Value, case: &Value, file: &Path, arguments: &toml::Table) -> Option<String> {
+    let name = case["calls"].as_str().unwrap();
+    let mut row = json!({"messages": golden["calls"][name], "categories": []});
+    if case["tools"] == true {
+        row["tools"] = golden["tools"].clone();
+    }
+    let read = |row: &Value| {
+        let shown = |at: &Path| std::fs::read_to_string(at).unwrap();
+        let text = shown(&project().join("tasks/llama-guard.toml"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.toml");
+        std::fs::write(&path, text.replace("[input]\n", "[input]\ntools = \"tools\"\n")).unwrap();
+        Task::load(path.to_str().unwrap()).unwrap().conversation(row, Path::new("rows"), 1).unwrap()
+    };
+    let conversation = read(&row);
+    // Arguments are JSON in a text in OpenAI's form.
+    for message in row["messages"].as_array_mut().unwrap() {
+        for call in message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+            let written = call["function"]["arguments"].to_string();
+            call["function"]["arguments"] = written.into();
+        }
+    }
+    assert_eq!(read(&row), conversation);
+
+    let tokens = tokens_of_a_model();
+    let place = format!("{} {name} {} tools {}", file.display(), case["arguments"], case["tools"]);
+    let files = EncoderFiles {
+        chat_template: Some(file),
+        template_args: Some(arguments),
+        ..EncoderFiles::of(tokens.path())
+    };
+    let template = ChatTemplate::load(tokens.path(), Some(file)).unwrap().with_arguments(arguments).unwrap();
+    let (ours, theirs) = (template.render_prompt(&conversation), case["text"].as_str());
+    // Where a template knows no parts and no null, they become a text.
+    let odd = |text: &str| {
+        text.contains("None")
+            || (name == "parts" && !text.contains("Partword"))
+            || text.contains("'type': 'text'")
+            || text.contains("\"type\": \"text\"")
+    };
+    if matches!(name, "parts" | "calls_null") && theirs.is_none_or(odd) {
+        return None;
+    }
+    if ours.as_deref().ok() != theirs {
+        return Some(format!("{place}\n  ours:   {ours:?}\n  theirs: {theirs:?}"));
+    }
+    let encoder = PromptEncoder::load(&files).ok()?;
+    let theirs = theirs?;
+    let mut words = Vec::new();
+    texts(&json!([golden["calls"][name], row.get("tools")]), &mut words);
+    let thought = words.iter().find(|word| word.starts_with("Thoughtword"));
+    // Every word that has to be there stands in one part only.
+    let is_lost =
+        |word: &&String| word.contains("word") && thought != Some(*word) && !theirs.contains(word.as_str());
+    let lost: Vec<&String> = words.iter().filter(is_lost).collect();
+    match encoder.encode_prompt(&conversation) {
+        Ok(prompt) if lost.is_empty() => {
+            let ids = encoder.tokenizer().encode(theirs).unwrap();
+            (prompt.token_ids != ids).then(|| format!("{place}: other ids"))
+        }
+        Ok(_) => Some(format!("{place}: {lost:?} are lost without a word")),
+        Err(_) if !lost.is_empty() => None,
+        // A template that never writes thoughts, or tools, is refused for that.
+        Err(error) if error.to_string().contains("reasoning_content") && !theirs.contains("Thoughtword") => {
+            None
+        }
+        Err(error) if error.to_string().contains("tools[0]") && !theirs.contains("Toolabout") => None,
+        Err(error) => Some(format!("{place}: {error}")),
+    }
+}
+
+fn texts(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::String(text) => found.push(text.clone()),
+        Value::Array(list) => list.iter().for_each(|item| texts(item, found)),
+        Value::Object(map) => map.values().for_each(|item| texts(item, found)),
+        _ => (),
+    }
+}
+
+/// A tokenizer of bytes with tokens that the golden file names, and some that templates write.
+fn tokens_of_a_model() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tokenizer = byte_tokenizer::build([].into_iter(), &[], 259).unwrap();
+    let more =
+        ["<s>", "</s>", "<pad>", "<unk>", "<tool_call>", "</tool_call>", "<think>", "</think>", "<|eot_id|>"];
+    tokenizer.add_tokens(more.map(|token| AddedToken::from(token, token.len() < 6))).unwrap();
+    byte_tokenizer::save_pretrained(&tokenizer, dir.path()).unwrap();
+    let config = json!({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    dir
 }
 
 #[test]

@@ -245,3 +245,73 @@ fn a_guard_takes_another_models_tokenizer_and_template() {
     let error = PromptEncoder::load(&EncoderFiles::of(model.path())).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json: is missing"), "{error}");
 }
+
+#[test]
+fn what_a_template_leaves_out_is_refused_with_its_place_and_role() {
+    let call = serde_json::json!([{"id": "c", "type": "function", "function": {"name": "search", "arguments": {"q": "rm"}}}]);
+    let mut calling = Message::new("assistant", "");
+    calling.more.insert("tool_calls".into(), call);
+    let tool = Message::new("tool", "one book");
+    let refused = |template: &str, talk: Vec<Message>| {
+        let encoder = encoder(template, Some("</s>"), serde_json::json!({})).unwrap();
+        encoder.encode_prompt(&talk.into()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let user_only =
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|end|>{% endif %}{% endfor %}";
+    let talk = vec![Message::new("user", "a"), tool.clone()];
+    let error = refused(user_only, talk.clone()).unwrap_err();
+    assert!(error.contains("writes nothing of message 2 (role tool). Take a chat template"), "{error}");
+    assert_eq!(refused(LLAMA3, talk), Ok(()));
+    let error = refused(LLAMA3, vec![Message::new("user", "a"), calling.clone(), tool.clone()]).unwrap_err();
+    let want = "tool_calls[0].function.name of message 2 (role assistant), tool_calls[0].function.arguments of message 2";
+    assert!(error.contains(want), "{error}");
+    // The second of two calls, and what is said beside a call.
+    let first = LLAMA3.replace(
+        "{{ m.content | trim }}",
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}\
+        {% else %}{{ m.content }}{% endif %}",
+    );
+    assert_eq!(refused(&first, vec![Message::new("user", "a"), calling.clone(), tool.clone()]), Ok(()));
+    let mut two = calling.clone();
+    let mut calls = two.more["tool_calls"].as_array().unwrap().clone();
+    calls.push(serde_json::json!({"function": {"name": "search", "arguments": {"q": "rm"}}}));
+    two.more.insert("tool_calls".into(), calls.into());
+    let error = refused(&first, vec![Message::new("user", "a"), two, tool.clone()]).unwrap_err();
+    assert!(error.contains("tool_calls[1].function.name of message 2"), "{error}");
+    let said = Message { content: crate::types::Content::Text("I search".into()), ..calling };
+    let error = refused(&first, vec![Message::new("user", "a"), said, tool]).unwrap_err();
+    assert!(error.contains("writes nothing of message 2 (role assistant)"), "{error}");
+    // Words of the row's own that a template cuts.
+    let cut = LLAMA3.replace("m.content | trim", "m.content.split('---')[0]");
+    assert_eq!(refused(&cut, user("a").messages), Ok(()));
+    let error = refused(&cut, user("a --- the rest").messages).unwrap_err();
+    assert!(error.contains("does not write all of message 1 (role user)"), "{error}");
+}
+
+#[test]
+fn tools_reach_the_template_and_one_without_them_is_refused() {
+    let tools = serde_json::json!([{"type": "function", "function": {"name": "search", "parameters": {}}}]);
+    let talk = Conversation { tools: Some(tools), ..user("a") };
+    let without = encoder(LLAMA3, Some("</s>"), serde_json::json!({})).unwrap();
+    let error = without.encode_prompt(&talk).unwrap_err().to_string();
+    assert!(
+        error.contains("writes nothing of the row's tools[0]. Take a chat template that writes tools"),
+        "{error}"
+    );
+    let with =
+        encoder(&format!("{{{{ tools | tojson }}}}{LLAMA3}"), Some("</s>"), serde_json::json!({})).unwrap();
+    assert_eq!(with.template().render_prompt(&talk).unwrap().matches("search").count(), 1);
+    assert!(with.encode_prompt(&talk).is_ok());
+}
+
+#[test]
+fn a_templates_line_ends_are_line_feeds_and_a_rows_stay() {
+    let template = "{% for m in messages %}\n{{ m.content }}\n<|end|>{% endfor %}\n";
+    let text = |template: &str| {
+        let encoder = encoder(template, Some("</s>"), serde_json::json!({})).unwrap();
+        encoder.template().render_prompt(&user("a\r\nb")).unwrap()
+    };
+    assert_eq!(text(template), "a\r\nb\n<|end|>");
+    assert_eq!(text(&template.replace('\n', "\r\n")), text(template));
+    assert_eq!(text(&template.replace('\n', "\r")), text(template));
+}

@@ -5,7 +5,8 @@
 set -eu
 here=$(dirname "$0")
 cache=${1:-${RLVR_CACHE_DIR:-"$here/../../../.cache"}}
-folder=$cache/chat-templates-trl-1.16.0
+# Rendered again where the conversations changed.
+folder=$cache/chat-templates-trl-1.16.0-$(cksum <"$here/templates.py" | cut -d' ' -f1)
 if [ ! -f "$folder/renderings.json" ]; then
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/fetch.XXXXXX")

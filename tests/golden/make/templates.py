@@ -52,6 +52,51 @@ CONVERSATIONS = {
     "system_only": [{"role": "system", "content": "alone"}],
     "empty": chat(""),
 }
+
+
+def call(name, key, value, number=1):
+    function = {"name": name, "arguments": {key: value, "limit": 3, "deep": {"flags": [True, None, "é\"x"]}}}
+    return {"id": f"callid{number:03}", "type": "function", "function": function}
+
+
+def result(content, number=1):
+    return {"role": "tool", "tool_call_id": f"callid{number:03}", "name": "lookup", "content": content}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "lookup",
+            "description": "Toolabout: finds <things>.",
+            "parameters": {
+                "type": "object",
+                "properties": {"query": {"type": "string", "description": "What, as \"text\""}, "limit": {"type": "integer"}},
+                "required": ["query"],
+            },
+        },
+    }
+]
+ASKED = {"role": "user", "content": "Questionword?"}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [call("callword", "query", "valueword")]}
+# What a message may carry beside role and content. Every word that ends with `word` stands in one part only.
+CALLS = {
+    "calls": [{"role": "system", "content": "Systemword."}, ASKED, CALLING, result("resultword")],
+    "calls_null": [ASKED, {**CALLING, "content": None}, result("resultword")],
+    "calls_said": [ASKED, {**CALLING, "content": "Saidword."}, result("resultword")],
+    "calls_two": [
+        ASKED,
+        {**CALLING, "tool_calls": [call("callword", "query", "valueword"), call("secondword", "path", "/otherword", 2)]},
+        result("resultword"),
+        result("furtherword", 2),
+    ],
+    "calls_thought": [ASKED, {**CALLING, "reasoning_content": "Thoughtword."}, result("resultword")],
+    "calls_answered": [ASKED, CALLING, result("resultword"), {"role": "assistant", "content": "Answerword."}, {**ASKED, "content": "Nextword?"}],
+    "thoughts": [ASKED, {"role": "assistant", "content": "Answerword.", "reasoning_content": "Thoughtword."}, {"role": "user", "content": "Nextword?"}],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": "Partword."}, {"type": "text", "text": "Otherword."}]}],
+    "developer": [{"role": "developer", "content": "Developerword."}, ASKED],
+    "judged": [ASKED, {"role": "assistant", "content": "Answerword."}],
+}
 ARGUMENTS = [{}, {"enable_thinking": False}, {"enable_thinking": True}, {"date_string": "1 May 2025"}]
 
 
@@ -98,8 +143,8 @@ def by_transformers(text):
     return template
 
 
-def rendered(template, conversation, arguments, generate):
-    variables = dict(SPECIAL, tools=None, documents=None, **arguments)
+def rendered(template, conversation, arguments, generate, tools=None):
+    variables = dict(SPECIAL, tools=tools, documents=None, **arguments)
     try:
         return template.render(messages=conversation, add_generation_prompt=generate, **variables)
     except Exception:  # whatever a template does to fail, the conversation is refused
@@ -122,12 +167,20 @@ def main():
                     sys.exit(f"{path}: transformers renders `{name}` otherwise")
                 case = {"template": path.name, "conversation": name, "arguments": arguments}
                 cases.append({**case, "add_generation_prompt": generate, "text": out})
+        thinking = [{"enable_thinking": value} for value in (False, True) if "enable_thinking" in text]
+        for (name, conversation), arguments in itertools.product(CALLS.items(), [{}, *thinking]):
+            for tools in (None, TOOLS):
+                out = rendered(template, conversation, arguments, True, tools)
+                if second and rendered(second, conversation, arguments, True, tools) != out:
+                    sys.exit(f"{path}: transformers renders `{name}` otherwise")
+                case = {"template": path.name, "calls": name, "arguments": arguments, "tools": tools is not None}
+                cases.append({**case, "text": out})
     idioms = folder / "idioms.txt"
     for line in idioms.read_text(encoding="utf-8").splitlines() if idioms.exists() else []:
         text = rendered(compiled(line), CONVERSATIONS["user"], {}, True)
         cases.append({"idiom": line, "text": text})
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
-    head = json.dumps({"special": SPECIAL, "conversations": CONVERSATIONS}, ensure_ascii=False)
+    head = json.dumps({"special": SPECIAL, "conversations": CONVERSATIONS, "calls": CALLS, "tools": TOOLS}, ensure_ascii=False)
     print(f'{head[:-1]}, "cases": [\n{lines}\n]}}')
 
 
