@@ -61,7 +61,7 @@ impl At<'_> {
 }
 
 impl Evaluator<'_> {
-    /// Samples, judges, and emits an `Evaluation` and its `Samples`.
+    /// Samples, judges, and emits `Samples` and their `Evaluation`.
     pub fn evaluate(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<EvalReport> {
         let judgements = self.judgements(decoder, at, sinks)?;
         Ok(Summary::new(self.task, &judgements).report)
@@ -163,8 +163,9 @@ impl Evaluator<'_> {
         let stage = at.stage.to_string();
         let metrics: Metrics = report.metrics().into_iter().collect();
         let json = serde_json::to_value(&report).unwrap_or_default();
-        sinks.emit(&Event::Evaluation { stage: stage.clone(), step: at.step, metrics, report: json });
-        sinks.emit(&Event::Samples { kind: SampleKind::Evaluation, stage, step: at.step, samples });
+        let kind = SampleKind::Evaluation;
+        sinks.emit(&Event::Samples { kind, stage: stage.clone(), step: at.step, samples });
+        sinks.emit(&Event::Evaluation { stage, step: at.step, metrics, report: json });
         Ok(judgements)
     }
 }

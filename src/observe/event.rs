@@ -13,11 +13,13 @@ use super::work::Work;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// `done` of the stage's `steps` were made before; above 0 after a resume.
+    /// `done` of the stage's `steps` were made before; above 0 after a resume. `before`: optimiser steps of the stages
+    /// that went before it.
     StageStarted {
         stage: String,
         steps: u64,
         done: u64,
+        before: u64,
     },
     /// Metric names are TRL's where it has one. Serialises flat: one JSON object with a key a metric.
     Step {
@@ -26,7 +28,7 @@ pub enum Event {
         #[serde(flatten)]
         metrics: Metrics,
     },
-    /// `metrics` are the numbers of `report` under their metric names.
+    /// `metrics` are the numbers of `report` under their metric names. Its `Samples` come just before it.
     Evaluation {
         stage: String,
         step: u64,
@@ -54,6 +56,11 @@ pub enum Event {
         stage: String,
         step: u64,
         samples: Vec<SampleRecord>,
+    },
+    /// What `Samples` of this kind answer. May come again.
+    Prompts {
+        kind: SampleKind,
+        prompts: Vec<PromptRecord>,
     },
     /// Every token of a step's completions, for `run.dump_steps`.
     Tokens {
@@ -106,7 +113,21 @@ pub struct SampleRecord {
     pub gold: String,
     pub verdict: String,
     pub reward: f32,
+    /// Over the other completions of its group. None in an evaluation, and for a group that was dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advantage: Option<f32>,
+    /// Of the completion, its end token included. Earlier versions did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
     pub completion: String,
+}
+
+/// What the model read, special tokens written out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromptRecord {
+    /// As [`SampleRecord::line`].
+    pub line: usize,
+    pub prompt: String,
 }
 
 impl Metrics {

@@ -7,9 +7,12 @@ mod memory;
 mod progress;
 mod table;
 mod tensorboard;
+mod tfrecord;
 mod work;
 
-pub use event::{Event, Metrics, SampleKind, SampleRecord, TableRow, TokenRecord, TokenRecords};
+pub use event::{
+    Event, Metrics, PromptRecord, SampleKind, SampleRecord, TableRow, TokenRecord, TokenRecords,
+};
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
 pub use progress::{Progress, WorkDisplay};

@@ -184,7 +184,7 @@ impl Sink for Progress {
 
     fn emit(&mut self, event: &Event) -> Result<()> {
         match event {
-            Event::StageStarted { stage, steps, done } => self.start_stage(stage, *steps, *done),
+            Event::StageStarted { stage, steps, done, .. } => self.start_stage(stage, *steps, *done),
             Event::Step { stage, step, metrics } => self.step(stage, *step, metrics),
             Event::Evaluation { stage, step, metrics, .. } => {
                 let text = evaluation_line(stage, *step, metrics);
@@ -193,7 +193,10 @@ impl Sink for Progress {
             Event::Work(work) => self.work(work),
             Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::Note { text } => self.line(text),
-            Event::Checkpoint { .. } | Event::Samples { .. } | Event::Tokens { .. } => Ok(()),
+            Event::Checkpoint { .. }
+            | Event::Samples { .. }
+            | Event::Prompts { .. }
+            | Event::Tokens { .. } => Ok(()),
             Event::Finished { rows, run, chosen } => {
                 self.finished(&results_table(rows), run, chosen.as_deref())
             }
@@ -352,7 +355,7 @@ mod tests {
     }
 
     fn start(sink: &mut Progress, steps: u64) {
-        sink.emit(&Event::StageStarted { stage: "grpo".into(), steps, done: 0 }).unwrap();
+        sink.emit(&Event::StageStarted { stage: "grpo".into(), steps, done: 0, before: 0 }).unwrap();
     }
 
     fn step(sink: &mut Progress, step: u64) {

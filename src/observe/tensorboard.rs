@@ -1,22 +1,28 @@
 //! TensorBoard event files: `tensorboard --logdir runs` shows every run beside the others.
 //!
-//! A file is a run of TFRecords: length (u64), its masked CRC-32C, data, the data's masked CRC-32C, all little-endian.
-//! The data is a protobuf `Event`; after the first, which names the version, there is one for each line of
-//! metrics.jsonl. Tags are `<stage>/<metric>`, those of evaluations `<stage>/eval/<metric>`; steps are the stage's.
+//! A file is a run of TFRecords, each a protobuf `Event`. The first names the version, the second has the config's keys for
+//! the page of hyperparameters, and then there is one for each step and each evaluation in metrics.jsonl. Steps are those
+//! of the whole run, the stages' one after another. Tags are `<stage>/<metric>`; evaluations of all stages are
+//! `eval/<metric>`, and some of their answers the text `eval/answers`. Bounds of intervals are left to metrics.jsonl.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Event, Metrics, Sink};
+use super::tfrecord::{frame, records};
+use super::{Event, Metrics, SampleKind, SampleRecord, Sink};
 use crate::error::{Error, Result};
 
 /// TensorBoard looks for `tfevents` in a file's name.
 pub const EVENTS_FILE: &str = "events.out.tfevents.rlvr";
 
-/// Bytes of a record besides its data: length, two checksums.
-const FRAME: usize = 16;
+/// What TensorBoard's plugin looks for.
+const HPARAMS: &str = "_hparams_/session_start_info";
+/// Answers shown of an evaluation, and characters of each.
+const ANSWERS: usize = 12;
+const ANSWER_CHARACTERS: usize = 1000;
 
 /// Appends a record for each step and each evaluation.
 pub struct TensorBoard {
@@ -25,29 +31,42 @@ pub struct TensorBoard {
     /// Length of the file up to its last whole record.
     whole_bytes: u64,
     torn: bool,
+    /// Steps of the stages before the present one.
+    before: u64,
+    /// Answers of the evaluation that comes next, in Markdown.
+    answers: Option<String>,
 }
 
 impl TensorBoard {
     /// Starts `events.out.tfevents.rlvr` in the folder of a run, or an earlier one anew.
-    pub fn create(folder: &Path) -> Result<Self> {
+    ///
+    /// `config`: keys and values as TOML writes them.
+    pub fn create(folder: &Path, config: &BTreeMap<String, String>) -> Result<Self> {
         let mut sink = Self::open(folder, 0)?;
         let version = [double(1, now()), bytes(3, b"brain.Event:2")].concat();
-        sink.append(&frame(&version)).map_err(Error::io(&sink.path, "write the TensorBoard file"))?;
+        let start = [frame(&version), frame(&event(0, &hparams(config), now()))].concat();
+        sink.append(&start).map_err(Error::io(&sink.path, "write the TensorBoard file"))?;
         Ok(sink)
     }
 
     /// Goes on after the records of the first `keep_lines` lines of metrics.jsonl; those of steps that will be made
     /// again are cut off. Without an earlier file a new one begins.
-    pub fn resume(folder: &Path, keep_lines: usize) -> Result<Self> {
+    pub fn resume(folder: &Path, keep_lines: usize, config: &BTreeMap<String, String>) -> Result<Self> {
         let path = folder.join(EVENTS_FILE);
         let records = match std::fs::read(&path) {
-            Ok(content) => records(&content).into_iter().take(keep_lines + 1).next_back(),
+            Ok(content) => {
+                let ends = records(&content);
+                // Earlier versions began without the config.
+                let second = ends.get(..2).map_or(&[][..], |ends| &content[ends[0]..ends[1]]);
+                let has_config = second.windows(HPARAMS.len()).any(|part| part == HPARAMS.as_bytes());
+                ends.into_iter().take(keep_lines + 1 + usize::from(has_config)).next_back()
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(Error::io(&path, "read the TensorBoard file")(error)),
         };
         match records {
             Some(end) => Self::open(folder, end),
-            None => Self::create(folder),
+            None => Self::create(folder, config),
         }
     }
 
@@ -63,7 +82,7 @@ impl TensorBoard {
         let file = file.map_err(Error::io(&path, "open the TensorBoard file"))?;
         let whole_bytes = keep_bytes as u64;
         file.set_len(whole_bytes).map_err(Error::io(&path, "write the TensorBoard file"))?;
-        Ok(Self { path, file, whole_bytes, torn: false })
+        Ok(Self { path, file, whole_bytes, torn: false, before: 0, answers: None })
     }
 
     fn append(&mut self, record: &[u8]) -> std::io::Result<()> {
@@ -85,11 +104,23 @@ impl Sink for TensorBoard {
 
     fn emit(&mut self, event: &Event) -> Result<()> {
         let (prefix, step, metrics) = match event {
-            Event::Step { stage, step, metrics } => (stage.clone(), *step, metrics),
-            Event::Evaluation { stage, step, metrics, .. } => (format!("{stage}/eval"), *step, metrics),
+            Event::StageStarted { before, .. } => {
+                self.before = *before;
+                return Ok(());
+            }
+            Event::Samples { kind: SampleKind::Evaluation, samples, .. } => {
+                self.answers = Some(answers(samples));
+                return Ok(());
+            }
+            Event::Step { stage, step, metrics } => (stage.as_str(), *step, metrics),
+            Event::Evaluation { step, metrics, .. } => ("eval", *step, metrics),
             _ => return Ok(()),
         };
-        let record = frame(&scalars(&prefix, step, metrics, now()));
+        let mut summary = scalars(prefix, metrics);
+        if let (Event::Evaluation { .. }, Some(text)) = (event, self.answers.take()) {
+            summary.extend(text_value("eval/answers", &text));
+        }
+        let record = frame(&self::event(self.before + step, &summary, now()));
         let path = self.path.clone();
         self.append(&record).map_err(Error::io(path, "write the TensorBoard file"))
     }
@@ -100,16 +131,67 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// `Event {1: wall_time, 2: step, 5: Summary {1: Value {1: tag, 2: simple_value}}}`. Numbers that are not finite are
-/// left out.
-fn scalars(prefix: &str, step: u64, metrics: &Metrics, time: f64) -> Vec<u8> {
-    let values = metrics.iter().filter(|(_, value)| value.is_finite()).map(|(name, value)| {
+/// `Event {1: wall_time, 2: step, 5: Summary}`.
+fn event(step: u64, summary: &[u8], time: f64) -> Vec<u8> {
+    [double(1, time), [vec![2 << 3], varint(step)].concat(), bytes(5, summary)].concat()
+}
+
+/// A `Summary {1: Value {1: tag, 2: simple_value}}`. Numbers that are not finite are left out.
+fn scalars(prefix: &str, metrics: &Metrics) -> Vec<u8> {
+    let is_bound =
+        |name: &str| name.starts_with("verdict/") && (name.ends_with("_low") || name.ends_with("_high"));
+    let shown = metrics.iter().filter(|(name, value)| value.is_finite() && !is_bound(name));
+    let value = |(name, value): (&str, f64)| {
         let tag = bytes(1, format!("{prefix}/{name}").as_bytes());
         let number = [&[2 << 3 | 5][..], &(value as f32).to_le_bytes()].concat();
         bytes(1, &[tag, number].concat())
-    });
-    let summary: Vec<u8> = values.flatten().collect();
-    [double(1, time), [vec![2 << 3], varint(step)].concat(), bytes(5, &summary)].concat()
+    };
+    shown.flat_map(value).collect()
+}
+
+/// A `Summary` of a text: `Value {1: tag, 8: TensorProto {1: DT_STRING, 2: no dimensions, 8: text}, 9: metadata}`.
+fn text_value(tag: &str, text: &str) -> Vec<u8> {
+    let tensor = [&[1 << 3, 7][..], &bytes(2, &[]), &bytes(8, text.as_bytes())].concat();
+    // {1: PluginData {1: name}, 4: DATA_CLASS_TENSOR}
+    let metadata = [&bytes(1, &bytes(1, b"text"))[..], &[4 << 3, 2]].concat();
+    bytes(1, &[bytes(1, tag.as_bytes()), bytes(8, &tensor), bytes(9, &metadata)].concat())
+}
+
+/// A `Summary` whose value carries `HParamsPluginData {3: SessionStartInfo {1: map<string, Value>, 5: seconds}}`, and
+/// an empty tensor, because TensorBoard wants one.
+fn hparams(config: &BTreeMap<String, String>) -> Vec<u8> {
+    let entry = |(key, text): (&String, &String)| {
+        let value = match (text.as_str(), text.replace('_', "").parse::<f64>()) {
+            ("true", _) => vec![4 << 3, 1],
+            ("false", _) => vec![4 << 3, 0],
+            (_, Ok(number)) if number.is_finite() => double(2, number),
+            (text, _) => bytes(3, text.trim_matches('"').as_bytes()),
+        };
+        bytes(1, &[bytes(1, key.as_bytes()), bytes(2, &value)].concat())
+    };
+    let start: Vec<u8> = config.iter().flat_map(entry).chain(double(5, now())).collect();
+    let plugin = [bytes(1, b"hparams"), bytes(2, &bytes(3, &start))].concat();
+    // {1: DT_FLOAT, 2: one dimension of size 0}
+    let tensor = [&[1 << 3, 1][..], &bytes(2, &bytes(2, &[1 << 3, 0]))].concat();
+    bytes(1, &[bytes(1, HPARAMS.as_bytes()), bytes(8, &tensor), bytes(9, &bytes(1, &plugin))].concat())
+}
+
+/// Some answers as Markdown, from all over the rows. What others wrote stands in code blocks alone: every line of it is
+/// indented, so that none can end its block.
+fn answers(samples: &[SampleRecord]) -> String {
+    let shown = samples.len().min(ANSWERS);
+    let block = |text: &str| {
+        let mut text: String = text.chars().take(ANSWER_CHARACTERS).collect();
+        text.retain(|c| !c.is_control() || c == '\n');
+        text.split('\n').map(|line| format!("    {line}\n")).collect::<String>()
+    };
+    let answer = |i: usize| {
+        let sample = &samples[i * samples.len() / shown];
+        let SampleRecord { line, gold, verdict, reward, completion, .. } = sample;
+        let head = format!("gold: {gold}\nverdict: {verdict}");
+        format!("Row {line}, reward {reward}:\n\n{}\n{}\n", block(&head), block(completion))
+    };
+    format!("{shown} of {} answers.\n\n{}", samples.len(), (0..shown).map(answer).collect::<String>())
 }
 
 fn double(field: u8, value: f64) -> Vec<u8> {
@@ -130,58 +212,14 @@ fn varint(mut value: u64) -> Vec<u8> {
     out
 }
 
-fn frame(data: &[u8]) -> Vec<u8> {
-    let length = (data.len() as u64).to_le_bytes();
-    let sum = |part: &[u8]| masked_crc32c(part).to_le_bytes();
-    [&length[..], &sum(&length), data, &sum(data)].concat()
-}
-
-/// Where each whole record ends; the first damaged one ends the list.
-fn records(content: &[u8]) -> Vec<usize> {
-    let mut ends = Vec::new();
-    let mut at = 0;
-    while let Some((length, rest)) = content[at..].split_first_chunk::<8>() {
-        let Ok(size) = usize::try_from(u64::from_le_bytes(*length)) else { break };
-        let Some(data) = rest.get(4..).and_then(|rest| rest.get(..size)) else { break };
-        let end = at + FRAME + size;
-        if content.get(at..end).is_none_or(|record| record != frame(data)) {
-            break;
-        }
-        ends.push(end);
-        at = end;
-    }
-    ends
-}
-
-/// The checksum of TFRecords: CRC-32C, rotated by 15 bits, plus a constant.
-fn masked_crc32c(data: &[u8]) -> u32 {
-    crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// CRC-32 with Castagnoli's polynomial, reflected. RFC 3720, appendix B.4.
-fn crc32c(data: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
-    };
-    !data.iter().fold(!0, step)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn crc32c_of_the_rfcs_examples() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
-        assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
-    }
-
-    #[test]
     fn a_step_is_the_bytes_that_protobuf_writes() {
         let metrics = [("loss", 0.5), ("kl", f64::NAN)].into_iter().collect();
-        let event = scalars("sft", 300, &metrics, 1.0);
+        let event = event(300, &scalars("sft", &metrics), 1.0);
         // By hand from the .proto: double 1.0; step 300 = ac 02; summary of 17 bytes, value of 15, tag of 8.
         let mut want =
             vec![0x09, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0x10, 0xac, 0x02, 0x2a, 17, 0x0a, 15, 0x0a, 8];
@@ -207,21 +245,53 @@ mod tests {
     fn a_resume_cuts_off_what_will_be_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(EVENTS_FILE);
-        let mut sink = TensorBoard::create(folder.path()).unwrap();
+        let config = BTreeMap::from([("seed".to_string(), "1".to_string())]);
+        let mut sink = TensorBoard::create(folder.path(), &config).unwrap();
         (1..=3).for_each(|i| sink.emit(&step(i)).unwrap());
         drop(sink);
         // A kill within a write.
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(&[9; 5]).unwrap();
         let before = std::fs::read(&path).unwrap();
         let ends = records(&before);
-        assert_eq!(ends.len(), 4);
-        TensorBoard::resume(folder.path(), 2).unwrap().emit(&step(3)).unwrap();
+        assert_eq!(ends.len(), 5);
+        TensorBoard::resume(folder.path(), 2, &config).unwrap().emit(&step(3)).unwrap();
         let after = std::fs::read(&path).unwrap();
-        assert_eq!(records(&after).len(), 4);
-        assert_eq!(after[..ends[2]], before[..ends[2]]);
+        assert_eq!(records(&after).len(), 5);
+        assert_eq!(after[..ends[3]], before[..ends[3]]);
         // Without a file of its own a run gets one.
         std::fs::remove_file(&path).unwrap();
-        TensorBoard::resume(folder.path(), 2).unwrap();
-        assert_eq!(records(&std::fs::read(&path).unwrap()).len(), 1);
+        TensorBoard::resume(folder.path(), 2, &config).unwrap();
+        assert_eq!(records(&std::fs::read(&path).unwrap()).len(), 2);
+    }
+
+    #[test]
+    fn stages_share_an_axis_and_an_evaluation_shows_answers_without_bounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut sink = TensorBoard::create(folder.path(), &BTreeMap::new()).unwrap();
+        let sample = SampleRecord {
+            line: 7,
+            gold: "Safe".into(),
+            verdict: "malformed".into(),
+            reward: 0.0,
+            advantage: None,
+            tokens: None,
+            completion: "one\n<b>two</b>".into(),
+        };
+        let stage = "grpo".to_string();
+        let metrics: Metrics =
+            [("verdict/accuracy_strict", 0.5), ("verdict/accuracy_strict_low", 0.25)].into_iter().collect();
+        let kind = SampleKind::Evaluation;
+        sink.emit(&Event::StageStarted { stage: stage.clone(), steps: 5, done: 0, before: 128 }).unwrap();
+        sink.emit(&Event::Samples { kind, stage: stage.clone(), step: 1, samples: vec![sample] }).unwrap();
+        sink.emit(&Event::Evaluation { stage, step: 1, metrics, report: serde_json::Value::Null }).unwrap();
+        let content = std::fs::read(folder.path().join(EVENTS_FILE)).unwrap();
+        let ends = records(&content);
+        assert_eq!(ends.len(), 3);
+        let last = &content[ends[1]..ends[2]];
+        let has = |part: &[u8]| last.windows(part.len()).any(|window| window == part);
+        // Field 2, step 129.
+        assert!(has(&[0x10, 0x81, 0x01, 0x2a]) && has(b"eval/verdict/accuracy_strict"));
+        assert!(has(b"    one\n    <b>two</b>\n") && has(b"eval/answers"));
+        assert!(!has(b"accuracy_strict_low"));
     }
 }

@@ -2,19 +2,25 @@
 
 use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
+use super::answers::{Answers, outcome};
 use super::charts;
+use super::histograms::histograms;
+use super::page_data::page_data;
 use super::run::{Evaluation, Run};
-use super::svg::escape;
+use super::svg::{escape, short};
 use super::tables::{self, Table};
 use crate::error::{Error, Result};
-use crate::observe::SampleRecord;
+use crate::observe::SampleKind;
 
 const TEMPLATE: &str = include_str!("page.html.jinja");
 const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("page.js");
 /// Answers shown of each kind.
 const SAMPLES_OF_A_KIND: usize = 6;
 const MOST_CHARACTERS: usize = 900;
+const MOST_PROMPT_CHARACTERS: usize = 4000;
 
 /// One self-contained page about `runs`, at least one.
 ///
@@ -29,6 +35,10 @@ pub fn html(runs: &[Run]) -> Result<String> {
         Some(text) if !value.is_safe() => out.write_str(&escape(text)).map_err(minijinja::Error::from),
         _ => minijinja::escape_formatter(out, state, value),
     });
+    let (data, mut cuts) = page_data(runs)?;
+    let of_run =
+        |run: &Run| run.answers.notes.iter().map(|note| format!("{}: {note}", run.name)).collect::<Vec<_>>();
+    cuts.extend(runs.iter().flat_map(of_run));
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let stages = charts::steps(runs).into_iter().map(|(name, figures)| context! { name, figures });
     let page = context! {
@@ -42,8 +52,14 @@ pub fn html(runs: &[Run]) -> Result<String> {
         thresholds => tables::thresholds(runs),
         threshold_curves => charts::thresholds(runs),
         label_bars => charts::label_bars(runs),
-        labels => runs.iter().filter_map(labels).collect::<Vec<_>>(),
-        answers => runs.iter().filter(|run| !run.samples.is_empty()).map(answers).collect::<Vec<_>>(),
+        labels => runs.iter().enumerate().filter_map(labels).collect::<Vec<_>>(),
+        answers => runs.iter().flat_map(answers).collect::<Vec<_>>(),
+        histograms => histograms(runs),
+        has_differences => runs.iter().map(|run| run.answers.sets.len()).sum::<usize>() > 1,
+        cuts => cuts,
+        data => data,
+        script => SCRIPT,
+        script_hash => script_hash(),
         cost => tables::cost(runs),
         differences => (runs.len() > 1).then(|| tables::config(runs)),
         configs => runs.iter().map(config).collect::<Vec<_>>(),
@@ -63,9 +79,9 @@ fn head((i, run): (usize, &Run)) -> Value {
 }
 
 /// Scores of each label and the confusion of the last evaluation; none without one.
-fn labels(run: &Run) -> Option<Value> {
+fn labels((i, run): (usize, &Run)) -> Option<Value> {
     let evaluation = run.last_evaluation()?;
-    Some(context! { scores => tables::labels(run), confusion => confusion(run, evaluation) })
+    Some(context! { scores => tables::labels(run), confusion => confusion(i, run, evaluation) })
 }
 
 /// A gold label's answers by verdict.
@@ -77,7 +93,7 @@ struct Cell {
     right: bool,
 }
 
-fn confusion(run: &Run, evaluation: &Evaluation) -> Option<Value> {
+fn confusion(i: usize, run: &Run, evaluation: &Evaluation) -> Option<Value> {
     let (labels, counts) = (evaluation.labels(), evaluation.confusion());
     let row = |(i, row): (usize, &Vec<u64>)| {
         let total: u64 = row.iter().sum();
@@ -90,29 +106,22 @@ fn confusion(run: &Run, evaluation: &Evaluation) -> Option<Value> {
     };
     let caption = format!("{}, {}: gold label (rows) by verdict (columns)", run.name, evaluation.name);
     let rows: Vec<Value> = counts.iter().enumerate().map(row).collect();
-    (!rows.is_empty()).then(|| context! { caption, labels, rows })
+    (!rows.is_empty()).then(|| context! { run => i, caption, labels, rows })
 }
 
-/// What came of an answer, for its colour and its heading.
-fn kind(sample: &SampleRecord, negative: &str) -> (&'static str, &'static str) {
-    let (gold, verdict) = (sample.gold.as_str(), sample.verdict.as_str());
-    match verdict {
-        _ if verdict == gold => ("right", "exact"),
-        "malformed" => ("malformed", "malformed"),
-        _ if gold == negative => ("false alarm", "wrong"),
-        _ if verdict == negative => ("missed risk", "wrong"),
-        _ => ("another label", "wrong"),
-    }
-}
-
-/// A few of a run's answers of each kind.
-fn answers(run: &Run) -> Value {
+/// A few of a run's answers of each kind, of its last evaluation and of its last rollouts.
+fn answers(run: &Run) -> Vec<Value> {
     let labels = run.last_evaluation().map(|e| e.labels()).unwrap_or_default();
     let negative = labels.first().copied().unwrap_or_default();
+    let kinds = [SampleKind::Evaluation, SampleKind::Rollouts].into_iter();
+    kinds.filter_map(|kind| Some(cards(run, run.answers.last(kind)?, negative))).collect()
+}
+
+fn cards(run: &Run, set: &Answers, negative: &str) -> Value {
     let mut shown: Vec<(&str, usize)> = Vec::new();
     let mut cards = Vec::new();
-    for sample in &run.samples {
-        let (kind, class) = kind(sample, negative);
+    for (sample, _) in &set.records {
+        let (kind, class) = outcome(sample, negative);
         let at = shown.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
             shown.push((kind, 0));
             shown.len() - 1
@@ -121,21 +130,65 @@ fn answers(run: &Run) -> Value {
         if shown[at].1 > SAMPLES_OF_A_KIND {
             continue;
         }
-        let mut text: String = sample.completion.chars().take(MOST_CHARACTERS).collect();
-        if text.len() < sample.completion.len() {
-            text.push_str(" ...");
+        let mut said = vec![format!("gold {}", sample.gold)];
+        if sample.verdict != sample.gold {
+            said.push(format!("judged {}", sample.verdict));
         }
-        let judged = sample.verdict != sample.gold;
-        let said = if judged { format!(", judged {}", sample.verdict) } else { String::new() };
-        let (line, gold, reward) = (sample.line, &sample.gold, sample.reward.to_string());
-        cards.push(context! { class, kind, line, gold, said, reward, text });
+        said.push(format!("reward {}", short(sample.reward.into())));
+        said.extend(sample.advantage.map(|advantage| format!("advantage {}", short(advantage.into()))));
+        said.extend(sample.tokens.map(|tokens| format!("{tokens} tokens")));
+        let text = beginning(&sample.completion, MOST_CHARACTERS);
+        let prompt = run.answers.prompt(set.kind, sample.line).map(|p| beginning(p, MOST_PROMPT_CHARACTERS));
+        cards.push(context! { class, kind, line => sample.line, said => said.join(", "), text, prompt });
     }
     let counts: Vec<String> = shown.iter().map(|(name, count)| format!("{count} {name}")).collect();
-    let summary = format!("{}: {}; at most {SAMPLES_OF_A_KIND} of each", run.name, counts.join(", "));
-    context! { summary, cards }
+    let what = if set.kind == SampleKind::Rollouts { "rollouts of " } else { "" };
+    let summary = format!(
+        "{}, {what}{}: {}; at most {SAMPLES_OF_A_KIND} of each",
+        run.name,
+        set.name,
+        counts.join(", ")
+    );
+    context! { summary, cards, is_open => set.kind == SampleKind::Evaluation }
+}
+
+fn beginning(text: &str, most: usize) -> String {
+    let mut start: String = text.chars().take(most).collect();
+    if start.len() < text.len() {
+        start.push_str(" ...");
+    }
+    start
+}
+
+/// The script's hash as a Content-Security-Policy names it: nothing else runs in the page, whatever a text holds.
+fn script_hash() -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digest = Sha256::digest(SCRIPT);
+    let mut text = String::from("sha256-");
+    for three in digest.chunks(3) {
+        let bits =
+            three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for i in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * i)) as usize & 63];
+            text.push(if i <= three.len() { char::from(digit) } else { '=' });
+        }
+    }
+    text
 }
 
 fn config(run: &Run) -> Value {
     let keys: Table = tables::config(std::slice::from_ref(run));
     context! { name => run.name, keys }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_is_named_by_its_hash_and_ends_no_element() {
+        let hash = script_hash();
+        assert_eq!((hash.len(), &hash[50..]), (51, "="), "32 bytes are 43 digits and a sign");
+        assert!(!SCRIPT.contains("</") && !SCRIPT.contains("innerHTML"));
+    }
 }

@@ -1,8 +1,11 @@
 //! `rlvr report`: runs as one HTML page that needs no network, and as Markdown.
 
+mod answers;
 mod charts;
+mod histograms;
 mod html;
 mod markdown;
+mod page_data;
 mod run;
 mod svg;
 mod tables;

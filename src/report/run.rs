@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::answers::Found;
 use crate::config::keys_of;
 use crate::error::{Error, Result};
-use crate::observe::SampleRecord;
 
 /// A run as its files tell it.
 #[derive(Clone, Debug, Default)]
@@ -18,8 +18,7 @@ pub struct Run {
     pub config: BTreeMap<String, String>,
     pub steps: Vec<Step>,
     pub evaluations: Vec<Evaluation>,
-    /// Samples of the last evaluation that has them.
-    pub samples: Vec<SampleRecord>,
+    pub answers: Found,
     /// `model/threshold.json`.
     pub threshold: Option<Value>,
     /// What the run warned of: after which step, and the text.
@@ -125,9 +124,11 @@ impl Run {
             run.notes.push("the run has not finished: it has no final model".into());
         }
         run.read_eval_files(folder);
-        run.read_samples(&folder.join("samples"));
         let chosen = std::fs::read(folder.join("model/best.json")).ok();
         run.chosen = chosen.and_then(|text| serde_json::from_slice(&text).ok());
+        let must: Vec<&str> = run.milestones().into_iter().map(|e| e.name.as_str()).collect();
+        let total = |stage: &str, step| run.total(stage, step);
+        run.answers = Found::read(&folder.join("samples"), total, &must);
         let threshold = std::fs::read(folder.join("model/threshold.json")).ok();
         run.threshold = threshold.and_then(|text| serde_json::from_slice(&text).ok());
         Ok(run)
@@ -193,22 +194,14 @@ impl Run {
         }
     }
 
-    /// The newest file of evaluation samples.
-    fn read_samples(&mut self, folder: &Path) {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let of_evaluation = |path: &std::path::PathBuf| path.to_string_lossy().ends_with("-evaluation.jsonl");
-        let order = |path: &std::path::PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let stage = name.split('-').next().unwrap_or_default();
-            // In the order of the run, not of the alphabet.
-            let last = self.steps.iter().rposition(|step| step.stage == stage).map_or(0, |at| at + 1);
-            (last, name)
-        };
-        let Some(path) = entries.map(|entry| entry.path()).filter(of_evaluation).max_by_key(order) else {
-            return;
-        };
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        self.samples = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    /// Step of the whole run at a stage's step.
+    fn total(&self, stage: &str, step: u64) -> u64 {
+        let stages = self.stages();
+        if !stages.contains(&stage) {
+            return step;
+        }
+        let last = |of: &&str| self.steps.iter().rev().find(|s| s.stage == **of).map_or(0, |s| s.step);
+        stages.iter().take_while(|of| **of != stage).map(last).sum::<u64>() + step
     }
 
     /// Points (step of the stage, value) of a metric.

@@ -1,4 +1,4 @@
-//! Charts as inline SVG: no scripts, colours from the page's style, a text alternative in each.
+//! Charts as inline SVG: colours from the page's style, a text alternative in each.
 
 use std::fmt::Write;
 
@@ -50,11 +50,20 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            c if c.is_control() && !matches!(c, '\n' | '\t') => out.push('\u{fffd}'),
-            c => out.push(c),
+            c => out.push(visible(c)),
         }
     }
     out
+}
+
+/// Control characters, and those that turn the direction of what follows, become visible.
+pub fn visible(c: char) -> char {
+    match c {
+        '\n' | '\t' => c,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    }
 }
 
 /// At most four significant digits, without a tail of zeros.

@@ -10,6 +10,7 @@ use crate::types::Rollout;
 /// A completion as the task sees it.
 pub struct Judged {
     pub completion: String,
+    pub tokens: usize,
     pub verdict: Verdict,
     pub outcome: Outcome,
     pub reward: f32,
@@ -20,7 +21,8 @@ pub fn judge(task: &Task, encoder: &PromptEncoder, gold: LabelId, rollout: &Roll
     let completion = encoder.decode_completion(&rollout.token_ids)?;
     let verdict = task.judge(&completion, rollout.finish);
     let outcome = Outcome::of(gold, verdict);
-    Ok(Judged { completion, verdict, outcome, reward: task.reward(outcome) })
+    let tokens = rollout.token_ids.len();
+    Ok(Judged { completion, tokens, verdict, outcome, reward: task.reward(outcome) })
 }
 
 impl Judged {
@@ -30,6 +32,8 @@ impl Judged {
             gold: task.label_text(row.gold),
             verdict: task.verdict_text(self.verdict),
             reward: self.reward,
+            advantage: None,
+            tokens: Some(self.tokens),
             completion: self.completion,
         }
     }

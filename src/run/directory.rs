@@ -16,7 +16,7 @@ const LOCK: &str = "lock";
 /// config.resolved.toml   every key with its value
 /// metrics.jsonl          a line for each step and each evaluation
 /// events.out.tfevents.*  the same for TensorBoard
-/// samples/               judged completions, a file for each evaluation
+/// samples/               judged completions, a file for each evaluation and each rollout; their prompts
 /// checkpoints/step-N/    after N optimiser steps of the run
 /// best/                  while it trains: the best model so far, by eval.keep_best
 /// model/                 the best weights in Hugging Face layout, or the last; best.json says which

@@ -7,7 +7,7 @@ mod samples;
 
 pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, link_folder};
 pub use directory::RunDirectory;
-pub use samples::SampleFiles;
+pub use samples::{SampleFiles, prompts_file};
 
 use std::fs::File;
 use std::io::Write;

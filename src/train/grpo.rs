@@ -1,5 +1,6 @@
 //! One GRPO step: roll out -> judge -> advantage -> learn. DeepSeekMath, arXiv:2402.03300, algorithm 1.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::dump::{self, Trace};
@@ -21,7 +22,7 @@ use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::model::forward::Distribution;
-use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks};
+use crate::observe::{Event, Metrics, PromptRecord, SampleKind, SampleRecord, Sinks};
 use crate::ops::sampling::Sampling;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
@@ -34,6 +35,8 @@ pub struct Grpo<'a> {
     /// `None` without a KL penalty.
     reference: Option<Reference<'a>>,
     watch: Watch,
+    /// Lines whose prompts were told.
+    told: BTreeSet<usize>,
 }
 
 /// One step in so many does not reuse what its rollout computed, so that the sampler's log-probs are held against a
@@ -49,7 +52,7 @@ impl<'a> Grpo<'a> {
             _ => Some(Reference::open(around, policy, config.reference_sync_steps)?),
         };
         let prompts = Prompts::new(&around, difficulty)?;
-        Ok(Self { around, config, prompts, reference, watch: Watch::default() })
+        Ok(Self { around, config, prompts, reference, watch: Watch::default(), told: BTreeSet::new() })
     }
 }
 
@@ -92,7 +95,7 @@ impl Objective for Grpo<'_> {
         if let Some(reference) = &mut self.reference {
             reference.after_step(at.step + 1, learner.decoder())?;
         }
-        self.say(at.step + 1, &metrics, samples, &groups, &traces, sinks);
+        self.say(at.step + 1, &metrics, samples, &groups, &traces, sinks)?;
         Ok(metrics)
     }
 
@@ -176,7 +179,7 @@ impl<'a> Grpo<'a> {
         groups: &[ScoredGroup],
         traces: &[Trace],
         sinks: &mut Sinks,
-    ) {
+    ) -> Result<()> {
         let worst = metrics.get("sampling/sampling_logp_difference/max").unwrap_or(0.0);
         let most = self.config.max_logprob_difference;
         if worst > f64::from(most) {
@@ -193,6 +196,24 @@ impl<'a> Grpo<'a> {
             let tokens = dump::records(traces, groups, &samples, &self.around.materials.encoder);
             sinks.emit(&Event::Tokens { stage: stage.clone(), step, completions: tokens });
         }
-        sinks.emit(&Event::Samples { kind: SampleKind::Rollouts, stage, step, samples });
+        let kind = SampleKind::Rollouts;
+        sinks.emit(&Event::Prompts { kind, prompts: self.new_prompts(groups, &samples)? });
+        sinks.emit(&Event::Samples { kind, stage, step, samples });
+        Ok(())
+    }
+
+    /// Those that this process has not told of yet. `samples`: of every completion, group after group.
+    fn new_prompts(&mut self, groups: &[ScoredGroup], samples: &[SampleRecord]) -> Result<Vec<PromptRecord>> {
+        let mut prompts = Vec::new();
+        let mut first = 0;
+        for scored in groups {
+            let line = samples.get(first).map(|sample| sample.line);
+            first += scored.rewards.len();
+            let Some(line) = line.filter(|line| self.told.insert(*line)) else { continue };
+            let tokenizer = self.around.materials.encoder.tokenizer();
+            let prompt = tokenizer.decode_whole(&scored.group.prompt.token_ids)?;
+            prompts.push(PromptRecord { line, prompt });
+        }
+        Ok(prompts)
     }
 }

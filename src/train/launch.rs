@@ -1,6 +1,6 @@
 //! A run's beginning: a new directory or one to go on with, who is told, and off it goes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::lora::{Adapters, base_digest, check_base};
@@ -67,7 +67,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     sinks.add(SampleFiles::new(run));
     sinks.add(JsonlSink::create(run.metrics())?);
     if config.run.tensorboard {
-        sinks.add(TensorBoard::create(run.path())?);
+        sinks.add(TensorBoard::create(run.path(), &hparams(recorded)?)?);
     }
     let prepare = |sinks: &mut Sinks| -> Result<_> {
         let (materials, mut decoder) = Materials::prepare(config, run.path(), sinks)?;
@@ -88,6 +88,13 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     let config = &settled(config, &materials, &decoder, &mut sinks)?;
     let record = Record { config, run, cursor, sinks };
     Training { materials, adapters, record }.run(decoder, None)
+}
+
+/// The config's keys but those that only say where a run is, for TensorBoard.
+fn hparams(config: &Config) -> Result<BTreeMap<String, String>> {
+    let mut keys = keys_of("config", &config.to_toml()?)?;
+    keys.retain(|key, _| !key.starts_with("run."));
+    Ok(keys)
 }
 
 /// The config with what is left to the device's memory decided, and said.
@@ -136,7 +143,8 @@ pub fn resume(
     sinks.add(JsonlSink::resume(run.metrics(), latest.checkpoint.metrics_bytes)?);
     if config.run.tensorboard {
         let metrics = std::fs::read(run.metrics()).map_err(Error::io(run.metrics(), "read"))?;
-        sinks.add(TensorBoard::resume(run.path(), TensorBoard::events_in(&metrics))?);
+        let lines = TensorBoard::events_in(&metrics);
+        sinks.add(TensorBoard::resume(run.path(), lines, &hparams(&fetched.recorded)?)?);
     }
     warnings.into_iter().for_each(|text| sinks.warn(text));
     let checkpoint: &Path = &latest.checkpoint.path;

@@ -8,6 +8,7 @@ use super::rows::{Rows, prompt_order};
 use crate::config::model::RandomModelConfig;
 use crate::config::stages::CombineRewards;
 use crate::config::{Config, Stage};
+use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
 use crate::export::aside::named_when_done;
 use crate::export::probe::logprobs;
@@ -15,7 +16,7 @@ use crate::formats::hf::weights::SaveOptions;
 use crate::formats::hf::{self, Companions, config_json, folder};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, Sinks};
+use crate::observe::{Event, PromptRecord, SampleKind, Sinks};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
 
@@ -93,6 +94,16 @@ impl Materials {
             prompt_order(&rows.answers, config.enumerate.balance, "enumerate.balance", config.seed)?;
         }
         Ok((Self { task, encoder, rows, companions }, start))
+    }
+
+    /// What the evaluations ask.
+    pub fn held_out_prompts(&self) -> Result<Event> {
+        let record = |row: &EncodedRow| {
+            let prompt = self.encoder.tokenizer().decode_whole(&row.prompt.token_ids)?;
+            Ok(PromptRecord { line: row.line, prompt })
+        };
+        let prompts = self.rows.valid.iter().map(record).collect::<Result<_>>()?;
+        Ok(Event::Prompts { kind: SampleKind::Evaluation, prompts })
     }
 
     fn from_folder(config: &Config, dir: &Path) -> Result<(PromptEncoder, Companions, Start)> {

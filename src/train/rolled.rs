@@ -111,7 +111,12 @@ impl<'a> Rolled<'a> {
 
     /// With the advantages of each group: what the step learns from.
     pub fn scored(self, advantages: ByGroup<f32>, truncated: TruncatedCompletions) -> Scored {
-        let Self { mut groups, rewards, tapes, samples, .. } = self;
+        let Self { mut groups, rewards, tapes, mut samples, .. } = self;
+        let mut rest = samples.as_mut_slice();
+        for (rewards, advantages) in rewards.total.iter().zip(&advantages) {
+            let of_group = rest.split_off_mut(..rewards.len().min(rest.len())).unwrap_or_default();
+            of_group.iter_mut().zip(advantages).for_each(|(sample, a)| sample.advantage = Some(*a));
+        }
         if truncated == TruncatedCompletions::Mask {
             groups.iter_mut().for_each(mask_truncated);
         }

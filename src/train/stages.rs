@@ -49,6 +49,7 @@ impl Training<'_> {
     /// Runs what is left. `optimizer`: of a stage that goes on. Returns the folder of the final model.
     pub fn run(mut self, mut decoder: Decoder, mut optimizer: Option<AdamW>) -> Result<PathBuf> {
         let stages = &self.record.config.stages;
+        self.record.sinks.emit(&self.materials.held_out_prompts()?);
         if self.record.cursor.results.is_empty() {
             let report = self.record.evaluate(&self.materials, None, &decoder, VANILLA, 0)?;
             self.record.cursor.results.push(Evaluated::new(VANILLA.into(), report.metrics()));
@@ -128,7 +129,8 @@ impl Training<'_> {
             Surroundings { config, run: record.run, materials, adapters, stage: record.cursor.stage, done };
         let mut objective = objective(stage, around, &decoder, record.cursor.difficulty.take())?;
         let (steps, optim) = (objective.steps(), objective.optim().clone());
-        record.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done });
+        let before = record.cursor.total_steps.saturating_sub(done);
+        record.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done, before });
         let activations = config.pack.activations;
         let mut learner = match optimizer {
             Some(optimizer) => Learner::resumed(decoder, optimizer, &optim, activations),

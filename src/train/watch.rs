@@ -145,6 +145,8 @@ mod tests {
                 gold: gold.into(),
                 verdict: name.into(),
                 reward: task.reward(crate::task::Outcome::of(label, verdict)),
+                advantage: None,
+                tokens: None,
                 completion: answer.into(),
             }
         };

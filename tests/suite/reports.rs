@@ -1,6 +1,8 @@
-//! `rlvr report` of a run: one page that is whole and loads nothing, and Markdown.
+//! `rlvr report` of a run: one page that is whole and loads nothing, and Markdown. What TensorBoard reads.
 
-use crate::support::runs::{READ_HELD_OUT, held_out, stdout, text, train};
+use serde_json::Value;
+
+use crate::support::runs::{READ_HELD_OUT, copy, held_out, records, rows, stdout, text, train};
 
 #[test]
 fn a_run_that_stops_within_a_line_is_reported_whole() {
@@ -24,9 +26,124 @@ fn a_run_that_stops_within_a_line_is_reported_whole() {
     ] {
         assert!(page.contains(part), "{part}");
     }
-    for part in ["<script", "http:", "https:", "url(", "<link", "<img"] {
+    assert_eq!(page.matches("<script").count(), 2, "the data, and what shows them");
+    for part in ["http:", "https:", "url(", "<link", "<img"] {
         assert!(!page.contains(part), "{part}");
     }
     let text = std::fs::read_to_string(run.join("report.md")).unwrap();
     assert!(text.contains("## Results") && text.contains("## Confusion"), "{text}");
+}
+
+/// What the page's script reads.
+fn data(page: &str) -> Value {
+    let start = page.split_once("<script type=\"application/json\" id=\"data\">").unwrap().1;
+    serde_json::from_str(start.split_once("</script>").unwrap().0).unwrap()
+}
+
+/// A set's rows, texts in the place of their numbers: outcome, gold, verdict, completion, prompt.
+fn answers<'a>(data: &'a Value, run: usize, set: &str, kind: &str) -> Vec<[&'a str; 5]> {
+    let sets = data["runs"][run]["sets"].as_array().unwrap();
+    let found = sets.iter().find(|found| found["name"] == set && found["kind"] == kind).unwrap();
+    let text = |at: &Value| at.as_u64().map_or("", |at| data["texts"][at as usize].as_str().unwrap());
+    let row = |row: &'a Value| [2, 3, 4, 8, 9].map(|column| text(&row[column]));
+    found["rows"].as_array().unwrap().iter().map(row).collect()
+}
+
+#[test]
+fn a_page_has_every_answer_with_its_prompt_and_what_it_earned_as_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(dir.path(), "run", &[]);
+    let other = dir.path().join("other");
+    copy(&run, &other);
+    // A model's answer, and a label, that want to be more than text.
+    let evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>";
+    let path = other.join("samples/grpo-000006-evaluation.jsonl");
+    let mut samples = rows(&path);
+    samples[0]["completion"] = evil.into();
+    samples[1]["verdict"] = "<b>bold</b>".into();
+    let lines: Vec<String> = samples.iter().map(Value::to_string).collect();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+
+    let page = dir.path().join("page.html");
+    stdout(&["report", text(&run), text(&other), "-o", text(&page)]);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("<script").count(), 2);
+    assert!(!page.contains("<img") && !page.contains("<b>"));
+    let data = data(&page);
+    let found = answers(&data, 1, "grpo 6", "evaluation");
+    assert_eq!((found.len(), found[0][3], found[1][2]), (20, evil, "<b>bold</b>"));
+    let mine = answers(&data, 0, "grpo 6", "evaluation");
+    for (row, sample) in mine.iter().zip(rows(&run.join("samples/grpo-000006-evaluation.jsonl"))) {
+        let [_, gold, verdict, completion, prompt] = *row;
+        assert_eq!((gold, verdict), (sample["gold"].as_str().unwrap(), sample["verdict"].as_str().unwrap()));
+        // As it was, but for control characters.
+        assert_eq!(completion.chars().count(), sample["completion"].as_str().unwrap().chars().count());
+        assert!(
+            prompt.starts_with("<|im_start|>system\n") && prompt.contains("Environment_status"),
+            "{prompt}"
+        );
+    }
+    // Every evaluation, the confusion of each, and the rollouts with what they earned beside their group.
+    let names = |key: &str| -> Vec<&str> {
+        let all = data["runs"][0][key].as_array().unwrap().iter();
+        all.filter(|one| one["kind"] != "rollouts").map(|one| one["name"].as_str().unwrap()).collect()
+    };
+    assert_eq!(names("sets"), ["vanilla", "sft 3", "sft 5", "grpo 3", "grpo 6"]);
+    assert_eq!(names("confusions"), names("sets"));
+    let sets = data["runs"][0]["sets"].as_array().unwrap();
+    let rollouts: Vec<&Value> = sets.iter().filter(|set| set["kind"] == "rollouts").collect();
+    assert_eq!(rollouts.len(), 6);
+    let groups = rollouts.iter().flat_map(|set| set["rows"].as_array().unwrap().chunks(8));
+    let mut live = 0;
+    for group in groups {
+        let of =
+            |column: usize| -> Vec<f64> { group.iter().map(|row| row[column].as_f64().unwrap()).collect() };
+        let (rewards, advantages) = (of(5), of(6));
+        assert!(advantages.iter().sum::<f64>().abs() < 1e-3, "{advantages:?}");
+        let is_live = rewards.iter().any(|reward| *reward != rewards[0]);
+        assert_eq!(advantages.iter().any(|advantage| *advantage != 0.0), is_live);
+        live += usize::from(is_live);
+    }
+    assert!(live > 0, "some completions of a group differ in what they earn");
+    assert!(page.contains(", advantage ") && page.contains("<summary class=\"soft\">prompt</summary>"));
+
+    // A run of a version that kept less.
+    for file in ["prompts-of-evaluations.jsonl", "prompts-of-rollouts.jsonl"] {
+        std::fs::remove_file(run.join("samples").join(file)).unwrap();
+    }
+    let path = run.join("samples/grpo-000006-evaluation.jsonl");
+    let mut samples = rows(&path);
+    samples.iter_mut().for_each(|sample| {
+        sample.as_object_mut().unwrap().remove("tokens");
+    });
+    std::fs::write(&path, samples.iter().map(|s| format!("{s}\n")).collect::<String>()).unwrap();
+    stdout(&["report", text(&run)]);
+    let page = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(page.contains("run: no prompts: the run did not record those of its evaluations"));
+    assert_eq!(answers(&self::data(&page), 0, "grpo 6", "evaluation")[3][4], "");
+}
+
+#[test]
+fn tensorboard_has_one_axis_over_the_stages_the_config_and_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(dir.path(), "run", &[]);
+    let all = records(&run.join("events.out.tfevents.rlvr"));
+    let has = |record: &[u8], part: &str| record.windows(part.len()).any(|w| w == part.as_bytes());
+    assert!(has(&all[1], "_hparams_/session_start_info") && has(&all[1], "sft.optim.learning_rate"));
+    assert!(!has(&all[1], "run.name"));
+    // A double, then field 2, the step; small numbers are a byte.
+    let step = |record: &[u8]| {
+        assert_eq!((record[0], record[9]), (0x09, 0x10));
+        record[10]
+    };
+    let of = |tag: &str| -> Vec<u8> {
+        all[2..].iter().filter(|record| has(record, tag)).map(|record| step(record)).collect()
+    };
+    assert_eq!(of("sft/loss"), [1, 2, 3, 4, 5]);
+    assert_eq!(of("grpo/loss"), [6, 7, 8, 9, 10, 11]);
+    assert_eq!(of("eval/verdict/accuracy_strict"), [0, 3, 5, 8, 11]);
+    assert_eq!(of("eval/answers"), [0, 3, 5, 8, 11]);
+    assert!(of("accuracy_strict_low").is_empty() && of("accuracy_strict_high").is_empty());
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    assert!(metrics.contains("accuracy_strict_low"), "metrics.jsonl keeps the bounds");
 }

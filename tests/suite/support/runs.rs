@@ -85,15 +85,15 @@ pub fn object(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Records of a TensorBoard file: length, checksum, data, checksum.
-pub fn records(path: &Path) -> usize {
+/// The data of a TensorBoard file's records: length, checksum, data, checksum.
+pub fn records(path: &Path) -> Vec<Vec<u8>> {
     let content = std::fs::read(path).unwrap();
-    let (mut at, mut count) = (0, 0);
+    let (mut at, mut all) = (0, Vec::new());
     while at < content.len() {
-        let length = u64::from_le_bytes(content[at..at + 8].try_into().unwrap());
-        at += 16 + usize::try_from(length).unwrap();
-        count += 1;
+        let length = usize::try_from(u64::from_le_bytes(content[at..at + 8].try_into().unwrap())).unwrap();
+        all.push(content[at + 12..at + 12 + length].to_vec());
+        at += 16 + length;
     }
     assert_eq!(at, content.len());
-    count
+    all
 }
