@@ -170,7 +170,7 @@ fn a_conversation_that_ends_with_the_answer_is_prompt_and_target() {
     );
     std::fs::write(&path, of_messages).unwrap();
     let said = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
-    let short = [said("user", "a log")];
+    let short = |answer: &str| serde_json::json!({"messages": [said("user", "a log"), said("assistant", answer)], "label": "fine"});
     let long = [
         said("user", "a log"),
         said("assistant", "fine"),
@@ -180,7 +180,7 @@ fn a_conversation_that_ends_with_the_answer_is_prompt_and_target() {
     lines(
         &file,
         &[
-            serde_json::json!({"messages": [&short[..], &[said("assistant", "fine")]].concat(), "label": "fine"}),
+            short("fine"),
             serde_json::json!({"messages": long, "label": "leak"}),
             // For GRPO and evaluation: no answer, so no target.
             serde_json::json!({"messages": [said("user", "leak")], "label": "leak"}),
@@ -189,12 +189,7 @@ fn a_conversation_that_ends_with_the_answer_is_prompt_and_target() {
     let report = stdout(&["data", "check", text(&file), "--task", text(&path)]);
     assert!(report.contains("rows        3 (3 good, 2 with a target for SFT)"), "{report}");
     assert!(report.contains("messages         2  rows of 1\nmessages         1  rows of 3"), "{report}");
-    lines(
-        &file,
-        &[
-            serde_json::json!({"messages": [&short[..], &[said("assistant", "leak")]].concat(), "label": "fine"}),
-        ],
-    );
+    lines(&file, &[short("leak")]);
     let output = rlvr(&["data", "check", text(&file), "--task", text(&path)]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("the target is judged a flag"));
 }
