@@ -8,7 +8,7 @@ use super::svg::{escape, short};
 use crate::observe::{SampleKind, SampleRecord};
 
 const WIDTH: f64 = 360.0;
-const LEFT: f64 = 66.0;
+const LEFT: f64 = 84.0;
 const BIN_HEIGHT: f64 = 16.0;
 /// More distinct values than this share bins of equal width.
 const MOST_BINS: usize = 10;

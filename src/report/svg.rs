@@ -11,6 +11,8 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 34.0;
 /// More points than this are averaged in runs of equal length.
 const MOST_POINTS: usize = 400;
+/// What of a bar's label fits; the text alternative has all of it.
+const LABEL_CHARACTERS: usize = 48;
 
 /// One line of a chart.
 pub struct Line {
@@ -276,7 +278,11 @@ pub fn bars(title: &str, names: &[&str], rows: &[Bar]) -> String {
         format!("<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"{}\">", each + 6, escape(&text));
     let mut y = 12.0;
     for row in rows {
-        let _ = write!(out, "<text x=\"2\" y=\"{y}\">{}</text>", escape(row.label));
+        let mut label: String = row.label.chars().take(LABEL_CHARACTERS).collect();
+        if label.len() < row.label.len() {
+            label.push_str(" ...");
+        }
+        let _ = write!(out, "<text x=\"2\" y=\"{y}\">{}</text>", escape(&label));
         y += 4.0;
         for (colour, value) in &row.values {
             let width = (WIDTH - 44.0) * value / most;
