@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// One chat message, as a row has it and a chat template gets it.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +29,19 @@ impl Message {
     /// Of a text alone.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: Content::Text(content.into()), more: Map::new() }
+    }
+
+    /// As a row has it.
+    pub fn to_json(&self) -> Value {
+        let part = |text: &String| json!({"type": "text", "text": text});
+        let content = match &self.content {
+            Content::Text(text) => text.as_str().into(),
+            Content::Parts(parts) => parts.iter().map(part).collect(),
+            Content::None => Value::Null,
+        };
+        let mut object = Map::from_iter([("role".into(), json!(self.role)), ("content".into(), content)]);
+        object.extend(self.more.clone());
+        Value::Object(object)
     }
 
     /// The content, parts with a line end between them; empty where there is none.

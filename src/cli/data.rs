@@ -36,6 +36,7 @@ enum Data {
     Synth(super::data_synth::Args),
     Audit(super::data_audit::Args),
     Split(super::data_split::Args),
+    Convert(super::data_convert::Args),
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -45,6 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
         Data::Synth(args) => super::data_synth::run(args, &mut out),
         Data::Audit(args) => super::data_audit::run(args, &mut out),
         Data::Split(args) => super::data_split::run(args, &mut out),
+        Data::Convert(args) => super::data_convert::run(args, &mut out),
         Data::Preview(args) => data_preview::run(args, &mut out),
     }
 }
@@ -320,6 +322,7 @@ mod tests {
             Data::Synth(args) => super::super::data_synth::run(args, &mut out),
             Data::Audit(args) => super::super::data_audit::run(args, &mut out),
             Data::Split(args) => super::super::data_split::run(args, &mut out),
+            Data::Convert(args) => super::super::data_convert::run(args, &mut out),
         };
         (String::from_utf8(out).unwrap(), result)
     }

@@ -216,6 +216,8 @@ impl Subject {
         let dataset = Source { task, encoder: &encoder, limits }.load_watched(data, &mut watch)?;
         if dataset.account.dropped() > 0 {
             eprintln!("warning: {}", dataset.account.say("rows", task, &limits).0);
+        } else if dataset.account.has_remarks() {
+            eprintln!("{}", dataset.account.say("rows", task, &limits).0);
         }
         let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
         let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);

@@ -8,6 +8,7 @@ pub mod bench;
 mod completions;
 pub mod data;
 mod data_audit;
+mod data_convert;
 mod data_preview;
 mod data_split;
 mod data_synth;

@@ -140,6 +140,11 @@ impl Account {
         (text, advice.is_some())
     }
 
+    /// Whether something was done to texts, which [`Self::say`] says.
+    pub fn has_remarks(&self) -> bool {
+        self.control + self.half_characters > 0
+    }
+
     /// What was done to texts.
     fn remarks(&self) -> String {
         let said = [

@@ -4,13 +4,42 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::mcp;
 use super::row::RowPath;
 use super::{Messages, Place, Target, Task, describe, shorten};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::{Content, Conversation, Message};
 
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 const FORM: &str = "Give a list of {\"role\", \"content\"} objects";
+
+/// A row before and after its transcript became messages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Converted {
+    /// The transcript.
+    pub before: Value,
+    pub row: Value,
+}
+
+impl Converted {
+    /// A capture of a server on stdio, a JSON-RPC message a line, as a row with `messages` and `tools`.
+    ///
+    /// # Errors
+    /// `file, line n`: the line is no message, or has no place in a conversation.
+    pub fn of_capture(text: &str, file: &Path) -> Result<Self> {
+        let before = Value::from(text);
+        let read = mcp::read(&before).map_err(|fault| {
+            let fix =
+                "Keep the lines of stdin and stdout that are JSON-RPC messages of tools, in their order";
+            Error::input(format!("{}{}", file.display(), fault.place), fault.problem, fix)
+        })?;
+        let mut row = json!({"messages": read.messages.iter().map(Message::to_json).collect::<Value>()});
+        if let Some(tools) = read.tools {
+            row["tools"] = tools;
+        }
+        Ok(Self { before, row })
+    }
+}
 
 impl Task {
     /// The conversation of a row that may have no label. Errors begin with `file:line`.
@@ -22,10 +51,35 @@ impl Task {
         at.conversation(row)
     }
 
+    /// The row with its transcript as `messages` and `tools` in OpenAI's form, in the place of what `input.mcp` and
+    /// `input.question` name. Errors begin with `file:line`.
+    pub fn converted(&self, row: &Value, file: &Path, line: usize) -> Result<Converted> {
+        let at = Place { task: self, file, line };
+        let Messages::Mcp(path, question) = &self.input.messages else {
+            let fix = "Name a task with input.mcp, or captures, whose lines are JSON-RPC messages";
+            return Err(Error::input(format!("task `{}`", self.name), "has no input.mcp to convert", fix));
+        };
+        let (messages, tools) = at.transcript(row, path, question.as_ref())?;
+        let replaced: Vec<&str> = std::iter::once(path).chain(question).map(RowPath::root).collect();
+        let object = row.as_object().into_iter().flatten();
+        let mut made: Map<String, Value> = object
+            .filter(|(key, _)| !replaced.contains(&key.as_str()))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        if let Some(key) = ["messages", "tools"].into_iter().find(|key| made.contains_key(*key)) {
+            let problem = format!("has `{key}` already, beside `{path}`");
+            return Err(at.error(problem, "Rename it before the conversion"));
+        }
+        made.insert("messages".into(), messages.iter().map(Message::to_json).collect());
+        made.extend(tools.map(|tools| ("tools".to_string(), tools)));
+        Ok(Converted { before: path.get(row).cloned().unwrap_or_default(), row: made.into() })
+    }
+
     /// Keys of a row that nothing of the task reads.
     pub fn unread_keys(&self, row: &Value) -> Vec<String> {
         let holes: Vec<&RowPath> = match &self.input.messages {
             Messages::Listed(path) => vec![path],
+            Messages::Mcp(path, question) => std::iter::once(path).chain(question).collect(),
             Messages::Template(template) => template.holes().collect(),
         };
         let target: Vec<&RowPath> = match &self.target {
@@ -46,8 +100,14 @@ impl Task {
 impl Place<'_> {
     pub(super) fn conversation(&self, row: &Value) -> Result<Conversation> {
         let input = &self.task.input;
+        let mut listed = None;
         let mut messages = match &input.messages {
             Messages::Listed(path) => self.listed_messages(row, path)?,
+            Messages::Mcp(path, question) => {
+                let (messages, tools) = self.transcript(row, path, question.as_ref())?;
+                listed = tools;
+                messages
+            }
             Messages::Template(template) => {
                 let content = template.render(row, None).map_err(|p| self.absent(p, "input.template"))?;
                 vec![Message::new("user", content)]
@@ -60,7 +120,8 @@ impl Place<'_> {
                 false => messages.insert(0, message),
             }
         }
-        let tools = input.tools.as_ref().map(|path| self.tools(row, path)).transpose()?.flatten();
+        let own = input.tools.as_ref().and_then(|path| Some((path.get(row)?, path.to_string())));
+        let tools = own.map(|(tools, place)| self.tools(tools, &place)).transpose()?.or(listed);
         Ok(Conversation { messages, tools, trusted: input.trusted.clone() })
     }
 
@@ -75,6 +136,36 @@ impl Place<'_> {
         if self.ends_with_target(path) && messages.last().is_some_and(|last| last.role == "assistant") {
             messages.pop();
         }
+        self.ends_with_what_is_judged(messages, path)
+    }
+
+    /// The request and the transcript after it, and the tools that the transcript lists.
+    fn transcript(
+        &self,
+        row: &Value,
+        path: &RowPath,
+        question: Option<&RowPath>,
+    ) -> Result<(Vec<Message>, Option<Value>)> {
+        let value = path.get(row).ok_or_else(|| self.absent(path, "input.mcp"))?;
+        let read = mcp::read(value).map_err(|fault| {
+            let fix = "Give the JSON-RPC messages of tools: calls, results and logs, in their order";
+            self.error(format!("`{path}`{} {}", fault.place, fault.problem), fix)
+        })?;
+        let mut messages = read.messages;
+        if let Some(question) = question {
+            let value = question.get(row).ok_or_else(|| self.absent(question, "input.question"))?;
+            let Some(text) = value.as_str() else {
+                let problem = format!("`{question}` is {}, not a text", describe(value));
+                return Err(self.error(problem, "Give the user's request as a text"));
+            };
+            let at = usize::from(messages.first().is_some_and(|first| first.role == "system"));
+            messages.insert(at, Message::new("user", text));
+        }
+        let tools = read.tools.map(|tools| self.tools(&tools, &format!("{path}: tools/list"))).transpose()?;
+        Ok((self.ends_with_what_is_judged(messages, path)?, tools))
+    }
+
+    fn ends_with_what_is_judged(&self, messages: Vec<Message>, path: &RowPath) -> Result<Vec<Message>> {
         let last_may_be = |role: &str| {
             matches!(role, "user" | "tool" | "function" | "ipython")
                 || (role == "assistant" && self.task.input.judge_assistant)
@@ -188,17 +279,16 @@ impl Place<'_> {
     }
 
     /// A list of tools, or the JSON of one; those of MCP's `tools/list` in OpenAI's form.
-    fn tools(&self, row: &Value, path: &RowPath) -> Result<Option<Value>> {
-        let Some(value) = path.get(row) else { return Ok(None) };
+    fn tools(&self, value: &Value, place: &str) -> Result<Value> {
         let parsed = value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
         let fix = "Give a list of tools, as in OpenAI's `tools` or in the result of MCP's tools/list";
-        let Some(Value::Array(list)) = parsed.as_ref().or(Some(value)) else {
-            return Err(self.error(format!("`{path}` is {}, not a list of tools", describe(value)), fix));
+        let Value::Array(list) = parsed.as_ref().unwrap_or(value) else {
+            return Err(self.error(format!("`{place}` is {}, not a list of tools", describe(value)), fix));
         };
         let tools = list.iter().enumerate().map(|(i, tool)| {
             let function = tool.get("function").unwrap_or(tool);
             if !function.get("name").is_some_and(Value::is_string) {
-                return Err(self.error(format!("`{path}[{i}]` has no name"), fix));
+                return Err(self.error(format!("`{place}[{i}]` has no name"), fix));
             }
             let Some(schema) = tool.get("inputSchema") else { return Ok(tool.clone()) };
             let mut function = json!({"name": tool["name"]});
@@ -208,14 +298,13 @@ impl Place<'_> {
             function["parameters"] = schema.clone();
             Ok(json!({"type": "function", "function": function}))
         });
-        Ok(Some(Value::Array(tools.collect::<Result<_>>()?)))
+        Ok(Value::Array(tools.collect::<Result<_>>()?))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     fn read(input: &str, row: &Value) -> std::result::Result<Conversation, Error> {
         let text = format!(
@@ -322,6 +411,53 @@ mod tests {
         let row = json!({"prompt": [], "chosen": "", "security_type": [], "tools": [], "id": 1});
         assert_eq!(unread("", &row), ["tools", "id"]);
         assert_eq!(unread("tools = \"tools\"", &row), ["id"]);
+    }
+
+    #[test]
+    fn a_transcript_of_mcp_is_a_conversation_with_its_tools() {
+        let row = json!({"q": "Read it.", "label": "x", "log": [
+            {"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
+            {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "f", "inputSchema": {}}]}},
+            {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "f", "arguments": {}}},
+            {"jsonrpc": "2.0", "id": 2, "result": {"content": [{"type": "text", "text": "a line"}]}},
+        ]});
+        let mcp = |input: &str, row: &Value| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("t.toml");
+            let text = format!(
+                "name = \"t\"\n[input]\n{input}\n[gold]\npath = \"g\"\n[labels]\nnegative = \"no\"\n\
+                 positive = [\"yes\"]\n[[verdict]]\ndefault = \"@malformed\"\n"
+            );
+            std::fs::write(&path, text).unwrap();
+            let task = Task::load(path.to_str().unwrap())?;
+            let talk = task.conversation(row, Path::new("a.jsonl"), 3)?;
+            Ok::<_, Error>((talk, task.converted(row, Path::new("a.jsonl"), 3)?, task.unread_keys(row)))
+        };
+        let (talk, converted, unread) = mcp("mcp = \"log\"\nquestion = \"q\"", &row).unwrap();
+        let roles: Vec<&str> = talk.messages.iter().map(|message| message.role.as_str()).collect();
+        assert_eq!((roles, unread), (vec!["user", "assistant", "tool"], vec!["label".to_string()]));
+        assert_eq!(
+            talk.tools,
+            Some(json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]))
+        );
+        // What is written is read as the same conversation.
+        assert_eq!(
+            converted.row.as_object().unwrap().keys().collect::<Vec<_>>(),
+            ["label", "messages", "tools"]
+        );
+        let mut again = converted.row;
+        again["m"] = again["messages"].clone();
+        assert_eq!(read("tools = \"tools\"", &again).unwrap(), talk);
+        let mut open = row.clone();
+        open["log"].as_array_mut().unwrap().pop();
+        let error = mcp("mcp = \"log\"", &open).unwrap_err().to_string();
+        assert!(error.contains("the last message of `log` is from the assistant"), "{error}");
+        assert!(mcp("mcp = \"log\"\njudge_assistant = true", &open).is_ok());
+        open["log"][0]["method"] = json!("sampling/createMessage");
+        let error = mcp("mcp = \"log\"", &open).unwrap_err().to_string();
+        assert!(error.starts_with("a.jsonl:3: `log`[0] `sampling/createMessage` has no place"), "{error}");
+        let error = mcp("messages = \"m\"\nquestion = \"q\"", &row).unwrap_err().to_string();
+        assert!(error.contains("input.question: has no effect without input.mcp"), "{error}");
     }
 
     #[test]

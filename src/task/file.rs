@@ -46,13 +46,18 @@ pub(super) struct TaskFile {
     extra_rewards: BTreeMap<String, ExtraReward>,
 }
 
-/// How a row becomes a conversation: exactly one of messages and template.
+/// How a row becomes a conversation: exactly one of messages, mcp and template.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct InputSection {
     /// Path to a list of messages in OpenAI's form: `role` and `content`, and `tool_calls`, `tool_call_id`, `name`,
     /// `reasoning_content` and what else the chat template may write. The last message is the user's or a tool's.
     messages: Option<String>,
+    /// Path to a transcript of MCP: a list of JSON-RPC messages, or a text with one a line. Calls of tools become the
+    /// assistant's, results and logs the tool's messages.
+    mcp: Option<String>,
+    /// With mcp: path to the user's request, which comes first.
+    question: Option<String>,
     /// Text of one user message; `{path}` is the row's value there, `{{` and `}}` are braces.
     template: Option<String>,
     /// System text: replaces the row's first system message, or is put before the first message.
@@ -278,9 +283,15 @@ impl Check<'_> {
     }
 
     fn input(&self, section: InputSection, gold: &Gold) -> Result<super::Input> {
-        let messages = match (section.messages, section.template) {
-            (Some(path), None) => Messages::Listed(self.path("input.messages", &path)?),
-            (None, Some(text)) => {
+        let question = section.question.map(|path| self.path("input.question", &path)).transpose()?;
+        if question.is_some() && section.mcp.is_none() {
+            let fix = "Remove it, or give mcp";
+            return Err(self.at("input.question", "has no effect without input.mcp", fix));
+        }
+        let messages = match (section.messages, section.mcp, section.template) {
+            (None, Some(path), None) => Messages::Mcp(self.path("input.mcp", &path)?, question),
+            (Some(path), None, None) => Messages::Listed(self.path("input.messages", &path)?),
+            (None, None, Some(text)) => {
                 let template = self.template("input.template", &text)?;
                 if template.holes().any(|path| *path == gold.path) {
                     let problem =
@@ -290,9 +301,8 @@ impl Check<'_> {
                 Messages::Template(template)
             }
             _ => {
-                let fix =
-                    "Give `messages = \"path\"` or `template = \"text with {path}\"`, and only one of them";
-                return Err(self.at("input", "exactly one of messages and template is wanted", fix));
+                let fix = "Give `messages = \"path\"`, `mcp = \"path\"` or `template = \"text with {path}\"`, and only one of them";
+                return Err(self.at("input", "exactly one of messages, mcp and template is wanted", fix));
             }
         };
         if section.judge_assistant && matches!(messages, Messages::Template(_)) {

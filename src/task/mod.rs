@@ -7,6 +7,7 @@ mod confusion;
 mod conversation;
 mod file;
 mod gold;
+mod mcp;
 mod metrics;
 mod outcome;
 mod paper;
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 pub use answers::Answer;
 pub use confusion::Confusion;
+pub use conversation::Converted;
 pub use gold::GoldLabels;
 pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
 pub use outcome::{NamedReward, Outcome, Reward};
@@ -73,6 +75,8 @@ struct Input {
 #[derive(Clone, Debug)]
 enum Messages {
     Listed(RowPath),
+    /// A transcript, and the user's request that it followed.
+    Mcp(RowPath, Option<RowPath>),
     /// One user message.
     Template(Template),
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::control::ControlTokens;
 use crate::error::{Error, Result};
@@ -35,16 +35,13 @@ pub(super) struct Habits {
 impl Talk {
     pub fn of(conversation: &Conversation, habits: Habits) -> Self {
         let messages = conversation.messages.iter().map(|message| {
-            let part = |text: &String| json!({"type": "text", "text": text});
-            let content = match &message.content {
-                Content::Parts(parts) if habits.takes_parts => parts.iter().map(part).collect(),
-                Content::None if habits.takes_null => Value::Null,
-                _ => message.text().into(),
-            };
-            let mut object =
-                Map::from_iter([("role".into(), json!(message.role)), ("content".into(), content)]);
-            object.extend(message.more.clone());
-            Value::Object(object)
+            let mut object = message.to_json();
+            match &message.content {
+                Content::Parts(_) if !habits.takes_parts => object["content"] = message.text().into(),
+                Content::None if !habits.takes_null => object["content"] = "".into(),
+                _ => (),
+            }
+            object
         });
         Self { messages: messages.collect(), tools: conversation.tools.clone().unwrap_or_default() }
     }

@@ -47,7 +47,11 @@ fn every_mistake_names_file_key_and_fix() {
         ("\"S2\"]", "\" S2\"]", "t.toml: labels.positive[1]: ` S2` is empty or has blanks"),
         ("\"safe\"", "\"@none\"", "t.toml: labels.negative: `@none` begins with `@`"),
         // Rows.
-        ("messages = \"chat\"", "", "t.toml: input: exactly one of messages and template is wanted. Give"),
+        (
+            "messages = \"chat\"",
+            "",
+            "t.toml: input: exactly one of messages, mcp and template is wanted. Give",
+        ),
         ("messages = \"chat\"", "messages = \"chat[\"", "t.toml: input.messages: `chat[` is not a path"),
         ("messages = \"chat\"", "template = \"a {b\"", "t.toml: input.template: a brace is not closed"),
         ("messages = \"chat\"", "template = \"{label}\"", "input.template: `{label}` is gold.path, so"),
