@@ -28,7 +28,7 @@ pins=${wheels[*]}
 if [[ $(cat "$dest/pins" 2>/dev/null) != "$pins" ]]; then
     python3 -m pip --version >/dev/null 2>&1 || stop "python3 has no pip: install python3-pip"
     rm -rf "$dest/nvidia" "$dest/pins"
-    python3 -m pip install --quiet --root-user-action=ignore --disable-pip-version-check --no-deps --no-compile --only-binary=:all: \
+    PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary=:all: \
         --upgrade --target "$dest" "${wheels[@]}"
     ln -sfn lib "$root/lib64"                          # where nvcc, cudarc and candle look
     ln -sfn libcudart_static.a "$root/lib/libcudart.a" # the static runtime opens the driver by itself
