@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::hub::{adapter, folder};
 use super::machine;
+use super::of_run::Given;
 use super::text::TextArgs;
 use crate::config::model::DtypeKind;
 use crate::config::sampling::SamplingConfig;
@@ -50,9 +51,10 @@ pub struct Args {
     /// Score the values of this field of the rows apart, for instance metadata.server_path.
     #[arg(long, value_name = "FIELD")]
     group_by: Option<String>,
-    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
-    #[arg(long, default_value = "riskcue")]
-    task: String,
+    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file. Default: that of MODEL's run; riskcue where it is of
+    /// none.
+    #[arg(long)]
+    task: Option<String>,
     #[command(flatten)]
     text: TextArgs,
     /// The first N rows only; 0 takes all.
@@ -61,8 +63,9 @@ pub struct Args {
     /// Longer prompts are dropped and counted.
     #[arg(long, default_value_t = 3072)]
     max_prompt_tokens: usize,
-    #[arg(long, default_value_t = 64)]
-    max_completion_tokens: usize,
+    /// Default: that of the evaluations of MODEL's run; 64 where it is of none.
+    #[arg(long)]
+    max_completion_tokens: Option<usize>,
     /// 0 is greedy; the paper's table is at 0.7.
     #[arg(long, default_value_t = 0.0)]
     temperature: f32,
@@ -125,13 +128,17 @@ impl From<ScoreArg> for ScoreKind {
 }
 
 impl Args {
+    fn given(&self) -> Given<'_> {
+        Given { model: self.model.as_deref(), adapter: self.adapter.as_deref() }
+    }
+
     fn adapter(&self) -> Result<Option<PathBuf>> {
         Ok(self.adapter.as_deref().map(adapter).transpose()?)
     }
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let task = Task::load(&args.task)?;
+    let task = args.given().task(args.task.as_deref())?;
     if let (true, Some(model), Some(data)) =
         (args.fit_threshold || args.use_threshold, &args.model, &args.data)
     {
@@ -220,7 +227,8 @@ impl Subject {
             eprintln!("{}", dataset.account.say("rows", task, &limits).0);
         }
         let answers = dataset.rows.iter().flat_map(|row| &row.answers).map(|answer| answer.token_ids.len());
-        let room = answers.max().unwrap_or(0).max(args.max_completion_tokens);
+        let room =
+            answers.max().unwrap_or(0).max(args.given().max_completion_tokens(args.max_completion_tokens)?);
         let mut decoder = load_decoder(&model.dir, args.max_prompt_tokens + room, &opened.place)?;
         let adapter = args.adapter()?;
         if let Some(dir) = &adapter {
@@ -246,7 +254,7 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
     let config = EvalConfig {
         every_steps: 0,
         samples_per_prompt: args.samples,
-        max_completion_tokens: args.max_completion_tokens,
+        max_completion_tokens: args.given().max_completion_tokens(args.max_completion_tokens)?,
         sampling: SamplingConfig { temperature: args.temperature, ..SamplingConfig::default() },
         ..EvalConfig::default()
     };

@@ -1,4 +1,5 @@
-//! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input.
+//! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input, 3 `predict --gate` lets
+//! nothing through.
 
 #[macro_use]
 mod out;
@@ -22,6 +23,7 @@ pub mod import;
 mod init;
 mod machine;
 mod man;
+mod of_run;
 pub mod plan;
 pub mod predict;
 pub mod report;
@@ -81,7 +83,10 @@ enum Command {
 
 pub fn main() -> ExitCode {
     // clap exits with 2 on a bad command line by itself.
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Whose reader goes away has let nothing through.
+    let gate = matches!(&command, Command::Predict(args) if args.gate);
+    let result = match command {
         Command::Init(args) => init::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Ablate(args) => ablate::run(&args),
@@ -94,13 +99,16 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Report(args) => report::run(&args),
-        Command::Predict(args) => predict::run(&args),
+        Command::Predict(args) => match predict::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };
-    if out::is_unread(&error) {
+    if out::is_unread(&error) && !gate {
         return ExitCode::SUCCESS;
     }
     match error.downcast_ref::<Error>() {

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Result;
 
 use super::hub::{adapter, folder};
 use super::machine;
+use super::of_run::Given;
 use super::text::TextArgs;
 use crate::config::DeviceKind;
 use crate::config::model::DtypeKind;
@@ -18,7 +20,6 @@ use crate::eval::threshold::Threshold;
 use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
-use crate::task::Task;
 use crate::train::place;
 
 /// Rows answered at a time, and written before the next.
@@ -26,7 +27,10 @@ const ROWS: usize = 16;
 
 /// Answer rows that need no label, and say of each what the answer means.
 #[derive(clap::Args)]
-#[command(after_help = "Example: rlvr predict runs/demo-001/model new.jsonl --task demo -o verdicts.jsonl")]
+#[command(
+    after_help = "Example: rlvr predict runs/demo-001/model new.jsonl --task demo -o verdicts.jsonl\n\nAs a gate: rlvr predict \
+    runs/demo-001 - --task demo --gate < rows.jsonl > verdicts.jsonl && let-through"
+)]
 pub struct Args {
     /// Folder in HF layout; a run, for its model; a short name, of a folder in checkpoints/; or a hub name: org/name,
     /// org/name@revision.
@@ -35,11 +39,12 @@ pub struct Args {
     /// then read from there.
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Rows: JSON Lines, a JSON list, CSV, TSV or parquet; a label in them is not read.
+    /// Rows: JSON Lines, a JSON list, CSV, TSV or parquet, `-` for those of stdin; a label in them is not read.
     data: PathBuf,
-    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
-    #[arg(long, default_value = "riskcue")]
-    task: String,
+    /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file. Default: that of MODEL's run; riskcue where it is of
+    /// none.
+    #[arg(long)]
+    task: Option<String>,
     /// JSONL to write, a line for each row as soon as it is answered. Default: stdout.
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -51,11 +56,15 @@ pub struct Args {
     /// Give every label's exact probability, computed without sampling; the task file needs [answers].
     #[arg(long)]
     probabilities: bool,
+    /// End with exit code 3 unless every row passes: is answered with a label, and not flagged. Without rows it is 2.
+    #[arg(long)]
+    pub(super) gate: bool,
     /// A longer prompt is not answered; its line says so.
     #[arg(long, default_value_t = 3072)]
     max_prompt_tokens: usize,
-    #[arg(long, default_value_t = 64)]
-    max_completion_tokens: usize,
+    /// Default: that of the evaluations of MODEL's run; 64 where it is of none.
+    #[arg(long)]
+    max_completion_tokens: Option<usize>,
     /// auto takes a CUDA device when the build and the machine have one.
     #[arg(long, value_parser = machine::device(&DeviceKind::ALL), default_value = "auto")]
     device: DeviceKind,
@@ -67,13 +76,18 @@ pub struct Args {
     threads: usize,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+/// Exit code of a gate that stays shut.
+const SHUT: u8 = 3;
+
+pub fn run(args: &Args) -> Result<ExitCode> {
     super::use_threads(args.threads)?;
-    if args.max_completion_tokens == 0 {
+    let given = Given { model: Some(&args.model), adapter: args.adapter.as_deref() };
+    let max_completion_tokens = given.max_completion_tokens(args.max_completion_tokens)?;
+    if max_completion_tokens == 0 {
         return Err(Error::input("--max-completion-tokens", "is 0", "An answer needs tokens").into());
     }
     let opened = place::open(args.device, args.dtype)?;
-    let task = Task::load(&args.task)?;
+    let task = given.task(args.task.as_deref())?;
     let model = folder(&args.model, Parts::Model)?;
     let adapter_dir = args.adapter.as_deref().map(adapter).transpose()?;
     let threshold = match args.no_threshold {
@@ -83,9 +97,10 @@ pub fn run(args: &Args) -> Result<()> {
     let encoder = args.text.encoder(&model.dir)?;
     let encoded = threshold.is_some() || args.probabilities;
     let answers = if encoded { Answers::Encoded } else { Answers::Left };
-    let mut rows = Unlabelled::open(&task, &encoder, answers, &args.data)?;
+    let data = if args.data == Path::new("-") { Path::new("/dev/stdin") } else { &args.data };
+    let mut rows = Unlabelled::open(&task, &encoder, answers, data)?;
     // Refusals have about the length of the answers that are asked for; a longer one is refused row by row.
-    let positions = args.max_prompt_tokens + args.max_completion_tokens.max(128);
+    let positions = args.max_prompt_tokens + max_completion_tokens.max(128);
     let mut decoder = load_decoder(&model.dir, positions, &opened.place)?;
     if let Some(dir) = &adapter_dir {
         peft::attach(dir, &mut decoder)?;
@@ -93,18 +108,20 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");
     }
+    let room = decoder.max_positions().saturating_sub(max_completion_tokens);
     let predictor = Predictor {
         task: &task,
         encoder: &encoder,
         decoder: &decoder,
         threshold: threshold.as_ref(),
         probabilities: args.probabilities,
-        max_prompt_tokens: args.max_prompt_tokens,
-        max_completion_tokens: args.max_completion_tokens,
+        max_prompt_tokens: args.max_prompt_tokens.min(room),
+        max_completion_tokens,
     };
     let mut out = output(args.out.as_deref())?;
     let mut marked = 0;
     let place = args.out.clone().unwrap_or_else(|| "stdout".into());
+    let (mut answered, mut passed) = (0, 0);
     loop {
         let chunk = rows.next_rows(ROWS)?;
         if chunk.is_empty() {
@@ -112,6 +129,8 @@ pub fn run(args: &Args) -> Result<()> {
         }
         marked += chunk.iter().filter(|row| !row.control_texts.is_empty()).count();
         for prediction in predictor.predict(&chunk)? {
+            answered += 1;
+            passed += usize::from(prediction.passes());
             let mut text = serde_json::to_vec(&prediction).map_err(|e| Error::Compute(e.into()))?;
             text.push(b'\n');
             out.write_all(&text).map_err(Error::io(&place, "write the predictions"))?;
@@ -126,7 +145,11 @@ pub fn run(args: &Args) -> Result<()> {
     if rows.half_characters > 0 {
         eprintln!("{} rows have half of a character, which became U+FFFD", rows.half_characters);
     }
-    Ok(())
+    if args.gate && answered == 0 {
+        let fix = "A gate needs rows to judge; look at what should have written them";
+        return Err(Error::input(data.display(), "has no rows", fix).into());
+    }
+    Ok(if args.gate && passed < answered { ExitCode::from(SHUT) } else { ExitCode::SUCCESS })
 }
 
 fn output(path: Option<&Path>) -> Result<Box<dyn Write>> {

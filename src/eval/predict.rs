@@ -44,6 +44,13 @@ pub struct Predicted<'a> {
     pub error: Option<String>,
 }
 
+impl Predicted<'_> {
+    /// Answered with a label, and not flagged. A malformed answer passes only where a threshold decides.
+    pub fn passes(&self) -> bool {
+        self.flagged == Some(false) && self.label.is_some()
+    }
+}
+
 /// A model that answers rows of one task, greedily.
 #[derive(Clone, Copy)]
 pub struct Predictor<'a> {
@@ -94,7 +101,8 @@ impl<'a> Predictor<'a> {
         for row in rows {
             let tokens = row.prompt.token_ids.len();
             if tokens > most {
-                let error = format!("the prompt has {tokens} tokens, more than --max-prompt-tokens {most}");
+                let what = "that are allowed or that fit the model";
+                let error = format!("the prompt has {tokens} tokens, more than the {most} {what}");
                 let control_tokens = row.control_texts.as_slice();
                 all.push(Predicted {
                     line: row.line,

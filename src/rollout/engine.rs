@@ -126,7 +126,8 @@ impl<'a> Engine<'a> {
                         max_tokens,
                         self.decoder.max_positions()
                     ),
-                    "Lower data.max_prompt_tokens or the completion budget, or raise model.max_positions",
+                    "Lower the budget of prompts (data.max_prompt_tokens, --max-prompt-tokens) or of completions, or raise \
+                     model.max_positions",
                 ));
             }
         }

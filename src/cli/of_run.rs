@@ -1,0 +1,57 @@
+//! What a run says of its model where a flag of `rlvr eval` or `rlvr predict` does not.
+
+use std::path::Path;
+
+use super::hub::adapter;
+use crate::config::Config;
+use crate::error::Result;
+use crate::hub::{RUN_CONFIG, here, run_of};
+use crate::task::Task;
+
+/// Task of a model that is of no run.
+const TASK: &str = "riskcue";
+/// Tokens of an answer where the model is of no run.
+const COMPLETION_TOKENS: usize = 64;
+
+/// The model, or the adapter beside it, that a command was given.
+#[derive(Clone, Copy, Default)]
+pub struct Given<'a> {
+    pub model: Option<&'a Path>,
+    pub adapter: Option<&'a Path>,
+}
+
+impl Given<'_> {
+    /// `named`, or the task that the run was trained on, which is said.
+    ///
+    /// # Errors
+    /// As [`Task::load`] and [`Config::load`].
+    pub fn task(self, named: Option<&str>) -> Result<Task> {
+        if let Some(named) = named {
+            return Task::load(named);
+        }
+        let Some(config) = self.config()? else { return Task::load(TASK) };
+        eprintln!("task {}, the run's", config.task);
+        Task::load(&config.task)
+    }
+
+    /// `asked`, or the budget of the run's evaluations.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn max_completion_tokens(self, asked: Option<usize>) -> Result<usize> {
+        match asked {
+            Some(asked) => Ok(asked),
+            None => Ok(self.config()?.map_or(COMPLETION_TOKENS, |of_run| of_run.eval.max_completion_tokens)),
+        }
+    }
+
+    /// Config of the run that the adapter, or else the model, is of.
+    fn config(self) -> Result<Option<Config>> {
+        let folder = match (self.adapter, self.model) {
+            (Some(named), _) => Some(adapter(named)?),
+            (None, model) => model.and_then(here),
+        };
+        let run = folder.and_then(|folder| run_of(&folder));
+        run.map(|run| Config::load(&run.join(RUN_CONFIG).to_string_lossy(), &[])).transpose()
+    }
+}
