@@ -97,7 +97,8 @@ label = \"$1\"
 [[verdict]]
 default = \"@malformed\"
 
-# What each outcome earns. Make a missed alarm cost more than a false one, or the other way round, as your use has it.
+# What each outcome earns. Make a missed alarm cost more than a false one, or the other way round, as your use has it; with
+# grpo.scale_rewards = \"none\", for the default divides by how far a prompt's answers are apart.
 [reward]
 exact_positive = 1.0
 exact_negative = 1.0
@@ -118,7 +119,7 @@ malformed = -0.5
         let folder = self.folder;
         let seed = self.model.is_none();
         let (sft_rate, grpo_rate, steps) =
-            if seed { ("2e-3", "5e-4", 300usize) } else { ("1e-4", "2e-5", 150) };
+            if seed { ("2e-3", "1e-4", 300usize) } else { ("1e-4", "2e-5", 150) };
         let rows = 16usize;
         let epochs = (steps * rows).div_ceil(self.train_rows.max(1)).clamp(1, 20);
         let model = match self.model {

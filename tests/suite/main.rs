@@ -51,4 +51,5 @@ mod support;
 mod templates;
 mod thresholds;
 mod training;
+mod tutorial;
 mod weights;
