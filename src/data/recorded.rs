@@ -201,7 +201,7 @@ fn answer(value: &Value, finish: Option<&Value>, index: usize) -> Option<Answer>
     let text = match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
-        Value::Array(messages) => content(messages.last()?)?,
+        Value::Array(messages) => content(messages.last().filter(|last| last.is_object())?)?,
         Value::Object(object) => {
             let inner = ["message", "completion", "generated_text"].iter().find_map(|key| object.get(*key));
             match inner {
