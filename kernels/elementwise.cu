@@ -75,6 +75,11 @@ extern "C" __global__ void scale_f32(float *values, float factor, unsigned long 
 }
 extern "C" __global__ void fill_f32(float *to, float value, unsigned long long count) { fill(to, value, count); }
 extern "C" __global__ void fill_bf16(__nv_bfloat16 *to, float value, unsigned long long count) { fill(to, value, count); }
+// Columns first .. first + count of rows of `width`. Grid: a block a row.
+extern "C" __global__ void fill_columns_f32(float *to, float value, unsigned width, unsigned first, unsigned count) {
+    float *row = to + (size_t)blockIdx.x * width + first;
+    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) row[i] = value;
+}
 extern "C" __global__ void cast_to_bf16(const float *from, __nv_bfloat16 *to, unsigned long long count) { cast(from, to, count); }
 extern "C" __global__ void cast_to_f32(const __nv_bfloat16 *from, float *to, unsigned long long count) { cast(from, to, count); }
 extern "C" __global__ void normal_f32(float *to, float scale, unsigned key0, unsigned key1, unsigned id0, unsigned id1,

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What logits are with a NaN among them, or an infinite largest one.
+const NO_DISTRIBUTION: &str = "its logits are no distribution (NaN or infinite)";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A config key with a value that cannot work.
@@ -18,6 +21,9 @@ pub enum Error {
     /// Training produced a number that is not finite, or a weight without a gradient.
     #[error("step {step}: {problem}. {fix}")]
     Diverged { step: u64, problem: String, fix: String },
+    /// A model computes what is no number.
+    #[error("{model}: {NO_DISTRIBUTION}. Check its weights, and those of its adapter")]
+    NoDistribution { model: String },
     /// A file that was written does not hold what was to be written.
     #[error("{}: what was read back is not what is in memory: {problem}. Nothing was kept", path.display())]
     Unfaithful { path: PathBuf, problem: String },
@@ -26,12 +32,25 @@ pub enum Error {
     Compute(Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// Characters of an error's part; a longer one loses its middle.
+const MOST_CHARACTERS: usize = 1500;
+
+fn shortened(text: &str) -> String {
+    let count = text.chars().count();
+    if count <= MOST_CHARACTERS {
+        return text.into();
+    }
+    let head: String = text.chars().take(MOST_CHARACTERS - 300).collect();
+    let tail: String = text.chars().skip(count - 200).collect();
+    format!("{head} ... ({count} characters) ... {tail}")
+}
+
 impl Error {
     /// `place` is a file, `file:line`, key or flag; `problem` and `fix` are clauses without a full stop.
     pub fn input(place: impl ToString, problem: impl ToString, fix: impl ToString) -> Self {
-        let line = |s: String| s.split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = |s: String| shortened(&s.split_whitespace().collect::<Vec<_>>().join(" "));
         Self::Input {
-            place: place.to_string(),
+            place: shortened(&place.to_string()),
             problem: line(problem.to_string()),
             fix: line(fix.to_string()),
         }
@@ -52,7 +71,12 @@ impl Error {
     }
 
     pub fn config(key: &str, got: impl ToString, want: impl ToString, why: impl ToString) -> Self {
-        Self::Config { key: key.into(), got: got.to_string(), want: want.to_string(), why: why.to_string() }
+        Self::Config {
+            key: key.into(),
+            got: shortened(&got.to_string()),
+            want: want.to_string(),
+            why: why.to_string(),
+        }
     }
 
     /// The same of what the config's `key` names.
@@ -65,10 +89,22 @@ impl Error {
         }
     }
 
+    /// The same of a model that training made so, after `step` optimiser steps of a stage.
+    pub fn at_step(self, step: u64) -> Self {
+        match self {
+            Self::NoDistribution { model } if step > 0 => Self::Diverged {
+                step,
+                problem: format!("{model}: {NO_DISTRIBUTION}"),
+                fix: "Lower the learning rate, or resume from an earlier checkpoint".into(),
+            },
+            other => other,
+        }
+    }
+
     /// Whether the user's input is at fault (exit code 2) rather than the machine or the program (1).
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Config { .. } | Self::Input { .. } => true,
+            Self::Config { .. } | Self::Input { .. } | Self::NoDistribution { .. } => true,
             // Something that was to be read and is not there was named wrongly.
             Self::Io { action, source, .. } => {
                 source.kind() == std::io::ErrorKind::NotFound

@@ -27,6 +27,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod disk;
 pub mod error;
 pub mod eval;
 pub mod export;

@@ -287,6 +287,7 @@ fn logprobs(group: &GroupShape) -> Vec<Case> {
                     head_vh,
                     targets,
                     temperature: 1.0,
+                    missing: &[],
                 })
             })
         }),
@@ -296,7 +297,8 @@ fn logprobs(group: &GroupShape) -> Vec<Case> {
             let dlogprobs = vec![0.01f32; r];
             run(move || {
                 let (hidden_rh, head_vh, targets) = (&hidden, &head, &targets[..]);
-                let inputs = token_logprob::Inputs { hidden_rh, head_vh, targets, temperature: 1.0 };
+                let inputs =
+                    token_logprob::Inputs { hidden_rh, head_vh, targets, temperature: 1.0, missing: &[] };
                 token_logprob::backward(inputs, &dlogprobs, &dhead)
             })
         }),

@@ -206,6 +206,7 @@ fn logprobs(draw: &Draw, (r, h, v): (usize, usize, usize)) -> Trial {
             head_vh: &head,
             targets: &i.targets,
             temperature: TEMPERATURE,
+            missing: &[],
         };
         place.poison_freed(&[r * h, r * v])?;
         let forward = token_logprob::forward(inputs)?;

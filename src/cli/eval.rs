@@ -210,9 +210,10 @@ struct Subject {
 impl Subject {
     fn open(args: &Args, task: &Task, model: &Path, data: &Path, targets: Targets) -> Result<Self> {
         super::use_threads(args.threads)?;
-        let opened = place::open(args.device, args.dtype)?;
+        let mut opened = place::open(args.device, args.dtype)?;
         let model = folder(model, Parts::Model)?;
         let encoder = args.text.encoder(&model.dir)?;
+        opened.place.missing = encoder.tokenizer().missing_ids();
         let limits = Limits {
             max_prompt_tokens: args.max_prompt_tokens,
             max_target_tokens: usize::MAX,

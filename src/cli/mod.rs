@@ -37,6 +37,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::text::watched;
 
 /// What this binary was built from, by build.rs.
 const LONG_VERSION: &str = concat!(
@@ -82,6 +83,12 @@ enum Command {
 }
 
 pub fn main() -> ExitCode {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() != Some(watched::THREAD) {
+            usual(panic);
+        }
+    }));
     // clap exits with 2 on a bad command line by itself.
     let command = Cli::parse().command;
     // Whose reader goes away has let nothing through.
@@ -114,7 +121,7 @@ pub fn main() -> ExitCode {
     match error.downcast_ref::<Error>() {
         // Ours say all in one line; anyhow would repeat the cause.
         Some(ours) => {
-            eprintln!("error: {ours}");
+            eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));
             ExitCode::from(if ours.is_input() { 2 } else { 1 })
         }
         None => {

@@ -5,9 +5,14 @@ use std::fmt::Arguments;
 use std::io::Write;
 
 use crate::error::Error;
+use crate::observe::printable;
 
 macro_rules! print {
     ($($words:tt)*) => { $crate::cli::out::write(format_args!($($words)*)) };
+}
+
+macro_rules! eprintln {
+    ($($words:tt)*) => { $crate::cli::out::say(format_args!($($words)*)) };
 }
 
 macro_rules! println {
@@ -16,13 +21,19 @@ macro_rules! println {
 }
 
 pub fn write(text: Arguments) {
-    if let Err(error) = std::io::stdout().lock().write_fmt(text) {
+    let text = text.to_string();
+    if let Err(error) = std::io::stdout().lock().write_all(printable(&text).as_bytes()) {
         if error.kind() != std::io::ErrorKind::BrokenPipe {
             eprintln!("error: {}", Error::io("stdout", "write")(error));
             std::process::exit(1);
         }
         std::process::exit(0);
     }
+}
+
+/// A line on stderr; a reader that is gone hears nothing.
+pub fn say(text: Arguments) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(&text.to_string()));
 }
 
 /// Whether a command failed because nobody reads what it says.

@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if max_completion_tokens == 0 {
         return Err(Error::input("--max-completion-tokens", "is 0", "An answer needs tokens").into());
     }
-    let opened = place::open(args.device, args.dtype)?;
+    let mut opened = place::open(args.device, args.dtype)?;
     let task = given.task(args.task.as_deref())?;
     let model = folder(&args.model, Parts::Model)?;
     let adapter_dir = args.adapter.as_deref().map(adapter).transpose()?;
@@ -95,6 +95,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         false => Threshold::load(adapter_dir.as_deref().unwrap_or(&model.dir), &task)?,
     };
     let encoder = args.text.encoder(&model.dir)?;
+    opened.place.missing = encoder.tokenizer().missing_ids();
     let encoded = threshold.is_some() || args.probabilities;
     let answers = if encoded { Answers::Encoded } else { Answers::Left };
     let data = if args.data == Path::new("-") { Path::new("/dev/stdin") } else { &args.data };
@@ -104,6 +105,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut decoder = load_decoder(&model.dir, positions, &opened.place)?;
     if let Some(dir) = &adapter_dir {
         peft::attach(dir, &mut decoder)?;
+    }
+    if let Some(threshold) = &threshold {
+        let at = threshold.point.threshold;
+        eprintln!(
+            "flagged is what scores {at:.4} or more, by its threshold.json (--no-threshold: by the answer)"
+        );
     }
     if let Some(text) = &opened.fell_back {
         eprintln!("{text}");

@@ -30,14 +30,17 @@ impl TextArgs {
     pub fn encoder(&self, model: &Path) -> Result<PromptEncoder> {
         let model = folder(model, Parts::Text)?.dir;
         let tokenizer = self.tokenizer.as_deref().map(|path| folder(path, Parts::Text)).transpose()?;
-        PromptEncoder::load(&EncoderFiles {
+        let encoder = PromptEncoder::load(&EncoderFiles {
             model_dir: &model,
             tokenizer_dir: tokenizer.as_ref().map(|found| found.dir.as_path()),
             chat_template: self.chat_template.as_deref(),
             date: Date::default(),
             template_args: Some(&self.table()?),
-        })
-        .map_err(Into::into)
+        })?;
+        if let Some(note) = encoder.note() {
+            eprintln!("{note}");
+        }
+        Ok(encoder)
     }
 
     /// As `--set` reads values: TOML, or else a bare text.

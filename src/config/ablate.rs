@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::choice::LAST;
 use super::layers::parse;
 use super::{Config, Stage};
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Shipped ablations by name.
@@ -115,9 +116,7 @@ impl AblationConfig {
                 let fix = format!("Use one of: {names}; or give the path of a TOML file");
                 return Err(Error::input(format!("ablation `{source}`"), "no such name", fix));
             }
-            None => std::fs::read_to_string(path).map_err(|e| {
-                Error::input(source, format!("cannot be read ({e})"), "Name a TOML file of an ablation")
-            })?,
+            None => disk::read_text(path)?,
         };
         let config: Self = serde_path_to_error::deserialize(parse(source, &text)?).map_err(|error| {
             let place = format!("{source}: {}", error.path());

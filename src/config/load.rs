@@ -115,6 +115,9 @@ fn read_source(source: &str) -> Result<(String, String)> {
     let path = Path::new(source);
     // The presets are embedded: `configs/demo.toml` works wherever the binary is run from.
     let shipped = PRESETS.iter().find(|(name, _)| path == Path::new("configs").join(format!("{name}.toml")));
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return Err(Error::input(source, "is a pipe or a device, not a file", "Give a file"));
+    }
     match (std::fs::read_to_string(path), shipped) {
         (Ok(text), _) => Ok((source.into(), text)),
         (Err(_), None) if path.is_dir() => {

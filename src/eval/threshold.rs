@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::enumerate::{Enumerator, flag_probability};
 use super::roc::{Curves, OperatingPoint, Scored};
 use crate::data::jsonl::EncodedRow;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::keep::Keep;
@@ -137,17 +138,25 @@ impl Threshold {
     /// The file is damaged, or belongs to another task.
     pub fn load(model: &Path, task: &Task) -> Result<Option<Self>> {
         let path = Self::path(model);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io(&path, "read the threshold")(error)),
-        };
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = disk::read(&path)?;
         let fix = "Fit it again with `rlvr eval MODEL valid.jsonl --fit-threshold`";
         let found: Self = serde_json::from_slice(&text)
             .map_err(|e| Error::input(path.display(), format!("is no threshold: {e}"), fix))?;
         if found.task != task.name() {
             let problem = format!("belongs to task `{}`, not `{}`", found.task, task.name());
             return Err(Error::input(path.display(), problem, fix));
+        }
+        for (key, rate) in
+            [("threshold", found.point.threshold), ("max_false_positive_rate", found.max_false_positive_rate)]
+        {
+            // A threshold above every score can lie a rounding error above 1.
+            if !(0.0..=1.000_01).contains(&rate) {
+                let problem = format!("{key} is {rate}, no probability from 0 to 1");
+                return Err(Error::input(path.display(), problem, fix));
+            }
         }
         Ok(Some(found))
     }

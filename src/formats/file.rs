@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Writes pretty JSON aside, syncs it and renames it to `path`.
@@ -18,12 +19,9 @@ pub fn write_json(path: &Path, value: &Value) -> Result<()> {
 
 /// Runs `fill` on a temporary file beside `path`, syncs it and renames it; on an error nothing is left behind.
 pub fn write_aside(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".partial");
-    let aside = PathBuf::from(aside);
+    let (aside, file) = disk::create_aside(path).map_err(Error::io(path, "create"))?;
     let write = || {
-        let mut out =
-            BufWriter::with_capacity(1 << 20, File::create(&aside).map_err(Error::io(&aside, "create"))?);
+        let mut out = BufWriter::with_capacity(1 << 20, file);
         fill(&mut out)?;
         let file = out.into_inner().map_err(|e| Error::io(&aside, "write")(e.into_error()))?;
         file.sync_all().map_err(Error::io(&aside, "sync"))?;

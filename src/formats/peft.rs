@@ -8,6 +8,7 @@ use candle_core::{DType, Device};
 use serde_json::{Map, Value, json};
 
 use crate::config::lora::PROJECTIONS;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::file::{reason, write_aside, write_json};
 use crate::formats::written::Written;
@@ -97,21 +98,21 @@ pub fn load(dir: &Path) -> Result<Adapter> {
         let problem = format!("has no {CONFIG}");
         return Err(Error::input(dir.display(), problem, "Name an adapter's folder in PEFT layout"));
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    let text = disk::read_text(&path)?;
     let json: Value = serde_json::from_str(&text).map_err(|e| {
         Error::input(path.display(), format!("not valid JSON ({e})"), "Write or fetch the file again")
     })?;
     let object = json.as_object().ok_or_else(|| {
         Error::input(path.display(), "is no JSON object", "Name an adapter's folder in PEFT layout")
     })?;
-    let shape = read_shape(object, &path)?;
+    let mut shape = read_shape(object, &path)?;
     let path = dir.join(WEIGHTS);
     if !path.is_file() {
         let problem = format!("has no {WEIGHTS}");
         let fix = "Save the adapter with safe_serialization=True";
         return Err(Error::input(dir.display(), problem, fix));
     }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
+    let bytes = disk::read(&path)?;
     let stored = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| {
         let problem = format!("not a whole safetensors file ({})", reason(&e));
         Error::input(path.display(), problem, "Write or fetch the file again")
@@ -122,7 +123,17 @@ pub fn load(dir: &Path) -> Result<Adapter> {
             let problem = format!("{name} is {:?}", tensor.dtype());
             return Err(Error::input(path.display(), problem, "Store the adapter as f32, bf16 or f16"));
         }
-        tensors.push((name, tensor.to_dtype(DType::F32)?));
+        let tensor = tensor.to_dtype(DType::F32)?;
+        if !tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()) {
+            let problem = format!("{name} holds a NaN or an infinity");
+            return Err(Error::input(path.display(), problem, "Use an earlier checkpoint of the adapter"));
+        }
+        tensors.push((name, tensor));
+    }
+    if shape.targets.is_empty() {
+        let of_file =
+            |layer: &&str| tensors.iter().any(|(name, _)| name.contains(&format!(".{layer}.lora_")));
+        shape.targets = PROJECTIONS.into_iter().filter(of_file).collect();
     }
     Ok(Adapter { shape, tensors })
 }
@@ -135,6 +146,7 @@ pub fn attach(dir: &Path, decoder: &mut Decoder) -> Result<()> {
     })
 }
 
+/// `targets` is empty where they are a pattern or paths: then the file's tensors say it.
 fn read_shape(json: &Map<String, Value>, path: &Path) -> Result<Shape> {
     let refuse = |field: &str, want: &str| {
         let got = json.get(field).unwrap_or(&Value::Null);
@@ -176,8 +188,11 @@ fn read_shape(json: &Map<String, Value>, path: &Path) -> Result<Shape> {
     let all = || format!("\"all-linear\" or a list of some of {}", PROJECTIONS.join(", "));
     let targets = match get("target_modules") {
         Value::String(text) if text == "all-linear" => PROJECTIONS.to_vec(),
+        Value::String(pattern) if !pattern.is_empty() => Vec::new(),
         Value::Array(names) if !names.is_empty() => {
-            let known = |name: &Value| PROJECTIONS.iter().any(|p| name.as_str() == Some(p));
+            let layer =
+                |name: &Value| name.as_str().and_then(|path| path.rsplit('.').next()).map(String::from);
+            let known = |name: &Value| PROJECTIONS.iter().any(|p| layer(name).as_deref() == Some(p));
             if !names.iter().all(known) {
                 return refuse("target_modules", &all());
             }

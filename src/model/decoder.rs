@@ -1,6 +1,7 @@
 //! The decoder: one set of weights for rollout, reference, training and evaluation.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
@@ -16,7 +17,7 @@ use crate::ops::indices::Indices;
 use crate::ops::memory::{self, Normal};
 use crate::ops::rope::RopeTable;
 use crate::ops::token_logprob::{self, Slopes, TokenLogprobs};
-use crate::ops::{embedding, linear, rms_norm};
+use crate::ops::{elementwise, embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
 use crate::types::{PackedBatch, Target};
 
@@ -37,6 +38,10 @@ pub struct Decoder {
     final_norm: usize,
     /// The embedding when tied.
     head: usize,
+    /// Rows of the head that are no token's.
+    missing: Vec<Range<usize>>,
+    /// What errors call it.
+    name: String,
     rope: RopeTable,
     /// Of each block.
     together: Vec<Together>,
@@ -48,11 +53,14 @@ pub struct Placement {
     pub device: Device,
     /// f32 or bf16.
     pub dtype: DType,
+    /// Ids that no token of the tokenizer has, ascending. Embeddings are often padded to a round number of rows: such an
+    /// id is never drawn and has no probability. May reach past the vocabulary.
+    pub missing: Vec<Range<usize>>,
 }
 
 impl Placement {
     /// f32 on the CPU.
-    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32 };
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32, missing: Vec::new() };
 }
 
 impl Decoder {
@@ -136,12 +144,29 @@ impl Decoder {
             embedding,
             final_norm,
             head,
+            missing: Vec::new(),
+            name: "the model".into(),
             rope,
             together: Vec::new(),
             config,
         };
         decoder.join_weights()?;
         Ok(decoder)
+    }
+
+    /// As a model of that name in errors, without these ids ([`Placement::missing`]).
+    ///
+    /// # Errors
+    /// No id is left.
+    pub fn named(mut self, name: impl ToString, missing: &[Range<usize>]) -> Result<Self> {
+        self.name = name.to_string();
+        let rows = self.config.vocab_size;
+        let within = missing.iter().map(|ids| ids.start.min(rows)..ids.end.min(rows));
+        self.missing = within.filter(|ids| !ids.is_empty()).collect();
+        match self.missing.iter().map(Range::len).sum::<usize>() < rows {
+            true => Ok(self),
+            false => Err(Error::input(self.name, "has no id of the tokenizer's", "Use its own tokenizer")),
+        }
     }
 
     /// Reads the adapter's tensors again, after an update of them in place.
@@ -185,17 +210,19 @@ impl Decoder {
             };
             tensors.push((name, tensor));
         }
-        Self::new(config, tensors, max_positions)
+        Self::new(config, tensors, max_positions)?.named("the model", &place.missing)
     }
 
     /// The model's own weights, in memory of their own, without the adapter.
     pub fn deep_copy(&self) -> Result<Self> {
         let tensors = self.parameters().map(|(n, w)| Ok((n.to_string(), memory::duplicate(w)?)));
-        Self::new(self.config.clone(), tensors.collect::<Result<Vec<_>>>()?, self.rope.positions())
+        let copy =
+            Self::new(self.config.clone(), tensors.collect::<Result<Vec<_>>>()?, self.rope.positions());
+        copy?.named(&self.name, &self.missing)
     }
 
     pub fn place(&self) -> Placement {
-        Placement { device: self.device().clone(), dtype: self.dtype() }
+        Placement { device: self.device().clone(), dtype: self.dtype(), missing: self.missing.clone() }
     }
 
     pub fn device(&self) -> &Device {
@@ -295,7 +322,21 @@ impl Decoder {
         Ok(Forward { hidden: x, kept, rows })
     }
 
+    /// Refuses log-probs of logits that are no distribution: whatever numbers are made of them would look like some.
+    ///
+    /// # Errors
+    /// A log-prob that is not finite.
+    pub fn refuse_no_distribution(&self, mut logprobs: impl Iterator<Item = f32>) -> Result<()> {
+        match logprobs.all(f32::is_finite) {
+            true => Ok(()),
+            false => Err(Error::NoDistribution { model: self.name.clone() }),
+        }
+    }
+
     /// Log-probabilities of the batch's targets, `[targets]`; the LM head runs on their rows only.
+    ///
+    /// # Errors
+    /// Logits that are no distribution.
     pub fn logprobs(&self, forward: &Forward, under: impl Into<Distribution>) -> Result<TokenLogprobs> {
         let targets = &forward.rows.targets;
         if targets.is_empty() {
@@ -305,7 +346,10 @@ impl Decoder {
         let raw = self.target_rows(&forward.hidden, targets)?;
         let normed = rms_norm::forward(&raw, &self.weights[self.final_norm], self.eps())?;
         let tokens = self.target_tokens(targets)?;
-        token_logprob::forward_within(self.head_inputs(&normed, &tokens, temperature), cut.as_ref())
+        let inputs = self.head_inputs(&normed, &tokens, temperature);
+        let found = token_logprob::forward_within(inputs, cut.as_ref())?;
+        self.refuse_no_distribution(found.logprobs.iter().copied())?;
+        Ok(found)
     }
 
     /// Adds the gradient of `sum_i dlogprobs[i] * logprob[i] + dentropies[i] * entropy[i]` to `gradients`, with the
@@ -360,7 +404,9 @@ impl Decoder {
     /// Logits of hidden rows `[R, H]` -> `[R, V]`, f32: decode steps only, a few rows.
     pub fn logits(&self, hidden_rh: &Tensor) -> Result<Tensor> {
         let normed = rms_norm::forward(hidden_rh, &self.weights[self.final_norm], self.eps())?;
-        linear::logits(&normed, &self.weights[self.head])
+        let logits = linear::logits(&normed, &self.weights[self.head])?;
+        elementwise::fill_columns(&logits, &self.missing, token_logprob::NO_TOKEN)?;
+        Ok(logits)
     }
 
     /// One decode step's pieces for `kv_cache`: the embedding of the new tokens.
@@ -398,6 +444,7 @@ impl Decoder {
         targets: &'a [u32],
         temperature: f32,
     ) -> token_logprob::Inputs<'a> {
-        token_logprob::Inputs { hidden_rh: normed, head_vh: &self.weights[self.head], targets, temperature }
+        let (head_vh, missing) = (&self.weights[self.head], &self.missing[..]);
+        token_logprob::Inputs { hidden_rh: normed, head_vh, targets, temperature, missing }
     }
 }

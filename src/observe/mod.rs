@@ -4,6 +4,7 @@ mod event;
 mod jsonl;
 pub mod machine;
 mod memory;
+mod printable;
 mod progress;
 mod table;
 mod tensorboard;
@@ -15,6 +16,7 @@ pub use event::{
 };
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
+pub use printable::printable;
 pub use progress::{Progress, WorkDisplay};
 pub use table::results_table;
 pub use tensorboard::{EVENTS_FILE, TensorBoard};

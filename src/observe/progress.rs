@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 
+use super::printable::printable;
 use super::work::{clock, thousands};
 use super::{Event, Metrics, Sink, Work, results_table};
 use crate::error::{Error, Result};
@@ -117,6 +118,7 @@ impl Progress {
 
     /// A line that stays, above the bar where there is one.
     fn line(&mut self, text: &str) -> std::io::Result<()> {
+        let text = printable(text);
         match &mut self.display {
             Display::Bars { bar, message, spinner } => {
                 clear(spinner);

@@ -244,18 +244,8 @@ impl<'a> Engine<'a> {
         };
         let uniforms: Vec<f32> = active.iter().map(uniform).collect();
         let drawn = sample(logits, &Sampling::from(&self.completions.sampling), &uniforms)?;
-        match drawn.iter().position(|s| !s.logprob.is_finite()) {
-            None => Ok(drawn),
-            Some(i) => Err(Error::Diverged {
-                step: draws.step + 1,
-                problem: format!(
-                    "the logits of sample {} are no distribution (NaN or infinite)",
-                    requests[active[i] / self.completions.per_prompt].sample_id
-                ),
-                fix: "Check the weights; lower the learning rate, or resume from an earlier checkpoint"
-                    .into(),
-            }),
-        }
+        self.decoder.refuse_no_distribution(drawn.iter().map(|s| s.logprob))?;
+        Ok(drawn)
     }
 }
 

@@ -13,14 +13,13 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Writes a file so that after a kill or a crash either the old or the new content is there.
 pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".partial");
     let write = || {
-        let mut file = File::create(&aside)?;
+        let (aside, mut file) = disk::create_aside(path)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&aside, path)

@@ -27,6 +27,7 @@ pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
 pub use outcome::{NamedReward, Outcome, Reward};
 pub use verdict::{LabelId, PaperReading, Verdict};
 
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::types::{FinishReason, Sample, Trusted};
 use row::{LabelText, RowPath, Template};
@@ -108,10 +109,7 @@ impl Task {
         if path.is_dir() {
             return Err(Error::input(source, "is a folder, not a task file", "Name a TOML file in it"));
         }
-        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| Error::input(source, "is not UTF-8", "Save the task file as UTF-8"))?;
-        file::parse(&text, source)
+        file::parse(&disk::read_text(path)?, source)
     }
 
     /// JSON schema of a task file.

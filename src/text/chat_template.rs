@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use minijinja::{Environment, ErrorKind, Value, context};
 use regex::Regex;
@@ -10,19 +10,21 @@ use serde_json::{Value as Json, json};
 use toml::Table;
 
 use super::foreign::{Habits, Talk};
-use super::jinja2;
 use super::pretrained::{SpecialTokens, find_template};
 pub use super::python::Date;
 use super::python::tojson;
+use super::{jinja2, template_limits, watched};
 use crate::error::{Error, Result};
 use crate::types::Conversation;
 
 const NAME: &str = "chat_template";
+/// What helps against a template that asks for too much.
+const OTHER: &str = "Give another template with model.chat_template, or use a model that you trust";
 
 /// A compiled template and the special tokens that it may name.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     special: SpecialTokens,
     arguments: Table,
     /// The template as it was read, with line feeds.
@@ -60,29 +62,49 @@ impl ChatTemplate {
     }
 
     pub(super) fn new(text: &str, special: SpecialTokens, place: String) -> Result<Self> {
-        let mut env = Environment::new();
-        jinja2::configure(&mut env);
-        env.add_filter("tojson", tojson);
+        let plain = || {
+            let mut env = Environment::new();
+            jinja2::configure(&mut env);
+            env.add_filter("tojson", tojson);
+            env
+        };
+        let mut env = plain();
+        template_limits::configure(&mut env, plain());
         env.add_function("raise_exception", |message: String| -> std::result::Result<Value, _> {
             Err::<Value, _>(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         // As Jinja2: line ends of the template are line feeds, whatever the file has. Those of contents stay.
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
         let compiled = without_generation_marks(&text);
-        let template = Self { env, special, arguments: Table::new(), text, habits: OnceLock::new(), place };
+        let template = Self {
+            env: Arc::new(env),
+            special,
+            arguments: Table::new(),
+            text,
+            habits: OnceLock::new(),
+            place,
+        };
         template.with_date(Date::default()).compiled(compiled)
     }
 
     fn compiled(mut self, text: String) -> Result<Self> {
-        match self.env.add_template_owned(NAME, text) {
-            Ok(()) => Ok(self),
+        if let Err((line, problem)) = template_limits::check_text(&text) {
+            return Err(Error::input(format!("{}, line {line}", self.place), problem, OTHER));
+        }
+        let mut env = Arc::unwrap_or_clone(std::mem::take(&mut self.env));
+        let compiled = watched::run(move || env.add_template_owned(NAME, text).map(|()| env));
+        match compiled.map_err(|why| Error::input(&self.place, why, OTHER))? {
+            Ok(env) => {
+                self.env = Arc::new(env);
+                Ok(self)
+            }
             Err(e) => Err(self.error(&e, "does not parse", "Correct the template")),
         }
     }
 
     /// The day that `strftime_now` gives; [`Date::default`] unless set.
     pub fn with_date(mut self, date: Date) -> Self {
-        self.env.add_function("strftime_now", move |format: &str| date.format(format));
+        Arc::make_mut(&mut self.env).add_function("strftime_now", move |format: &str| date.format(format));
         self
     }
 
@@ -194,10 +216,22 @@ impl ChatTemplate {
             documents => Value::from(()),
             ..Value::from_iter(self.special.variables().chain(arguments))
         };
-        let template = self.env.get_template(NAME).map_err(|e| self.error(&e, "is lost", "Report this"))?;
-        template.render(variables).map_err(|e| {
-            let fix = "Change the messages, or give another template with model.chat_template";
-            self.error(&e, "refuses the conversation", fix)
+        let env = Arc::clone(&self.env);
+        let rendered = watched::run(move || {
+            let mut out = template_limits::Output::default();
+            env.get_template(NAME)?.render_captured_to(variables, &mut out)?;
+            String::from_utf8(out.0)
+                .map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
+        });
+        rendered.map_err(|why| Error::input(&self.place, why, OTHER))?.map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => {
+                let most = template_limits::MOST_INSTRUCTIONS;
+                self.at_line(&e, format!("takes more than {most} instructions for a conversation"), OTHER)
+            }
+            _ => {
+                let fix = "Change the messages, or give another template with model.chat_template";
+                self.error(&e, "refuses the conversation", fix)
+            }
         })
     }
 
@@ -207,12 +241,16 @@ impl ChatTemplate {
     }
 
     fn error(&self, e: &minijinja::Error, what: &str, fix: &str) -> Error {
-        let place = match e.line() {
-            Some(line) => format!("{}, line {line}", self.place),
-            None => self.place.clone(),
-        };
-        let problem = e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
-        Error::input(place, format!("{what}: {problem}"), fix)
+        let cause = std::error::Error::source(e).filter(|_| e.kind() == ErrorKind::WriteFailure);
+        let detail = || e.detail().map_or_else(|| e.kind().to_string(), str::to_string);
+        self.at_line(e, format!("{what}: {}", cause.map_or_else(detail, ToString::to_string)), fix)
+    }
+
+    fn at_line(&self, e: &minijinja::Error, problem: String, fix: &str) -> Error {
+        match e.line() {
+            Some(line) => Error::input(format!("{}, line {line}", self.place), problem, fix),
+            None => Error::input(&self.place, problem, fix),
+        }
     }
 }
 

@@ -84,19 +84,13 @@ impl PromptEncoder {
     /// nothing says what ends an answer.
     pub fn load(files: &EncoderFiles) -> Result<Self> {
         let dir = files.tokenizer_dir.unwrap_or(files.model_dir);
-        let tokenizer = Tokenizer::from_dir(dir)?;
+        let mut tokenizer = Tokenizer::from_dir(dir)?;
+        if let Some(rows) = vocab_size(files.model_dir) {
+            tokenizer = tokenizer.within(rows, files.model_dir)?;
+        }
         let mut template = ChatTemplate::load(dir, files.chat_template)?.with_date(files.date);
         if let Some(arguments) = files.template_args {
             template = template.with_arguments(arguments)?;
-        }
-        if let Some(rows) = vocab_size(files.model_dir).filter(|rows| *rows < tokenizer.vocab_size()) {
-            let problem = format!(
-                "has ids up to {}, but the model in {} has {rows} rows in its embedding",
-                tokenizer.vocab_size() - 1,
-                files.model_dir.display()
-            );
-            let fix = "Use a tokenizer that belongs to the model or to its base (model.tokenizer)";
-            return Err(Error::input(tokenizer.place(), problem, fix));
         }
         let special = SpecialTokens::from_dir(dir)?;
         let mut model_ids = end_token_ids(files.model_dir)?;
@@ -123,6 +117,17 @@ impl PromptEncoder {
         let bos = id_of("bos_token")?;
         let end_of_turn = end_of_turn(&template, &tokenizer, &stops)?;
         stops.extend(end_of_turn.token_ids.last());
+        let ends: Option<Vec<String>> = end_of_turn.token_ids.iter().map(|id| tokenizer.token(*id)).collect();
+        if let Some(token) =
+            tokenizer.beyond().iter().find(|token| ends.iter().flatten().any(|end| end == *token))
+        {
+            let problem = format!("{token} ends an answer, and the model's embedding has no row for it");
+            return Err(Error::input(
+                tokenizer.place(),
+                problem,
+                "Use the tokenizer that belongs to the model",
+            ));
+        }
         let stop_tokens = StopTokens::new(stops);
         let written = Written::default();
         let encoder = Self { tokenizer, template, end_of_turn, stop_tokens, written };
@@ -318,6 +323,17 @@ impl PromptEncoder {
             _ => token_ids,
         };
         self.tokenizer.decode(answer)
+    }
+
+    /// What is worth saying of the tokenizer beside this model.
+    pub fn note(&self) -> Option<String> {
+        let beyond = self.tokenizer.beyond();
+        let (first, more) = (beyond.first()?, beyond.len() - 1);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let place = self.tokenizer.place();
+        Some(format!(
+            "{place}: the model's embedding has no row for {first}{more}; a text that holds it is refused"
+        ))
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {

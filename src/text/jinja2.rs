@@ -10,19 +10,23 @@ use minijinja::value::{ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::template_limits::{elements, format_widths, nesting, width};
+
 /// Makes `env` behave like transformers' Jinja2 environment.
 pub(super) fn configure(env: &mut Environment) {
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_formatter(|out, state, value| match value.kind() {
-        ValueKind::Seq | ValueKind::Map => out.write_str(&repr(value)).map_err(Error::from),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+            out.write_str(&repr(value)?).map_err(Error::from)
+        }
         _ => minijinja::escape_formatter(out, state, value),
     });
     env.set_unknown_method_callback(method);
     env.add_filter("string", |value: &Value| match value.kind() {
-        ValueKind::Seq | ValueKind::Map => repr(value),
-        _ => value.to_string(),
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => repr(value),
+        _ => Ok(value.to_string()),
     });
     for name in ["length", "count"] {
         env.add_filter(name, length);
@@ -107,6 +111,19 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
             parts.reverse();
             Value::from_serialize(parts)
         }
+        // Nothing stands before every character, and at the end.
+        "count" => {
+            let (part,): (&str,) = from_args(args)?;
+            Value::from(if part.is_empty() { text.chars().count() + 1 } else { text.matches(part).count() })
+        }
+        "format" => {
+            format_widths(std::slice::from_ref(value))?;
+            return unknown_method_callback(state, value, name, args);
+        }
+        "join" => {
+            elements(args)?;
+            return unknown_method_callback(state, value, name, args);
+        }
         "index" => {
             let (part,): (&str,) = from_args(args)?;
             let at = text.find(part).ok_or_else(|| {
@@ -115,15 +132,15 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
             Value::from(text[..at].chars().count())
         }
         "ljust" | "rjust" => {
-            let (width, fill): (usize, Option<char>) = from_args(args)?;
-            let missing = width.saturating_sub(text.chars().count());
+            let (columns, fill): (usize, Option<char>) = from_args(args)?;
+            let missing = width(columns)?.saturating_sub(text.chars().count());
             let fill: String = std::iter::repeat_n(fill.unwrap_or(' '), missing).collect();
             Value::from(if name == "ljust" { text.to_string() + &fill } else { fill + text })
         }
         "zfill" => {
-            let (width,): (usize,) = from_args(args)?;
+            let (columns,): (usize,) = from_args(args)?;
             let (sign, digits) = text.split_at(usize::from(text.starts_with(['+', '-'])));
-            let missing = width.saturating_sub(text.chars().count());
+            let missing = width(columns)?.saturating_sub(text.chars().count());
             Value::from(format!("{sign}{}{digits}", "0".repeat(missing)))
         }
         _ => return unknown_method_callback(state, value, name, args),
@@ -131,17 +148,22 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
 }
 
 /// `repr` of Python.
-fn repr(value: &Value) -> String {
+fn repr(value: &Value) -> Result<String, Error> {
+    nesting(value)?;
+    Ok(written(value))
+}
+
+fn written(value: &Value) -> String {
     let list = |items: Vec<String>| items.join(", ");
     match (value.kind(), value.as_str()) {
         (_, Some(text)) => repr_text(text),
-        (ValueKind::Seq, _) => {
-            format!("[{}]", list(value.try_iter().into_iter().flatten().map(|v| repr(&v)).collect()))
+        (ValueKind::Seq | ValueKind::Iterable, _) => {
+            format!("[{}]", list(value.try_iter().into_iter().flatten().map(|v| written(&v)).collect()))
         }
         (ValueKind::Map, _) => {
             let items = value.try_iter().into_iter().flatten().map(|key| {
                 let item = value.get_item(&key).unwrap_or_default();
-                format!("{}: {}", repr(&key), repr(&item))
+                format!("{}: {}", written(&key), written(&item))
             });
             format!("{{{}}}", list(items.collect()))
         }

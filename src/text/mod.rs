@@ -10,7 +10,9 @@ mod jinja2;
 mod pretrained;
 mod python;
 mod stop;
+mod template_limits;
 pub mod tokenizer;
+pub mod watched;
 mod written;
 
 pub use chat_template::{ChatTemplate, Date};

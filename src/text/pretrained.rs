@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use minijinja::Value as JinjaValue;
 use serde_json::Value;
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// `None` where there is no such file.
@@ -12,7 +13,7 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+    let text = disk::read(path)?;
     let value: Value = serde_json::from_slice(&text)
         .map_err(|e| Error::input(path.display(), format!("is not JSON: {e}"), "Copy the file again"))?;
     if !value.is_object() {
@@ -116,9 +117,7 @@ fn read_template(path: PathBuf) -> Result<TemplateSource> {
     if path.is_dir() {
         return Err(Error::input(path.display(), "is a folder, not a chat template", "Name a Jinja file"));
     }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Error::input(path.display(), "is not UTF-8", "Save the template as UTF-8"))?;
+    let text = disk::read_text(&path)?;
     Ok(TemplateSource { place: path.display().to_string(), text })
 }
 

@@ -9,10 +9,13 @@ use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
+use super::template_limits::{nesting, width};
+
 /// The `tojson` filter of transformers: `json.dumps(value, ensure_ascii=False, ...)`. Unlike Jinja's own, it
 /// does not escape HTML. Arguments: `ensure_ascii`, `indent`, `separators`, `sort_keys`.
 pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = args.get("indent")?;
+    let indent = indent.map(width).transpose()?;
     let ascii: Option<bool> = args.get("ensure_ascii")?;
     let sort: Option<bool> = args.get("sort_keys")?;
     let (item, key) = match args.get::<Option<Vec<String>>>("separators")?.as_deref() {
@@ -21,6 +24,7 @@ pub(super) fn tojson(value: &Value, args: Kwargs) -> Result<String, Error> {
         Some(_) => return Err(invalid("tojson: separators are a pair, (item, key)".into())),
     };
     args.assert_all_used()?;
+    nesting(value)?;
 
     let fault = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"));
     let mut value = serde_json::to_value(value).map_err(fault)?;
@@ -88,7 +92,10 @@ impl Layout {
 
     fn new_line<W: ?Sized + Write>(&self, out: &mut W) -> io::Result<()> {
         match self.indent {
-            Some(width) => write!(out, "\n{:1$}", "", width * self.depth),
+            Some(width) => {
+                out.write_all(b"\n")?;
+                (0..self.depth).try_for_each(|_| write!(out, "{:1$}", "", width))
+            }
             None => Ok(()),
         }
     }

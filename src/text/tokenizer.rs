@@ -1,11 +1,14 @@
 //! `tokenizer.json` as Hugging Face's tokenizers write it.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::byte_tokenizer;
 use super::control::ControlTokens;
 use super::foreign::StandIns;
 use super::guarded::Guarded;
+use super::watched;
+use crate::disk;
 use crate::error::{Error, Result};
 
 /// Text to ids and back. Nothing is added, padded or truncated, whatever the file asks for: a chat template
@@ -15,6 +18,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     control: ControlTokens,
     guarded: Guarded,
+    /// The model's embedding: a text with an id at or past it is refused.
+    rows: usize,
     /// What errors call it.
     place: String,
 }
@@ -45,11 +50,12 @@ impl Tokenizer {
     /// # Errors
     /// The file cannot be read or is no tokenizer.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| {
-            let fix = "Copy the file again; a stub of Git LFS or a half download looks like this";
-            Error::input(path.display(), format!("is not a tokenizer file: {e}"), fix)
-        })?;
+        let bytes = disk::read(path)?;
+        let fix = "Copy the file again; a stub of Git LFS or a half download looks like this";
+        let read = watched::run(move || tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()));
+        let inner = read
+            .and_then(|read| read)
+            .map_err(|why| Error::input(path.display(), format!("is not a tokenizer file: {why}"), fix))?;
         Self::new(inner, path.display())
     }
 
@@ -65,7 +71,7 @@ impl Tokenizer {
             added.iter().filter(|(_, token)| !phrases.contains(&token.content)).collect();
         control.sort_by_key(|(id, _)| **id);
         let control = ControlTokens::new(control.into_iter().map(|(_, token)| token.clone()).collect());
-        Ok(Self { inner, control, guarded: Guarded::default(), place })
+        Ok(Self { inner, control, guarded: Guarded::default(), rows: usize::MAX, place })
     }
 
     /// Special tokens written out in `text` become their ids; none are added.
@@ -74,7 +80,20 @@ impl Tokenizer {
     /// The tokenizer refuses the text, for example an unknown character without an unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| self.refusal(e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.of_the_model(encoding.get_ids().to_vec())
+    }
+
+    /// `ids`, which all have a row of the model's embedding.
+    fn of_the_model(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        match ids.iter().find(|id| **id as usize >= self.rows) {
+            None => Ok(ids),
+            Some(id) => {
+                let (token, rows) = (self.token(*id).unwrap_or_default(), self.rows);
+                let problem = format!("holds `{token}`, id {id}, but the model's embedding has {rows} rows");
+                let fix = "Remove it, or use the tokenizer that belongs to the model";
+                Err(Error::input("the text", problem, fix))
+            }
+        }
     }
 
     /// [`Self::encode`] of a text with `stand_ins`: control tokens are found before these become what they stand for.
@@ -83,7 +102,7 @@ impl Tokenizer {
     /// As [`Self::encode`]; the tokenizer makes a control token of plain text.
     pub(super) fn encode_guarded(&self, text: &str, stand_ins: Option<&StandIns>) -> Result<Vec<u32>> {
         let ids = self.guarded.encode(&self.inner, &self.control, text, stand_ins);
-        ids.map_err(|e| self.refusal(e))
+        self.of_the_model(ids.map_err(|e| self.refusal(e))?)
     }
 
     /// [`Self::encode`], where the normaliser makes no control token of text that has none.
@@ -167,10 +186,45 @@ impl Tokenizer {
         })
     }
 
+    /// For a model whose embedding has so many rows. Added tokens may lie beyond, such as a padding token that nothing
+    /// writes: what holds one is refused.
+    ///
+    /// # Errors
+    /// A token of the vocabulary proper lies beyond.
+    pub fn within(mut self, rows: usize, model: &Path) -> Result<Self> {
+        let most = self.inner.get_vocab(false).into_values().max().map_or(0, |id| id as usize);
+        if most >= rows {
+            let model = model.display();
+            let problem =
+                format!("has ids up to {most}, but the model in {model} has {rows} rows in its embedding");
+            let fix = "Use a tokenizer that belongs to the model or to its base (model.tokenizer)";
+            return Err(Error::input(self.place, problem, fix));
+        }
+        self.rows = rows;
+        Ok(self)
+    }
+
+    /// Added tokens whose ids the model's embedding does not have.
+    pub fn beyond(&self) -> Vec<String> {
+        let mut found: Vec<(String, u32)> = self.inner.get_vocab(true).into_iter().collect();
+        found.retain(|(_, id)| *id as usize >= self.rows);
+        found.sort_by_key(|(_, id)| *id);
+        found.into_iter().map(|(token, _)| token).collect()
+    }
+
     /// The smallest number above every id, added tokens included. A model's embedding needs at least as many
     /// rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
+    }
+
+    /// Ids below [`Self::vocab_size`] that no token has, and all from there on, ascending.
+    pub fn missing_ids(&self) -> Vec<Range<usize>> {
+        let mut ids: Vec<usize> = self.inner.get_vocab(true).into_values().map(|id| id as usize).collect();
+        ids.sort_unstable();
+        let next = ids.iter().map(|id| id + 1);
+        let gaps = std::iter::once(0).chain(next).zip(ids.iter().copied().chain([usize::MAX]));
+        gaps.map(|(start, end)| start..end).filter(|ids| !ids.is_empty()).collect()
     }
 
     /// The text of token `id` as the file writes it; byte-level tokens are in their stand-in characters.

@@ -48,15 +48,16 @@ impl Start {
 impl Materials {
     /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer.
     pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<(Self, Decoder)> {
-        let Opened { place, fell_back } = place::open_for(config)?;
+        let Opened { mut place, fell_back } = place::open_for(config)?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let (materials, start) = Self::gather(config, config, run, sinks)?;
         let positions = config.model.max_positions;
+        place.missing = materials.encoder.tokenizer().missing_ids();
         let decoder = match start {
             Start::Folder(dir) => hf::load_decoder(&dir, positions, &place)?,
             Start::Seed(model) => Decoder::random_on(&place, *model, config.seed, positions)?,
         };
-        if let Some(text) = fell_back {
+        for text in fell_back.into_iter().chain(materials.encoder.note()) {
             sinks.emit(&Event::Note { text });
         }
         Ok((materials, decoder))

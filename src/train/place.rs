@@ -29,7 +29,7 @@ pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
         },
     };
     let dtype = dtype.on(device.is_cuda());
-    Ok(Opened { place: Placement { device, dtype }, fell_back })
+    Ok(Opened { place: Placement { device, dtype, missing: Vec::new() }, fell_back })
 }
 
 /// What is wrong, without the advice for someone who asked for the device.

@@ -140,7 +140,8 @@ impl Training<'_> {
         for step in done..steps {
             let start = Instant::now();
             let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
-            let metrics = objective.step(&mut learner, at, &mut record.sinks)?;
+            let metrics =
+                objective.step(&mut learner, at, &mut record.sinks).map_err(|e| e.at_step(step + 1))?;
             record.step(stage, step + 1, metrics, start, learner.decoder())?;
             if step + 1 == steps {
                 break; // The end of the stage is evaluated and kept without the optimiser.
@@ -247,7 +248,8 @@ impl Record<'_> {
             pack: &self.config.pack,
             seed: self.config.seed,
         };
-        let report = evaluator.evaluate(decoder, eval::At { stage, step }, &mut self.sinks)?;
+        let at = eval::At { stage, step };
+        let report = evaluator.evaluate(decoder, at, &mut self.sinks).map_err(|e| e.at_step(step))?;
         if stage != VANILLA {
             let candidate = Candidate { report: &report, stage, step, total_steps: self.cursor.total_steps };
             self.cursor.choice.consider(candidate, self.config, materials, adapters, decoder, self.run)?;

@@ -310,7 +310,7 @@ fn weights_made_on_the_device_are_those_made_on_the_cpu() {
     let Some(bench) = Bench::new() else { return };
     let here = Decoder::random(config(false), bench.seed, POSITIONS).unwrap();
     for dtype in [DType::F32, DType::BF16] {
-        let place = Placement { device: bench.device.clone(), dtype };
+        let place = Placement { device: bench.device.clone(), dtype, missing: Vec::new() };
         let there = Decoder::random_on(&place, config(false), bench.seed, POSITIONS).unwrap();
         for ((name, w), (_, v)) in here.parameters().zip(there.parameters()) {
             assert_eq!(v.dtype(), dtype);

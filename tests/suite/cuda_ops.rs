@@ -237,8 +237,13 @@ fn token_logprobs() {
         let (r, h, v) = (1 + bench.below(6), 32, 50 + bench.below(3000));
         let ((hidden, hidden_there), (head, head_there)) = (bench.pair(r, h, dtype), bench.pair(v, h, dtype));
         let targets: Vec<u32> = (0..r).map(|_| bench.below(v) as u32).collect();
-        let inputs =
-            token_logprob::Inputs { hidden_rh: &hidden, head_vh: &head, targets: &targets, temperature: 0.7 };
+        let inputs = token_logprob::Inputs {
+            hidden_rh: &hidden,
+            head_vh: &head,
+            targets: &targets,
+            temperature: 0.7,
+            missing: &[],
+        };
         let want = token_logprob::forward(inputs).unwrap();
         let list = |v: Vec<f32>| Tensor::from_vec(v, r, &Device::Cpu).unwrap();
 

@@ -37,6 +37,7 @@ mod kernels_state;
 mod layering;
 mod lora;
 mod losses;
+mod missing_ids;
 mod model_parity;
 mod ops;
 mod policy;

@@ -203,8 +203,13 @@ fn token_logprob_entropy_and_gradients() {
     let inputs64 = [hidden.clone(), head.clone()];
     let want = oracle(&f, &inputs64, &dlogp);
     let (hidden32, head32) = (single(&hidden), single(&head));
-    let inputs =
-        token_logprob::Inputs { hidden_rh: &hidden32, head_vh: &head32, targets: &targets, temperature };
+    let inputs = token_logprob::Inputs {
+        hidden_rh: &hidden32,
+        head_vh: &head32,
+        targets: &targets,
+        temperature,
+        missing: &[],
+    };
     let got = token_logprob::forward(inputs).unwrap();
     assert!(relative_error(&got.logprobs, &floats(&f(&inputs64).unwrap())) < 1e-5);
     let log_p = log_softmax(&inputs64).unwrap();
@@ -255,8 +260,13 @@ fn cut_logprobs_are_the_samplers_and_differentiate_the_kept_tokens_only() {
     let uniforms = floats(&random(7, &[r])).iter().map(|x| x.abs().fract()).collect::<Vec<_>>();
     let sampled = rlvr::ops::sampling::sample(&logits, &config, &uniforms).unwrap();
     let targets: Vec<u32> = sampled.iter().map(|s| s.token).collect();
-    let inputs =
-        token_logprob::Inputs { hidden_rh: &hidden32, head_vh: &head32, targets: &targets, temperature: 0.7 };
+    let inputs = token_logprob::Inputs {
+        hidden_rh: &hidden32,
+        head_vh: &head32,
+        targets: &targets,
+        temperature: 0.7,
+        missing: &[],
+    };
     let got = token_logprob::forward_within(inputs, Some(&config)).unwrap();
     let mut kept = Vec::new();
     for (row, logits) in floats(&logits).chunks(v).enumerate() {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use super::rope_json;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::model::config::{Family, ModelConfig};
 
@@ -17,7 +18,7 @@ pub fn load(dir: &Path) -> Result<ModelConfig> {
         let fix = "Give a model folder in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
         return Err(Error::input(path.display(), "is missing", fix));
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    let text = disk::read_text(&path)?;
     let json = serde_json::from_str(&text)
         .map_err(|e| Error::input(path.display(), format!("not valid JSON ({e})"), "Fetch the file again"))?;
     from_json(&json, &path.display().to_string())
@@ -128,9 +129,12 @@ fn refuse_unknown_computations(fields: &Fields) -> Result<()> {
     {
         return no("hidden_act", format!("{act} is not supported"), "Use a model with \"silu\"");
     }
-    if fields.get("quantization_config").is_some() {
-        let fix = "Use the model's unquantised weights, or import a GGUF with `rlvr import`";
-        return no("quantization_config", "quantised weights are not supported".into(), fix);
+    // MLX writes the first, transformers the second, older compressed-tensors the third.
+    for field in ["quantization", "quantization_config", "compression_config"] {
+        if fields.get(field).is_some() {
+            let fix = "Use the model's unquantised weights, or import a GGUF with `rlvr import`";
+            return no(field, "quantised weights are not supported".into(), fix);
+        }
     }
     for (field, neutral) in [("attention_dropout", 0.0), ("partial_rotary_factor", 1.0)] {
         if let Some(value) = fields.get(field)

@@ -18,7 +18,7 @@ use crate::model::decoder::{Decoder, Placement};
 pub fn load_decoder(dir: &Path, max_positions: usize, place: &Placement) -> Result<Decoder> {
     let config = config_json::load(dir)?;
     let tensors = weights::load(dir, &config, &place.device, place.dtype)?;
-    Decoder::new(config, tensors, max_positions)
+    Decoder::new(config, tensors, max_positions)?.named(format!("model {}", dir.display()), &place.missing)
 }
 
 /// Writes config.json, the weights (an adapter merged into them) and the files that travel with them into the folder

@@ -21,17 +21,46 @@ const YARN_FIELDS: [&str; 9] = [
 ];
 
 /// Base and scaling, from `rope_theta` and `rope_scaling` or from the newer `rope_parameters`.
+///
+/// transformers 5 takes `rope_scaling` where both are there, other programs the newer one: files in which they differ mean
+/// one thing here and another there, and are refused. So is a `rope_theta` beside another one within.
 pub(super) fn read(config: &Fields, max_positions: usize) -> Result<(f64, Option<RopeScaling>)> {
-    let field = if config.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
-    let Some(value) = config.get(field) else {
-        return Ok((config.positive("rope_theta", Some(10_000.0))?, None));
-    };
+    let [new, old] = ["rope_parameters", "rope_scaling"];
+    match (config.get(new), config.get(old)) {
+        (None, None) => Ok((config.positive("rope_theta", Some(10_000.0))?, None)),
+        (Some(value), None) => read_field(config, new, value, max_positions),
+        (None, Some(value)) => read_field(config, old, value, max_positions),
+        (Some(newer), Some(older)) => {
+            let found = read_field(config, new, newer, max_positions)?;
+            if read_field(config, old, older, max_positions)? != found {
+                let problem = format!("says something else than {old}");
+                return Err(config.wrong(new, problem, "Remove the one of the two that is not meant"));
+            }
+            Ok(found)
+        }
+    }
+}
+
+fn read_field(
+    config: &Fields,
+    field: &str,
+    value: &Value,
+    max_positions: usize,
+) -> Result<(f64, Option<RopeScaling>)> {
     let Some(map) = value.as_object() else {
         return Err(config.wrong(field, "not an object", "Correct it"));
     };
     let rope = Fields { place: format!("{}: {field}", config.place), map };
     let theta = match rope.get("rope_theta") {
-        Some(_) => rope.positive("rope_theta", None)?,
+        Some(_) => {
+            let within = rope.positive("rope_theta", None)?;
+            let beside = config.positive("rope_theta", Some(within))?;
+            if beside != within {
+                let problem = format!("{within}, but {beside} beside {field}");
+                return Err(rope.wrong("rope_theta", problem, "Remove the one of the two that is not meant"));
+            }
+            within
+        }
         None => config.positive("rope_theta", Some(10_000.0))?,
     };
     let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str);

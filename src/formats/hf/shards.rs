@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
+use crate::disk;
 use crate::error::{Error, Result};
 
 pub(super) const SINGLE: &str = "model.safetensors";
@@ -36,6 +37,7 @@ pub(super) struct Shard {
 
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
+    pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     /// From the start of the file.
@@ -74,7 +76,7 @@ fn file_names(dir: &Path) -> Result<BTreeSet<String>> {
         let fix = "Give a model directory in Hugging Face layout; a GGUF file becomes one with `rlvr import`";
         return Err(Error::input(dir.display(), problem, fix));
     }
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index, "read"))?;
+    let text = disk::read_text(&index)?;
     let broken = |problem: String| Error::input(index.display(), problem, "Fetch the file again");
     let json: Value = serde_json::from_str(&text).map_err(|e| broken(format!("not valid JSON ({e})")))?;
     let map = json.get("weight_map").and_then(Value::as_object);
@@ -107,7 +109,14 @@ impl Shard {
                 let stored = metadata.tensors().into_iter().map(|(name, info)| {
                     let (start, end) = info.data_offsets;
                     let (dtype, shape) = (info.dtype, info.shape.clone());
-                    (name, Stored { dtype, shape, start: data + start as u64, bytes: end - start })
+                    let stored = Stored {
+                        name: name.clone(),
+                        dtype,
+                        shape,
+                        start: data + start as u64,
+                        bytes: end - start,
+                    };
+                    (name, stored)
                 });
                 Ok(Self { path: path.into(), tensors: stored.collect(), file })
             }
@@ -130,13 +139,38 @@ impl Shard {
         make: impl Fn(f32) -> T + Sync,
     ) -> Result<Tensor> {
         let values = match stored.dtype {
-            Dtype::F32 => self.convert(stored, |b: [u8; 4]| make(f32::from_le_bytes(b))),
-            Dtype::BF16 => self.convert(stored, |b: [u8; 2]| make(bf16::from_le_bytes(b).to_f32())),
-            Dtype::F16 => self.convert(stored, |b: [u8; 2]| make(f16::from_le_bytes(b).to_f32())),
+            Dtype::F32 => self.convert(stored, |b: [u8; 4]| f32::from_le_bytes(b), make),
+            Dtype::BF16 => self.convert(stored, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32(), make),
+            Dtype::F16 => self.convert(stored, |b: [u8; 2]| f16::from_le_bytes(b).to_f32(), make),
             _ => return Err(self.unsupported(stored, T::DTYPE)),
-        };
-        let values = values.map_err(Error::io(&self.path, "map"))?;
+        }?;
         Ok(Tensor::from_vec(values, stored.shape.as_slice(), &Device::Cpu)?)
+    }
+
+    /// Whether two tensors of one shape have the same values, a window at a time; `other` is of `there`.
+    pub(super) fn holds_the_same(&self, own: &Stored, there: &Self, other: &Stored) -> Result<bool> {
+        if own.dtype != other.dtype {
+            let (a, b) = (self.tensor(own, DType::F32)?, there.tensor(other, DType::F32)?);
+            return Ok(a.flatten_all()?.to_vec1::<f32>()? == b.flatten_all()?.to_vec1::<f32>()?);
+        }
+        for at in (0..own.bytes).step_by(LOAD_WINDOW) {
+            let length = LOAD_WINDOW.min(own.bytes - at);
+            let part = |shard: &Self, stored: &Stored| {
+                let window =
+                    MmapOptions::new().offset(stored.start + at as u64).len(length).populate().to_owned();
+                map(&shard.file, &window).map_err(Error::io(&shard.path, "map"))
+            };
+            if part(self, own)?[..] != part(there, other)?[..] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn not_finite(&self, stored: &Stored, at: usize) -> Error {
+        let place = format!("{}: {}", self.path.display(), stored.name);
+        let fix = "The training that wrote it has diverged, or the file is damaged: use an earlier checkpoint, or fetch it again";
+        Error::input(place, format!("element {at} is NaN or infinite"), fix)
     }
 
     fn unsupported(&self, stored: &Stored, wanted: DType) -> Error {
@@ -147,19 +181,31 @@ impl Shard {
     fn convert<T: Copy + Default + Send, const N: usize>(
         &self,
         stored: &Stored,
-        make: impl Fn([u8; N]) -> T + Sync,
-    ) -> std::io::Result<Vec<T>> {
+        read: impl Fn([u8; N]) -> f32 + Sync,
+        make: impl Fn(f32) -> T + Sync,
+    ) -> Result<Vec<T>> {
         let mut values = vec![T::default(); stored.bytes / N];
         for (window, values) in values.chunks_mut(LOAD_WINDOW / N).enumerate() {
             let start = stored.start + (window * LOAD_WINDOW) as u64;
             // Brought in at once: page faults would take most of the time.
-            let bytes = map(&self.file, MmapOptions::new().offset(start).len(values.len() * N).populate())?;
+            let part = map(&self.file, MmapOptions::new().offset(start).len(values.len() * N).populate());
+            let bytes = part.map_err(Error::io(&self.path, "map"))?;
             let chunks = values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N));
-            chunks.for_each(|(values, bytes)| {
+            let all_finite = chunks.map(|(values, bytes)| {
+                let mut most = 0u32;
                 for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
-                    *value = make(*bytes);
+                    let number = read(*bytes);
+                    // Without its sign a number is the larger the larger its bits are; infinity and NaN come last.
+                    most = most.max(number.to_bits() & 0x7fff_ffff);
+                    *value = make(number);
                 }
+                most < f32::INFINITY.to_bits()
             });
+            if !all_finite.reduce(|| true, |a, b| a && b) {
+                let found = bytes.as_chunks::<N>().0.iter().position(|bytes| !read(*bytes).is_finite());
+                let at = window * (LOAD_WINDOW / N) + found.unwrap_or_default();
+                return Err(self.not_finite(stored, at));
+            }
         }
         Ok(values)
     }

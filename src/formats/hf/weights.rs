@@ -17,6 +17,9 @@ use crate::ops::memory;
 
 pub use super::shards::{LOAD_WINDOW, TensorFile};
 
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
 /// Tensors listed by name in one error; the rest are counted.
 const MAX_LISTED: usize = 6;
 
@@ -41,7 +44,24 @@ pub fn load(
         let tensor = shard.tensor(&shard.tensors[&name], dtype)?;
         tensors.insert(name, tensor.to_device(device).map_err(compute)?);
     }
+    refuse_other_head(dir, config, &shards, &stored)?;
     Ok(tensors)
+}
+
+/// Refuses a head beside a tied one that is another: some programs would compute with it.
+fn refuse_other_head(dir: &Path, config: &ModelConfig, shards: &[Shard], stored: &Located) -> Result<()> {
+    let [embedding, head] =
+        [EMBEDDING, HEAD].map(|name| stored.get(name).map(|(_, shard)| (&shards[*shard], name)));
+    let (true, Some((a, embedding)), Some((b, head))) = (config.tie_word_embeddings, embedding, head) else {
+        return Ok(());
+    };
+    let same_shape = stored[embedding].0 == stored[head].0;
+    if same_shape && a.holds_the_same(&a.tensors[embedding], b, &b.tensors[head])? {
+        return Ok(());
+    }
+    let problem = format!("tie_word_embeddings is true in config.json, but {head} is not {embedding}");
+    let fix = format!("Set tie_word_embeddings to false where the head was trained apart, or remove {head}");
+    Err(Error::input(dir.display(), problem, fix))
 }
 
 /// Refuses what [`load`] refuses, from the headers of the files: no tensor is read.
@@ -66,8 +86,45 @@ fn locate(dir: &Path, config: &ModelConfig) -> Result<(Vec<Shard>, Located)> {
         }
     }
     faults.compare(&config.parameter_names(), &stored, config.tie_word_embeddings);
+    if faults.broken.is_empty() && !faults.missing.is_empty() {
+        refuse_other_names(dir, config, &stored)?;
+    }
     faults.into_result(dir)?;
     Ok((shards, stored))
+}
+
+/// Says what all names have in common that should not be there, or lack; and a head that config.json asks for in vain.
+fn refuse_other_names(dir: &Path, config: &ModelConfig, stored: &Located) -> Result<()> {
+    let wanted: Vec<String> = config.parameter_names().into_iter().map(|(name, _)| name).collect();
+    let refuse = |problem: String, fix: &str| Err(Error::input(dir.display(), problem, fix));
+    let has = |name: &String| stored.contains_key(name);
+    let absent: Vec<&String> = wanted.iter().filter(|name| !has(name)).collect();
+    if absent == [HEAD] {
+        let problem = format!("{HEAD} is missing, and tie_word_embeddings is not true in config.json");
+        return refuse(problem, "Set tie_word_embeddings to true where the model has no head of its own");
+    }
+    if absent.len() < wanted.len() {
+        return Ok(());
+    }
+    let short = |name: &String| name.strip_prefix("model.").is_some_and(|name| stored.contains_key(name));
+    if wanted.iter().filter(|name| *name != HEAD).all(short) {
+        let problem =
+            "the names of all tensors lack `model.`: these are the weights of a model without its head";
+        return refuse(
+            problem.into(),
+            "Save the whole causal language model, or put `model.` before each name",
+        );
+    }
+    let Some(prefix) = stored.keys().find_map(|name| name.strip_suffix(EMBEDDING)) else { return Ok(()) };
+    if wanted.iter().all(|name| has(&format!("{prefix}{name}"))) {
+        let problem =
+            format!("the names of all tensors begin with `{prefix}`, which a wrapper has put there");
+        return refuse(
+            problem,
+            "Save the model that is inside of the wrapper, or take the prefix off each name",
+        );
+    }
+    Ok(())
 }
 
 /// How [`save`] stores weights.

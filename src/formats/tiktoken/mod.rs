@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::hf::tokenizer_json::{ByteLevelBpe, LLAMA3_SPLIT, added_token, byte_level, cut_by};
 use crate::text::byte_tokenizer::byte_chars;
@@ -40,7 +41,7 @@ pub fn is_rank_file(beginning: &[u8]) -> bool {
 /// # Errors
 /// The file is no list of ranks or not Llama 3's; `out` has files already, or cannot be written.
 pub fn import(file: &Path, out: &Path) -> Result<usize> {
-    let text = std::fs::read(file).map_err(Error::io(file, "read"))?;
+    let text = disk::read(file)?;
     let tokens = tokens(&text, file)?;
     if tokens.len() != LLAMA3_RANKS {
         let problem = format!("has {} ranks, and Llama 3's has {LLAMA3_RANKS}", tokens.len());

@@ -1,5 +1,7 @@
 //! Passes over whole arrays on the CPU.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 
@@ -49,6 +51,30 @@ impl InplaceOp1 for Scale {
 
     fn cpu_fwd(&self, values: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         slice_mut(values, layout)?.iter_mut().for_each(|x| *x *= self.0);
+        Ok(())
+    }
+}
+
+pub(super) fn fill_columns(matrix_rv: &Tensor, columns: &[Range<usize>], value: f32) -> Result<()> {
+    let (_, width) = matrix_rv.dims2()?;
+    Ok(matrix_rv.inplace_op1(&FillColumns { width, columns, value })?)
+}
+
+struct FillColumns<'a> {
+    width: usize,
+    columns: &'a [Range<usize>],
+    value: f32,
+}
+
+impl InplaceOp1 for FillColumns<'_> {
+    fn name(&self) -> &'static str {
+        "fill-columns"
+    }
+
+    fn cpu_fwd(&self, values: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        for row in slice_mut(values, layout)?.chunks_exact_mut(self.width) {
+            self.columns.iter().for_each(|columns| row[columns.clone()].fill(self.value));
+        }
         Ok(())
     }
 }

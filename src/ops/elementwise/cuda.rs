@@ -1,5 +1,7 @@
 //! Passes over whole arrays on a CUDA device.
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor};
 
 use crate::error::Result;
@@ -37,6 +39,24 @@ pub fn scale(values: &Tensor, factor: f32) -> Result<()> {
         .f32(factor)
         .u64(values.elem_count() as u64)
         .run(spread(values)?)
+}
+
+/// `value` into these columns of `matrix_rv: [R, V]`, f32, in place.
+pub fn fill_columns(matrix_rv: &Tensor, columns: &[Range<usize>], value: f32) -> Result<()> {
+    let (rows, width) = matrix_rv.dims2()?;
+    if matrix_rv.dtype() != DType::F32 {
+        return Err(fault(format!("fill_columns: {:?}, and f32 is what it takes", matrix_rv.dtype())));
+    }
+    for columns in columns.iter().filter(|columns| rows > 0 && columns.end <= width) {
+        Launch::new(matrix_rv.device(), "elementwise", "fill_columns_f32")?
+            .tensor(matrix_rv)?
+            .f32(value)
+            .u32(width as u32)
+            .u32(columns.start as u32)
+            .u32(columns.len() as u32)
+            .run(Grid { blocks: [rows as u32, 1, 1], threads: 128, shared_bytes: 0 })?;
+    }
+    Ok(())
 }
 
 /// Elements that one block of `sum_squares` adds; as in the kernel.

@@ -3,6 +3,8 @@
 mod cpu;
 mod cuda;
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use crate::error::Result;
@@ -18,6 +20,17 @@ pub fn add_assign(sum: &Tensor, term: &Tensor) -> Result<()> {
 /// Multiplies every element by `factor`, in place; f32.
 pub fn scale(values: &Tensor, factor: f32) -> Result<()> {
     if values.device().is_cuda() { cuda::scale(values, factor) } else { cpu::scale(values, factor) }
+}
+
+/// Writes `value` into these columns of `matrix_rv: [R, V]`, f32, in place.
+pub fn fill_columns(matrix_rv: &Tensor, columns: &[Range<usize>], value: f32) -> Result<()> {
+    if columns.is_empty() {
+        return Ok(());
+    }
+    match matrix_rv.device().is_cuda() {
+        true => cuda::fill_columns(matrix_rv, columns, value),
+        false => cpu::fill_columns(matrix_rv, columns, value),
+    }
 }
 
 /// Sets every element to zero, in place.

@@ -1,9 +1,11 @@
 //! Log-probability of one token per row on the CPU.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{CPU_CHUNK_BYTES, Inputs, Slopes, TokenLogprobs, chunk_rows};
+use super::{CPU_CHUNK_BYTES, Inputs, NO_TOKEN, Slopes, TokenLogprobs, chunk_rows};
 use crate::error::Result;
 use crate::ops::cpu::gemm::{Mat, Threads, product};
 use crate::ops::cpu::simd::{exp, exp_sums, max, vectorize};
@@ -12,7 +14,7 @@ use crate::ops::linear;
 use crate::ops::sampling::{Sampling, apply_cut};
 
 pub(super) fn forward(inputs: Inputs, cut: Option<&Sampling>) -> Result<TokenLogprobs> {
-    let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
+    let Inputs { hidden_rh, head_vh, targets, temperature, missing } = inputs;
     let ((r, h), (v, _)) = (hidden_rh.dims2()?, head_vh.dims2()?);
     let (hidden, head) = (View::new(hidden_rh)?, View::new(head_vh)?);
     let rows = chunk_rows(CPU_CHUNK_BYTES, v);
@@ -25,6 +27,7 @@ pub(super) fn forward(inputs: Inputs, cut: Option<&Sampling>) -> Result<TokenLog
     for (hidden, targets) in hidden.chunks(rows * h).zip(targets.chunks(rows)) {
         let hidden = Mat::row_major(hidden, targets.len(), h);
         let mut logits = product(hidden, Mat::row_major(&head, v, h).t(), Threads::Pool);
+        mask(&mut logits, v, missing);
         apply(cut, &mut logits, v, targets);
         let chunk: Vec<(f32, f32)> = logits
             .par_chunks_exact(v)
@@ -47,6 +50,13 @@ pub(super) fn forward(inputs: Inputs, cut: Option<&Sampling>) -> Result<TokenLog
     Ok(result)
 }
 
+fn mask(logits: &mut [f32], vocab: usize, missing: &[Range<usize>]) {
+    if !missing.is_empty() {
+        let rows = logits.chunks_exact_mut(vocab);
+        rows.for_each(|row| missing.iter().for_each(|ids| row[ids.clone()].fill(NO_TOKEN)));
+    }
+}
+
 fn apply(cut: Option<&Sampling>, logits: &mut [f32], vocab: usize, targets: &[u32]) {
     if let Some(cut) = cut {
         logits
@@ -59,7 +69,7 @@ fn apply(cut: Option<&Sampling>, logits: &mut [f32], vocab: usize, targets: &[u3
 pub(super) fn backward(inputs: Inputs, slopes: Slopes, dhead_vh: Option<&Tensor>) -> Result<Tensor> {
     let Slopes { dlogprobs, dentropies, cut, .. } = slopes;
     let by_entropy = !dentropies.is_empty();
-    let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
+    let Inputs { hidden_rh, head_vh, targets, temperature, missing } = inputs;
     let ((r, h), (v, _)) = (hidden_rh.dims2()?, head_vh.dims2()?);
     let head = View::new(head_vh)?;
     let rows = chunk_rows(CPU_CHUNK_BYTES, v);
@@ -73,6 +83,7 @@ pub(super) fn backward(inputs: Inputs, slopes: Slopes, dhead_vh: Option<&Tensor>
             let hidden = View::new(&hidden)?;
             product(Mat::row_major(&hidden, n, h), Mat::row_major(&head, v, h).t(), Threads::Pool)
         };
+        mask(&mut logits, v, missing);
         apply(cut, &mut logits, v, targets);
         let slope_of = |i: usize| dentropies.get(i).copied().unwrap_or(0.0);
         logits.par_chunks_exact_mut(v).zip(targets).zip(dlogprobs).enumerate().for_each(

@@ -3,12 +3,12 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{CUDA_CHUNK_BYTES, Inputs, TokenLogprobs, chunk_rows};
+use super::{CUDA_CHUNK_BYTES, Inputs, NO_TOKEN, TokenLogprobs, chunk_rows};
 use crate::error::Result;
 use crate::ops::cuda::gemm::{Mat, Write, gemm};
 use crate::ops::cuda::{Grid, Launch, read, row_threads, uninit, upload};
 use crate::ops::fault::fault;
-use crate::ops::linear;
+use crate::ops::{elementwise, linear};
 
 fn checked_sizes(inputs: &Inputs) -> Result<(usize, usize)> {
     let (r, (v, h)) = (inputs.targets.len(), inputs.head_vh.dims2()?);
@@ -37,6 +37,7 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
     for start in (0..r).step_by(rows) {
         let n = rows.min(r - start);
         let logits = linear::logits(&inputs.hidden_rh.narrow(0, start, n)?, inputs.head_vh)?;
+        elementwise::fill_columns(&logits, inputs.missing, NO_TOKEN)?;
         let rows = Rows::within(&results, start, n)?;
         forward_into(&logits, &targets.narrow(0, start, n)?, inputs.temperature, &rows)?;
     }
@@ -57,7 +58,7 @@ pub fn backward(
     if dlogprobs.len() != r || !(log_sums.is_empty() || log_sums.len() == r) {
         return Err(fault(format!("token_logprob: {} gradients for {r} rows", dlogprobs.len())));
     }
-    let Inputs { hidden_rh, head_vh, targets, temperature } = inputs;
+    let Inputs { hidden_rh, head_vh, targets, temperature, missing } = inputs;
     let (device, dtype) = (hidden_rh.device(), hidden_rh.dtype());
     let dhidden_rh = uninit(device, hidden_rh.shape(), dtype)?;
     if r == 0 {
@@ -74,6 +75,7 @@ pub fn backward(
         let n = rows.min(r - start);
         let hidden = hidden_rh.narrow(0, start, n)?;
         let logits = linear::logits(&hidden, head_vh)?;
+        elementwise::fill_columns(&logits, missing, NO_TOKEN)?;
         let targets_r = &targets.narrow(0, start, n)?;
         let log_sums_r = match &known {
             Some(known) => known.narrow(0, start, n)?,

@@ -4,6 +4,8 @@
 mod cpu;
 pub mod cuda;
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
@@ -44,7 +46,12 @@ pub struct Inputs<'a> {
     /// `[R]`, each below V.
     pub targets: &'a [u32],
     pub temperature: f32,
+    /// Columns without probability: rows of the head that are no token's.
+    pub missing: &'a [Range<usize>],
 }
+
+/// The logit of a row of the head that is no token's. Finite, so that its share of every sum is 0 and not NaN.
+pub const NO_TOKEN: f32 = -1e30;
 
 /// Derivatives of a loss by what [`forward`] returns.
 #[derive(Clone, Copy, Debug)]

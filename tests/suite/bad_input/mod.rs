@@ -4,8 +4,10 @@
 mod command_line;
 mod configs;
 mod models;
+mod printed;
 mod rows;
 mod runs;
+mod templates;
 
 use crate::support::room::{GRPO, Room, flags};
 

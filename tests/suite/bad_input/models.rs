@@ -25,8 +25,26 @@ fn broken_model_folders_are_named_by_file_and_field() {
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(path, &bytes[..bytes.len() - 9]).unwrap();
     }
+    fn number(model: &Path, at: usize, value: f32) {
+        let path = model.join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let end = bytes.len();
+        bytes[end - 4 * at..end - 4 * at + 4].copy_from_slice(&value.to_le_bytes());
+        std::fs::write(path, bytes).unwrap();
+    }
+    /// The tensors under other names, and one more.
+    fn renamed(model: &Path, name: impl Fn(&str) -> String, more: Option<(&str, f64)>) {
+        let path = model.join("model.safetensors");
+        let tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+        let mut named: std::collections::HashMap<_, _> =
+            tensors.iter().map(|(old, tensor)| (name(old), tensor.clone())).collect();
+        if let Some((extra, factor)) = more {
+            named.insert(extra.into(), (&tensors["model.embed_tokens.weight"] * factor).unwrap());
+        }
+        candle_core::safetensors::save(&named, path).unwrap();
+    }
     type Spoil = fn(&Path);
-    let cases: [(Spoil, &[&str]); 17] = [
+    let cases: [(Spoil, &[&str]); 28] = [
         (|m| remove(m, "config.json"), &["model/config.json: is missing", "Give a model folder"]),
         (|m| put(m, "config.json", "{"), &["model/config.json: not valid JSON", "Fetch"]),
         (
@@ -46,7 +64,48 @@ fn broken_model_folders_are_named_by_file_and_field() {
             |m| field(m, "intermediate_size", json!(16)),
             &["gate_proj.weight is [12, 8], wanted [16, 8]", "Give"],
         ),
-        (|m| field(m, "tie_word_embeddings", json!(false)), &["missing tensors: lm_head.weight"]),
+        (
+            |m| field(m, "tie_word_embeddings", json!(false)),
+            &["lm_head.weight is missing, and tie_word_embeddings"],
+        ),
+        (
+            |m| number(m, 7, f32::NAN),
+            &["model.safetensors: model.", "is NaN or infinite", "an earlier checkpoint"],
+        ),
+        (
+            |m| number(m, 1, f32::NEG_INFINITY),
+            &["model.safetensors: model.norm.weight: element 7 is NaN or infinite"],
+        ),
+        (
+            |m| renamed(m, |name| name.to_string(), Some(("lm_head.weight", -1.0))),
+            &["tie_word_embeddings is true", "lm_head.weight is not model.embed_tokens.weight"],
+        ),
+        (|m| renamed(m, |name| format!("_orig_mod.{name}"), None), &["all tensors begin with `_orig_mod.`"]),
+        (|m| renamed(m, |name| format!("module.{name}"), None), &["all tensors begin with `module.`"]),
+        (|m| renamed(m, |name| name.replacen("model.", "", 1), None), &["all tensors lack `model.`"]),
+        (|m| field(m, "quantization", json!({"bits": 4})), &["config.json: quantization: quantised weights"]),
+        (
+            |m| {
+                field(m, "rope_scaling", json!({"rope_type": "linear", "factor": 4.0}));
+                field(m, "rope_parameters", json!({"rope_type": "default", "rope_theta": 10000.0}));
+            },
+            &["config.json: rope_parameters: says something else than rope_scaling"],
+        ),
+        (
+            |m| field(m, "rope_parameters", json!({"rope_type": "default", "rope_theta": 5e5})),
+            &["config.json: rope_parameters: rope_theta: 500000, but 10000 beside rope_parameters"],
+        ),
+        (|m| std::fs::write(m.join("config.json"), b"{\xff}").unwrap(), &["config.json: is not UTF-8"]),
+        (
+            |m| {
+                put(
+                    m,
+                    "tokenizer.json",
+                    &format!(r#"{{"version": "1.0", "decoder": {}{}}}"#, "[".repeat(9999), "]".repeat(9999)),
+                )
+            },
+            &["model/tokenizer.json: is not a tokenizer file", "Copy"],
+        ),
         (cut, &["broken files: model.safetensors: not a whole safetensors file", "fetch the files again"]),
         (
             |m| put(m, "model.safetensors", ""),

@@ -204,6 +204,10 @@ impl Gguf {
         info.read(&mut &self.file, self.data_offset, &Device::Cpu)
             .and_then(|quantised| quantised.dequantize(&Device::Cpu))
             .map_err(|e| self.wrong(tensor, reason(&e), FETCH_AGAIN))
+            .and_then(|values| match values.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()) {
+                true => Ok(values),
+                false => Err(self.wrong(tensor, "holds a NaN or an infinity", FETCH_AGAIN)),
+            })
     }
 }
 

@@ -33,6 +33,7 @@ impl GgufModel {
     /// The file is damaged, or holds what rlvr does not compute; the metadata key or tensor is named.
     pub fn open(gguf: &Path) -> Result<Self> {
         let file = Gguf::open(gguf)?;
+        refuse_parts(&file, gguf)?;
         let family = family(&file)?;
         let tokenizer = tokenizer_files(&file, family.model_type())?;
         let config = config(&file, family, &tokenizer.ids)?;
@@ -48,6 +49,23 @@ impl GgufModel {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         hf_rows(&self.config, name, self.file.dequantise(&gguf_name(name))?)
     }
+}
+
+/// Refuses one of several files that hold a model together.
+fn refuse_parts(file: &Gguf, path: &Path) -> Result<()> {
+    let count = file.size("split.count")?.unwrap_or(1);
+    if count < 2 {
+        return Ok(());
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let ending = format!("-of-{count:05}.gguf");
+    let parts = match name.strip_suffix(&ending).and_then(|first| first.rsplit_once('-')) {
+        Some((stem, _)) => format!("{stem}-00001{ending} to {stem}-{count:05}{ending}"),
+        None => format!("{count} files"),
+    };
+    let problem = format!("this file is one part of a model that lies in {parts}");
+    let fix = "Join them with llama.cpp: llama-gguf-split --merge FIRST_PART WHOLE.gguf, and import that";
+    Err(file.wrong("split.count", problem, fix))
 }
 
 /// Names, shapes and storage types, all before anything is written. Returns how many tensors have which type.

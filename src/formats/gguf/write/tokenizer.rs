@@ -5,6 +5,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::gguf::pre_tokenizer::split_name;
 use crate::formats::gguf::token_type::TokenType;
@@ -31,7 +32,7 @@ struct Token {
 /// The tokenizer is not byte-level BPE with cuts that GGUF has a name for, or a file is broken.
 pub fn tokenizer_metadata(companions: &Companions, config: &ModelConfig) -> Result<TokenizerMetadata> {
     let path = companions.tokenizer_dir.join("tokenizer.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+    let text = disk::read_text(&path)?;
     let json: Json = serde_json::from_str(&text)
         .map_err(|e| Error::input(path.display(), format!("not valid JSON ({e})"), "Copy the file again"))?;
     let pre = check_kind(&path, &json)?;

@@ -1,0 +1,74 @@
+//! Files as the system has them: read whole, and made beside the one that they will replace.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The bytes of a file.
+///
+/// # Errors
+/// It cannot be read, or is no file: a pipe that nobody writes to would never end.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let kind = std::fs::metadata(path).map_err(Error::io(path, "read"))?.file_type();
+    if kind.is_dir() {
+        return Err(Error::input(path.display(), "is a folder, not a file", "Name a file in it"));
+    }
+    if !kind.is_file() {
+        return Err(Error::input(path.display(), "is a pipe or a device, not a file", "Give a file"));
+    }
+    std::fs::read(path).map_err(Error::io(path, "read"))
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// As [`read`], and for what is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let not_text = |_| Error::input(path.display(), "is not UTF-8", "Save it as UTF-8, or fetch it again");
+    String::from_utf8(read(path)?).map_err(not_text)
+}
+
+/// A new file beside `path` for what will get its name. What a killed command left there is removed first; a link is not
+/// followed, so that nothing outside of the folder is written.
+pub fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".partial");
+    let aside = PathBuf::from(aside);
+    match std::fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).open(&aside)?;
+    Ok((aside, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_the_place_of_a_file_being_made_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [victim, path] = ["victim", "report.html"].map(|name| dir.path().join(name));
+        std::fs::write(&victim, "kept").unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("report.html.partial")).unwrap();
+        let (aside, _) = create_aside(&path).unwrap();
+        std::fs::write(&aside, "new").unwrap();
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+        assert!(!aside.is_symlink());
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused_as_input() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, [0xE9]).unwrap();
+        assert!(read_text(&path).unwrap_err().is_input());
+        assert!(read(dir.path()).unwrap_err().to_string().contains("is a folder"));
+        #[cfg(unix)]
+        assert!(read(Path::new("/dev/null")).unwrap_err().to_string().contains("a pipe or a device"));
+    }
+}
