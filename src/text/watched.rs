@@ -4,6 +4,7 @@
 //! thread of such work cannot be stopped; the error that names it ends the command, and the thread with it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -19,8 +20,15 @@ const MOST_BYTES: u64 = 256 << 20;
 /// How often that is looked at.
 const WATCH: Duration = Duration::from_millis(2);
 
+/// Why work was given up. It goes on and may grow, so that no other is begun beside it.
+static GIVEN_UP: OnceLock<String> = OnceLock::new();
+
 /// What `work` gives, or why it gives nothing, as a clause.
 pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    if let Some(why) = GIVEN_UP.get() {
+        return Err(why.clone());
+    }
+    let given_up = |why: String| Err(GIVEN_UP.get_or_init(|| why).clone());
     let (send, receive) = sync_channel(1);
     let guarded = move || {
         // Nobody listens to work that was given up.
@@ -42,10 +50,10 @@ pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
                 let now = resident_bytes();
                 let grown = now.saturating_sub(*before.get_or_insert(now));
                 if grown > MOST_BYTES {
-                    return Err(format!("takes more than {} MiB of memory", MOST_BYTES >> 20));
+                    return given_up(format!("takes more than {} MiB of memory", MOST_BYTES >> 20));
                 }
                 if start.elapsed() > MOST_TIME {
-                    return Err(format!("takes more than {} seconds", MOST_TIME.as_secs()));
+                    return given_up(format!("takes more than {} seconds", MOST_TIME.as_secs()));
                 }
             }
         }
