@@ -158,16 +158,20 @@ fn without_an_end_in_the_template_the_eos_token_ends_an_answer() {
 }
 
 #[test]
-fn a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused() {
+fn added_tokens_past_the_embedding_are_said_and_any_other_past_it_is_refused() {
     let dir =
         folder(serde_json::json!({"chat_template": LLAMA3, "eos_token": "</s>"}), serde_json::json!({}));
     let config = |rows: u32| {
         std::fs::write(dir.path().join("config.json"), format!("{{\"vocab_size\": {rows}}}")).unwrap();
         PromptEncoder::load(&EncoderFiles::of(dir.path()))
     };
-    assert!(config(264).is_ok());
-    let error = config(263).unwrap_err().to_string();
-    assert!(error.contains("has ids up to 263, but") && error.contains("263 rows"), "{error}");
+    assert_eq!(config(264).unwrap().note(), None);
+    let note = config(263).unwrap().note().unwrap();
+    assert!(note.contains("has no row for <|end|>; a text that holds it is refused"), "{note}");
+    let error = config(261).unwrap_err().to_string();
+    assert!(error.contains("<|eot_id|> ends an answer, and the model's embedding has no row"), "{error}");
+    let error = config(258).unwrap_err().to_string();
+    assert!(error.contains("has ids up to 258, but") && error.contains("258 rows"), "{error}");
 }
 
 #[test]
