@@ -169,7 +169,7 @@ fn added_tokens_past_the_embedding_are_said_and_any_other_past_it_is_refused() {
     let note = config(263).unwrap().note().unwrap();
     assert!(note.contains("has no row for <|end|>; a text that holds it is refused"), "{note}");
     let error = config(261).unwrap_err().to_string();
-    assert!(error.contains("<|eot_id|> ends an answer, and the model's embedding has no row"), "{error}");
+    assert!(error.contains("holds `<|eot_id|>`, id 261, but the model's embedding has 261 rows"), "{error}");
     let error = config(258).unwrap_err().to_string();
     assert!(error.contains("has ids up to 258, but") && error.contains("258 rows"), "{error}");
 }
