@@ -25,6 +25,7 @@ launches=(
     'decode_attention_prefix_64_bf16 128 32768' 'decode_attention_prefix_128_bf16 128 65536'
     'decode_attention_prefix_any_(f32|bf16) 256 54912' 'decode_attention_merge(_wide)?_(f32|bf16) 128 0'
     '(add_assign|add_assign_to_f32|cast_to|fill|normal|scale)_(f32|bf16) 256 0'
+    'fill_columns_f32 128 0'
     'embedding_(gather|gather_of_two|scatter)_(f32|bf16) 256 0' 'embedding_scatter_add(_to_f32)?_(f32|bf16) 128 0'
     'rms_norm_(forward|backward|backward_wide)_(f32|bf16) 512 0' 'rms_norm_add_partials 1024 0'
     'rope_(f32|bf16) 256 0' 'qkv_(split|join)_(f32|bf16) 256 0' 'sampling_(f32|bf16) 512 0' 'sum_squares_(f32|bf16) 256 0' 'sum_squares_total 1024 0'
