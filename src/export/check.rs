@@ -97,7 +97,7 @@ fn usual(weights: &BTreeMap<String, WeightCheck>) -> f64 {
 /// weights says something else; it cannot be read. What rounding changes of the answers is no error, but reported.
 pub fn read_back(source: Source, format: Format, written: &Written, path: &Path) -> Result<Findings> {
     let Source { decoder, stored, probe, .. } = source;
-    let opened = Opened::open(path, format)?;
+    let opened = Opened::open(path, format).map_err(|e| unreadable(path, e))?;
     let mut weights = BTreeMap::<String, WeightCheck>::new();
     let written_tensors: Vec<(&str, &Tensor)> = match format {
         Format::Adapter => decoder.trainable().collect(),
@@ -105,7 +105,8 @@ pub fn read_back(source: Source, format: Format, written: &Written, path: &Path)
     };
     for (name, tensor) in written_tensors {
         let kind = written.stored_as.get(name).map_or("", String::as_str);
-        let found = distance(kind, stored, tensor, &opened.tensor(name)?)?;
+        let back = opened.tensor(name).map_err(|e| unreadable(path, e))?;
+        let found = distance(kind, stored, tensor, &back)?;
         if found.of_allowed.is_nan() || found.of_allowed > 1.0 {
             let times = match found.of_allowed.is_finite() {
                 true => format!("{:.1} times what its rounding can make", found.of_allowed),
@@ -144,6 +145,14 @@ pub fn read_back(source: Source, format: Format, written: &Written, path: &Path)
 /// `path` still has its temporary name.
 fn failed(path: &Path, problem: String) -> Error {
     Error::Unfaithful { path: path.with_extension(""), problem }
+}
+
+/// A file of ours that is refused, as one with a number beyond its type is, was written wrongly: no fetching it again helps.
+fn unreadable(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Input { place, problem, .. } => failed(path, format!("{place} {problem}")),
+        other => other,
+    }
 }
 
 /// The first number of a model that came back as another: those a forward pass computes with. Formats keep some as

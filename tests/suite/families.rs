@@ -223,7 +223,7 @@ fn rotary_scaling_is_transformers() {
 fn what_is_written_for_a_family_reads_back_equal() {
     let all = family_configs().into_iter().chain([family_config(
         "qwen3",
-        json!({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "attn_factor": 0.88,
+        json!({"rope_theta": 1e6, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "attn_factor": 0.88,
             "original_max_position_embeddings": 128, "truncate": false, "beta_fast": 30.0}}),
     )]);
     for config in all {

@@ -263,7 +263,7 @@ fn what_is_not_computed_is_refused_by_its_field() {
         ("layers_to_transform", json!([0])),
         ("init_lora_weights", json!("pissa")),
         ("target_modules", json!(["q_proj", "lm_head"])),
-        ("target_modules", json!(".*proj")),
+        ("target_modules", json!(3)),
         ("a_feature_to_come", json!(2)),
         ("r", json!(0)),
         ("lora_alpha", json!("16")),
