@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// `text` with control characters and marks that turn the reading direction as `\uXXXX`, which JSON reads as the same;
+/// `text` with control characters and marks that turn the reading direction as JSON escapes them;
 /// line ends and tabs stay. A password within an address is left out.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let text = without_passwords(text);
