@@ -13,7 +13,8 @@ use super::foreign::{Habits, Talk};
 use super::pretrained::{SpecialTokens, find_template};
 pub use super::python::Date;
 use super::python::tojson;
-use super::{jinja2, template_limits, watched};
+use super::watched::{self, Limits};
+use super::{jinja2, template_limits};
 use crate::error::{Error, Result};
 use crate::types::Conversation;
 
@@ -92,7 +93,8 @@ impl ChatTemplate {
             return Err(Error::input(format!("{}, line {line}", self.place), problem, OTHER));
         }
         let mut env = Arc::unwrap_or_clone(std::mem::take(&mut self.env));
-        let compiled = watched::run(move || env.add_template_owned(NAME, text).map(|()| env));
+        let compiled =
+            watched::run(Limits::TEMPLATE, move || env.add_template_owned(NAME, text).map(|()| env));
         match compiled.map_err(|why| Error::input(&self.place, why, OTHER))? {
             Ok(env) => {
                 self.env = Arc::new(env);
@@ -217,7 +219,7 @@ impl ChatTemplate {
             ..Value::from_iter(self.special.variables().chain(arguments))
         };
         let env = Arc::clone(&self.env);
-        let rendered = watched::run(move || {
+        let rendered = watched::run(Limits::TEMPLATE, move || {
             let mut out = template_limits::Output::default();
             env.get_template(NAME)?.render_captured_to(variables, &mut out)?;
             String::from_utf8(out.0)

@@ -7,7 +7,7 @@ use super::byte_tokenizer;
 use super::control::ControlTokens;
 use super::foreign::StandIns;
 use super::guarded::Guarded;
-use super::watched;
+use super::watched::{self, Limits};
 use crate::disk;
 use crate::error::{Error, Result};
 
@@ -52,7 +52,9 @@ impl Tokenizer {
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = disk::read(path)?;
         let fix = "Copy the file again; a stub of Git LFS or a half download looks like this";
-        let read = watched::run(move || tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()));
+        let read = watched::run(Limits::FILE, move || {
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
+        });
         let inner = read
             .and_then(|read| read)
             .map_err(|why| Error::input(path.display(), format!("is not a tokenizer file: {why}"), fix))?;
