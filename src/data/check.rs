@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::account::Account;
 use super::jsonl::Watch;
 use super::limits::{Limits, Targets, TooLong};
-use super::lines::{CHUNK, Line, Lines, count_lines};
+use super::lines::{CHUNK, Line, Lines};
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Outcome, Task};
 use crate::text::PromptEncoder;
@@ -118,8 +118,7 @@ impl Check<'_> {
     /// # Errors
     /// As [`Self::run`].
     pub fn run_watched(&self, path: &Path, watch: Watch) -> Result<Report> {
-        let mut lines = Lines::open(path)?;
-        let total = count_lines(path)?;
+        let (mut lines, total) = Lines::open_counted(path)?;
         let mut tally = Tally::new(self, path);
         loop {
             let chunk = lines.next_chunk(CHUNK)?;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::limits::{Limits, Targets, TooLong};
-use super::lines::{CHUNK, Line, Lines, count_lines};
+use super::lines::{CHUNK, Line, Lines};
 use crate::error::{Error, Result};
 use crate::task::{Answer, LabelId, Task};
 use crate::text::PromptEncoder;
@@ -80,8 +80,7 @@ impl Source<'_> {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_watched(&self, path: &Path, watch: Watch) -> Result<Dataset> {
-        let mut lines = Lines::open(path)?;
-        let all = count_lines(path)?;
+        let (mut lines, all) = Lines::open_counted(path)?;
         let total = if self.limits.max_rows == 0 { all } else { all.min(self.limits.max_rows) };
         let mut done = 0;
         let next = || {

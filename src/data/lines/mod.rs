@@ -131,8 +131,7 @@ pub fn row_at(path: &Path, line: usize) -> Result<Value> {
     }
 }
 
-/// Rows of a file, about: blank lines are counted too, and a CSV's line breaks within cells.
-pub(super) fn count_lines(path: &Path) -> Result<usize> {
+fn count_lines(path: &Path) -> Result<usize> {
     let mut opened = format::open(path)?;
     if opened.format == Format::Parquet {
         return columnar::count(path);
@@ -182,6 +181,18 @@ impl Lines {
             Format::Parquet => Box::new(Columnar::new(path)?),
         };
         Ok(Self { source })
+    }
+
+    /// [`Self::open`], and about how many rows there are: blank lines count, and a CSV's line breaks within cells.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; the file is a pipe or a device, which cannot be read twice.
+    pub fn open_counted(path: &Path) -> Result<(Self, usize)> {
+        if path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+            let problem = "is a pipe or a device, and is read more than once";
+            return Err(Error::input(path.display(), problem, "Write the rows to a file first"));
+        }
+        Ok((Self::open(path)?, count_lines(path)?))
     }
 
     /// At most `count` rows; none at the end of the file.
@@ -318,6 +329,14 @@ mod tests {
             let error = rows(&path).unwrap_err();
             assert!(error.is_input() && error.to_string().contains(want), "{error} instead of {want}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_gone_once_read_is_not_counted_first() {
+        let error = Lines::open_counted(Path::new("/dev/null")).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("/dev/null: is a pipe or a device, and is read more than once"), "{error}");
+        assert!(Lines::open(Path::new("/dev/null")).unwrap().next_chunk(1).unwrap().is_empty());
     }
 
     #[test]
