@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::data::near::NEAR;
 use crate::data::overlap::{self, Read};
 use crate::data::predictions::field_text;
-use crate::data::split::{Parts, split};
+use crate::data::split::{Item, Parts, split};
 use crate::error::Error;
 use crate::task::Task;
 
@@ -98,7 +98,17 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         return Err(Error::input("--group-by", "no row has this field", fix).into());
     }
     let parts_of: Vec<f64> = shares.iter().map(|(_, share)| *share).collect();
-    let parts = split(&rows, groups.as_deref(), args.near, &parts_of, args.seed);
+    let items: Vec<Item> = rows
+        .iter()
+        .enumerate()
+        .map(|(at, row)| Item {
+            input: row.fingerprint,
+            label: &row.gold,
+            group: groups.as_ref().map(|groups| groups[at].as_str()),
+            words: (args.near < 1.0).then_some(&row.shingles),
+        })
+        .collect();
+    let parts = split(&items, args.near, &parts_of, args.seed);
     if let Some(empty) = parts.parts.iter().position(Vec::is_empty) {
         return Err(
             Error::input(args.file.display(), empty_part(shares[empty].0, &parts), advice(args)).into()

@@ -4,8 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
-use super::near::Corpus;
-use super::overlap::Read;
+use super::near::{Corpus, Shingles};
+
+/// A row as a division needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Item<'a> {
+    /// Hash of what the model is given.
+    pub input: [u8; 32],
+    pub label: &'a str,
+    pub group: Option<&'a str>,
+    /// Where near-copies count.
+    pub words: Option<&'a Shingles>,
+}
 
 /// Rows by part, each in the order of the file, and what bound rows together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,19 +49,19 @@ impl Sets {
     }
 }
 
-/// Rows of one group, of one conversation, or similar by `near` or more stay together. `shares` are those of the parts, their
-/// sum 1; each label is divided alike, as far as the sets allow. A hash of the rows and `seed` decides, so that the same
-/// file is always divided in the same way.
-pub fn split(rows: &[Read], groups: Option<&[String]>, near: f64, shares: &[f64], seed: u64) -> Parts {
-    let sets = joined(rows, groups, near);
+/// Rows of one group, of one input, or similar by `near` or more stay together. `shares` are those of the parts, their
+/// sum 1; each label is divided alike, as far as the sets allow, and of two sets of a label one is in the second part. A
+/// hash of the inputs and `seed` decides, so that the same file is always divided in the same way.
+pub fn split(rows: &[Item], near: f64, shares: &[f64], seed: u64) -> Parts {
+    let sets = joined(rows, near);
     let mut labels: BTreeMap<&str, usize> = BTreeMap::new();
     for row in rows {
         let next = labels.len();
-        labels.entry(&row.gold).or_insert(next);
+        labels.entry(row.label).or_insert(next);
     }
     let counts = |set: &[usize]| {
         let mut counts = vec![0.0; labels.len()];
-        set.iter().for_each(|at| counts[labels[rows[*at].gold.as_str()]] += 1.0);
+        set.iter().for_each(|at| counts[labels[rows[*at].label]] += 1.0);
         counts
     };
     let all = counts(&(0..rows.len()).collect::<Vec<_>>());
@@ -60,7 +70,7 @@ pub fn split(rows: &[Read], groups: Option<&[String]>, near: f64, shares: &[f64]
     let order = |set: &Vec<usize>| {
         let mut hash = Sha256::new();
         hash.update(seed.to_le_bytes());
-        hash.update(rows[set[0]].fingerprint);
+        hash.update(rows[set[0]].input);
         <[u8; 32]>::from(hash.finalize())
     };
     let mut sets: Vec<Vec<usize>> = sets.into_values().collect();
@@ -86,25 +96,26 @@ pub fn split(rows: &[Read], groups: Option<&[String]>, near: f64, shares: &[f64]
 }
 
 /// Sets of rows by their first row.
-fn joined(rows: &[Read], groups: Option<&[String]>, near: f64) -> BTreeMap<usize, Vec<usize>> {
+fn joined(rows: &[Item], near: f64) -> BTreeMap<usize, Vec<usize>> {
     let mut sets = Sets((0..rows.len()).collect());
     let mut seen = HashMap::new();
     let mut of_group = HashMap::new();
     for (at, row) in rows.iter().enumerate() {
-        sets.join(at, *seen.entry(row.fingerprint).or_insert(at));
-        if let Some(group) = groups.map(|groups| groups[at].as_str()) {
+        sets.join(at, *seen.entry(row.input).or_insert(at));
+        if let Some(group) = row.group {
             sets.join(at, *of_group.entry(group).or_insert(at));
         }
     }
-    if near < 1.0 {
-        let corpus = Corpus::new(rows.iter().map(|row| row.shingles.clone()).collect());
-        for at in 0..rows.len() {
-            for other in corpus.candidates(corpus.text(at)).into_iter().take_while(|other| *other < at) {
-                // Of a set that the row is in already, nothing more is compared.
-                if sets.root(other) != sets.root(at) && corpus.text(at).similarity(corpus.text(other)) >= near
-                {
-                    sets.join(at, other);
-                }
+    let (with_words, words): (Vec<usize>, Vec<Shingles>) =
+        rows.iter().enumerate().filter_map(|(at, row)| Some((at, row.words?.clone()))).unzip();
+    let corpus = Corpus::new(words);
+    for (number, at) in with_words.iter().enumerate() {
+        let text = corpus.text(number);
+        for other in corpus.candidates(text).into_iter().take_while(|other| *other < number) {
+            // Of a set that the row is in already, nothing more is compared.
+            let there = with_words[other];
+            if sets.root(there) != sets.root(*at) && text.similarity(corpus.text(other)) >= near {
+                sets.join(*at, there);
             }
         }
     }
@@ -118,56 +129,71 @@ fn joined(rows: &[Read], groups: Option<&[String]>, near: f64) -> BTreeMap<usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::near::{NEAR, Shingles};
+    use crate::data::near::NEAR;
 
-    fn row(line: usize, text: &str, gold: &str) -> Read {
-        Read {
-            line,
-            row: serde_json::Value::Null,
-            fingerprint: Sha256::digest(text).into(),
-            shingles: Shingles::of(text),
-            gold: gold.into(),
-        }
+    /// A text and its label.
+    type Row = (String, &'static str);
+
+    fn divided(rows: &[Row], groups: Option<&[String]>, words: bool, shares: &[f64], seed: u64) -> Parts {
+        let shingles: Vec<Shingles> = rows.iter().map(|(text, _)| Shingles::of(text)).collect();
+        let item = |(at, (text, label)): (usize, &Row)| Item {
+            input: Sha256::digest(text).into(),
+            label,
+            group: groups.map(|groups| groups[at].as_str()),
+            words: words.then_some(&shingles[at]),
+        };
+        let items: Vec<Item> = rows.iter().enumerate().map(item).collect();
+        split(&items, NEAR, shares, seed)
     }
 
     /// Rows that share no triple; every fourth is risky.
-    fn rows(count: usize) -> Vec<Read> {
+    fn rows(count: usize) -> Vec<Row> {
         let word = |i: usize, k: usize| {
             let letter = |n: usize| char::from(b'a' + (n % 26) as u8);
             format!("{}{}{}{}", letter(i), letter(i / 26), letter(k), letter(k + i))
         };
         let text = |i: usize| (0..8).map(|k| word(i, k)).collect::<Vec<_>>().join(" ");
-        (0..count).map(|i| row(i + 1, &text(i), if i % 4 == 0 { "risk" } else { "safe" })).collect()
+        (0..count).map(|i| (text(i), if i % 4 == 0 { "risk" } else { "safe" })).collect()
     }
 
     #[test]
     fn labels_are_divided_alike_and_always_in_the_same_way() {
         let rows = rows(400);
-        let parts = split(&rows, None, NEAR, &[0.8, 0.1, 0.1], 0);
+        let divide = |seed| divided(&rows, None, true, &[0.8, 0.1, 0.1], seed);
+        let parts = divide(0);
         assert_eq!(parts.parts.iter().map(Vec::len).collect::<Vec<_>>(), [320, 40, 40]);
         for part in &parts.parts {
-            let risky = part.iter().filter(|at| rows[**at].gold == "risk").count();
+            let risky = part.iter().filter(|at| rows[**at].1 == "risk").count();
             assert_eq!(risky * 4, part.len());
         }
         assert_eq!((parts.groups, parts.largest_group, parts.bound), (400, 1, 0));
-        assert_eq!(parts, split(&rows, None, NEAR, &[0.8, 0.1, 0.1], 0));
-        assert_ne!(parts.parts[1], split(&rows, None, NEAR, &[0.8, 0.1, 0.1], 1).parts[1]);
+        assert_eq!(parts, divide(0));
+        assert_ne!(parts.parts[1], divide(1).parts[1]);
+    }
+
+    #[test]
+    fn of_two_rows_of_a_label_one_is_held_out() {
+        for seed in 0..20 {
+            let few = divided(&rows(5), None, false, &[0.8, 0.2], seed);
+            let risky = few.parts[1].iter().filter(|at| *at % 4 == 0).count();
+            assert_eq!((few.parts[1].len(), risky), (2, 1), "{few:?}");
+        }
     }
 
     #[test]
     fn groups_copies_and_near_copies_stay_together() {
         let mut rows = rows(60);
-        rows.push(row(61, "12:00 the same log of a server that was asked for the file 17 by a user", "safe"));
-        rows.push(row(62, "12:59 the same log of a server that was asked for the file 99 by a user", "safe"));
-        rows.push(row(63, "12:59 the same log of a server that was asked for the file 99 by a user", "risk"));
+        rows.push(("12:00 the same log of a server that was asked for the file 17 by a user".into(), "safe"));
+        rows.push(("12:59 the same log of a server that was asked for the file 99 by a user".into(), "safe"));
+        rows.push(("12:59 the same log of a server that was asked for the file 99 by a user".into(), "risk"));
         let groups: Vec<String> = (0..63).map(|i| format!("server {}", if i < 12 { 0 } else { i })).collect();
-        let parts = split(&rows, Some(&groups), NEAR, &[0.5, 0.5], 3);
+        let parts = divided(&rows, Some(&groups), true, &[0.5, 0.5], 3);
         let part = |at: usize| parts.parts.iter().position(|part| part.contains(&at)).unwrap();
         assert!((0..12).all(|at| part(at) == part(0)));
         assert!(part(60) == part(61) && part(61) == part(62));
         assert_eq!((parts.groups, parts.largest_group, parts.bound), (63 - 11 - 2, 12, 15));
-        // Only equal conversations.
-        let parts = split(&rows, None, 1.0, &[0.5, 0.5], 3);
+        // Only equal texts.
+        let parts = divided(&rows, None, false, &[0.5, 0.5], 3);
         assert_eq!((parts.groups, parts.largest_group, parts.bound), (62, 2, 2));
     }
 }

@@ -1,13 +1,14 @@
 //! Rows to train on and rows held out.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
 use super::Row;
+use crate::data::split::{self, Item};
 
-/// One row of so many is held out.
-const SHARE: usize = 5;
+/// Of the rows to train on and of those held out.
+const SHARES: [f64; 2] = [0.8, 0.2];
 
 pub struct Halves {
     pub train: Vec<Row>,
@@ -16,32 +17,26 @@ pub struct Halves {
     pub contradictory: usize,
 }
 
-/// A fifth of every label is held out, at least one row where there are two; rows of equal input stay together. Which,
-/// a hash of the input decides: the same file is always split in the same way.
+/// A fifth of every label is held out, at least one row where there are two; rows of equal input stay together.
 pub fn split(rows: &[Row]) -> Halves {
-    let mut inputs: BTreeMap<[u8; 32], Vec<&Row>> = BTreeMap::new();
-    for row in rows {
+    let input = |row: &Row| {
         let mut input = row.json.clone();
         if let Some(object) = input.as_object_mut() {
             object.remove("label");
         }
-        inputs.entry(Sha256::digest(input.to_string()).into()).or_default().push(row);
+        <[u8; 32]>::from(Sha256::digest(input.to_string()))
+    };
+    let items: Vec<Item> = rows
+        .iter()
+        .map(|row| Item { input: input(row), label: &row.label, group: None, words: None })
+        .collect();
+    let mut labels: HashMap<[u8; 32], (&str, bool)> = HashMap::new();
+    for item in &items {
+        let (first, several) = labels.entry(item.input).or_insert((item.label, false));
+        *several |= *first != item.label;
     }
-    let contradictory =
-        inputs.values().filter(|rows| rows.iter().any(|row| row.label != rows[0].label)).count();
-    let mut by_label: BTreeMap<&str, Vec<&Vec<&Row>>> = BTreeMap::new();
-    for rows in inputs.values() {
-        by_label.entry(&rows[0].label).or_default().push(rows);
-    }
-    let (mut train, mut valid) = (Vec::new(), Vec::new());
-    for groups in by_label.values() {
-        let held_out = if groups.len() < 2 { 0 } else { (groups.len() / SHARE).max(1) };
-        for (at, group) in groups.iter().enumerate() {
-            let side = if at < held_out { &mut valid } else { &mut train };
-            side.extend(group.iter().map(|row| (*row).clone()));
-        }
-    }
-    train.sort_by_key(|row: &Row| row.line);
-    valid.sort_by_key(|row: &Row| row.line);
-    Halves { train, valid, contradictory }
+    let contradictory = labels.values().filter(|(_, several)| *several).count();
+    let parts = split::split(&items, 1.0, &SHARES, 0).parts;
+    let of = |part: usize| parts[part].iter().map(|at| rows[*at].clone()).collect();
+    Halves { train: of(0), valid: of(1), contradictory }
 }
