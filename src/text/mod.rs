@@ -7,6 +7,7 @@ mod encoder;
 mod foreign;
 mod guarded;
 mod jinja2;
+mod namespaces;
 mod pretrained;
 mod python;
 mod stop;

@@ -1,13 +1,14 @@
 //! What a chat template may use. Templates are programs that come with a model: they get instructions, widths and
 //! output for any conversation, and none to spare. Memory and time as a whole are bounded in `watched.rs`.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::sync::{Arc, LazyLock};
 
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use regex::Regex;
+
+use super::namespaces;
 
 /// Bytes of a template's text; the longest published ones have some 30 thousand.
 pub(super) const MOST_TEXT: usize = 1 << 20;
@@ -154,127 +155,11 @@ impl Write for Output {
     }
 }
 
-/// Refuses what no limit at run time catches: a text without end, and a namespace that could come to hold itself, which
-/// printing or comparing never finishes. A namespace is made by `{% set NAME = namespace(...) %}` and used by its
-/// attributes. Gives the line and what stands there.
+/// Refuses what no limit at run time catches: a text without end, and [namespaces] that could come to hold themselves.
+/// Gives the line and what stands there.
 pub(super) fn check_text(text: &str) -> Result<(), (usize, String)> {
     if text.len() > MOST_TEXT {
         return Err((1, format!("{} bytes, more than {MOST_TEXT}", text.len())));
     }
-    let tags = tags(text);
-    let made = |tag: &[Token]| -> Option<usize> {
-        let at = tag.windows(5).position(|w| {
-            matches!(w[0].text, "set" | "with")
-                && w[2].text == "="
-                && w[3].text == "namespace"
-                && w[4].text == "("
-        })?;
-        Some(at + 1)
-    };
-    let names: BTreeSet<&str> = tags.iter().filter_map(|tag| Some(tag[made(tag)?].text)).collect();
-    for tag in &tags {
-        let maker = made(tag).map(|at| at + 2);
-        for (i, token) in tag.iter().enumerate() {
-            let next = tag.get(i + 1).map_or("", |token| token.text);
-            let is_attribute = i > 0 && tag[i - 1].text == ".";
-            let is_keyword = next == "=";
-            if is_attribute || is_keyword || Some(i) == maker {
-                continue;
-            }
-            let line = 1 + text[..token.at].matches('\n').count();
-            if token.text == "namespace" {
-                return Err((
-                    line,
-                    "makes a namespace elsewhere than in {% set NAME = namespace(...) %}".into(),
-                ));
-            }
-            if names.contains(token.text) && !matches!(next, "." | "[" | "is") {
-                let name = token.text;
-                return Err((
-                    line,
-                    format!("uses the namespace {name} as a value, not one of its attributes"),
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-struct Token<'a> {
-    text: &'a str,
-    /// Byte of the template's text.
-    at: usize,
-}
-
-/// Words and signs of each `{{ ... }}` and `{% ... %}`; a quoted text is one token, its opening quote.
-fn tags(text: &str) -> Vec<Vec<Token<'_>>> {
-    let mut all = Vec::new();
-    let mut at = 0;
-    while let Some(found) = text[at..].find('{') {
-        at += found + 1;
-        let closing = match text.as_bytes().get(at) {
-            Some(b'{') => '}',
-            Some(b'%') => '%',
-            Some(b'#') => {
-                at = text[at..].find("#}").map_or(text.len(), |end| at + end + 2);
-                continue;
-            }
-            _ => continue,
-        };
-        at += 1;
-        let mut tag = Vec::new();
-        at = read_tag(text, at, closing, &mut tag);
-        let first = tag.iter().find(|token: &&Token| !matches!(token.text, "-" | "+"));
-        if closing == '%' && first.is_some_and(|token| token.text == "raw") {
-            at = text[at..].find("endraw").map_or(text.len(), |end| at + end);
-        }
-        all.push(tag);
-    }
-    all
-}
-
-/// Reads to behind the end of the tag, which is returned.
-fn read_tag<'a>(text: &'a str, mut at: usize, closing: char, tag: &mut Vec<Token<'a>>) -> usize {
-    let mut braces = 0usize;
-    while let Some(c) = text[at..].chars().next() {
-        let is_end = text[at..].starts_with(closing) && text[at + 1..].starts_with('}');
-        if is_end && braces == 0 {
-            return at + 2;
-        }
-        let length = match c {
-            '\'' | '"' => quoted(&text[at..], c),
-            c if is_word(c) => text[at..].find(|c| !is_word(c)).unwrap_or(text.len() - at),
-            '=' if text[at..].starts_with("==") => 2,
-            c => c.len_utf8(),
-        };
-        match c {
-            '{' => braces += 1,
-            '}' => braces = braces.saturating_sub(1),
-            _ => {}
-        }
-        if !c.is_whitespace() {
-            let shown = if matches!(c, '\'' | '"') { 1 } else { length };
-            tag.push(Token { text: &text[at..at + shown], at });
-        }
-        at += length;
-    }
-    at
-}
-
-fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
-}
-
-/// Bytes of the quoted text that `text` begins with, its quotes included.
-fn quoted(text: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (i, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == quote => return i + 1,
-            _ => {}
-        }
-    }
-    text.len()
+    namespaces::check(text)
 }

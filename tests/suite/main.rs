@@ -5,6 +5,7 @@ mod adamw;
 mod bad_input;
 mod best;
 mod circles;
+mod config_fields;
 mod configs;
 mod control_tokens;
 #[cfg(feature = "cuda")]

@@ -1,7 +1,9 @@
 //! Chat templates against jinja2 as transformers runs it: `tests/golden/make/templates.py` made the golden values.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
+use rlvr::error::Error;
 use rlvr::formats::tiktoken;
 use rlvr::task::Task;
 use rlvr::text::{ChatTemplate, EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -19,6 +21,12 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
     let tokens = tempfile::tempdir().unwrap();
     std::fs::write(tokens.path().join("tokenizer_config.json"), golden["special"].to_string()).unwrap();
     let cases = golden["cases"].as_array().unwrap();
+    let model = tokens_of_a_model();
+    let task = std::fs::read_to_string(project().join("tasks/llama-guard.toml")).unwrap();
+    let path = tokens.path().join("t.toml");
+    std::fs::write(&path, task.replace("[input]\n", "[input]\ntools = \"tools\"\n")).unwrap();
+    let task = Task::load(path.to_str().unwrap()).unwrap();
+    let mut encoders = HashMap::new();
     let mut found = Vec::new();
     for case in cases {
         if let Some(idiom) = case["idiom"].as_str() {
@@ -34,7 +42,15 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
         let name = case["template"].as_str().unwrap();
         let arguments: toml::Table = serde_json::from_value(case["arguments"].clone()).unwrap();
         if case.get("calls").is_some() {
-            found.extend(calls_differ(&golden, case, &folder.join(name), &arguments));
+            let key = (name, case["arguments"].to_string());
+            let encoder = encoders.entry(key).or_insert_with(|| {
+                PromptEncoder::load(&EncoderFiles {
+                    chat_template: Some(&folder.join(name)),
+                    template_args: Some(&arguments),
+                    ..EncoderFiles::of(model.path())
+                })
+            });
+            found.extend(calls_differ(&golden, case, encoder.as_ref(), &task));
             continue;
         }
         let messages = golden["conversations"][case["conversation"].as_str().unwrap()].as_array().unwrap();
@@ -58,20 +74,18 @@ fn differences(folder: &Path) -> (Vec<String>, usize) {
 }
 
 /// How a conversation with calls, tools, thoughts, parts or another role is prompted otherwise than by transformers.
-fn calls_differ(golden: &Value, case: &Value, file: &Path, arguments: &toml::Table) -> Option<String> {
+fn calls_differ(
+    golden: &Value,
+    case: &Value,
+    encoder: Result<&PromptEncoder, &Error>,
+    task: &Task,
+) -> Option<String> {
     let name = case["calls"].as_str().unwrap();
     let mut row = json!({"messages": golden["calls"][name], "categories": []});
     if case["tools"] == true {
         row["tools"] = golden["tools"].clone();
     }
-    let read = |row: &Value| {
-        let shown = |at: &Path| std::fs::read_to_string(at).unwrap();
-        let text = shown(&project().join("tasks/llama-guard.toml"));
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("t.toml");
-        std::fs::write(&path, text.replace("[input]\n", "[input]\ntools = \"tools\"\n")).unwrap();
-        Task::load(path.to_str().unwrap()).unwrap().conversation(row, Path::new("rows"), 1).unwrap()
-    };
+    let read = |row: &Value| task.conversation(row, Path::new("rows"), 1).unwrap();
     let conversation = read(&row);
     // Arguments are JSON in a text in OpenAI's form.
     for message in row["messages"].as_array_mut().unwrap() {
@@ -82,15 +96,12 @@ fn calls_differ(golden: &Value, case: &Value, file: &Path, arguments: &toml::Tab
     }
     assert_eq!(read(&row), conversation);
 
-    let tokens = tokens_of_a_model();
-    let place = format!("{} {name} {} tools {}", file.display(), case["arguments"], case["tools"]);
-    let files = EncoderFiles {
-        chat_template: Some(file),
-        template_args: Some(arguments),
-        ..EncoderFiles::of(tokens.path())
+    let place = format!("{} {name} {} tools {}", case["template"], case["arguments"], case["tools"]);
+    let ours = match encoder {
+        Ok(encoder) => encoder.template().render_prompt(&conversation).map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
     };
-    let template = ChatTemplate::load(tokens.path(), Some(file)).unwrap().with_arguments(arguments).unwrap();
-    let (ours, theirs) = (template.render_prompt(&conversation), case["text"].as_str());
+    let theirs = case["text"].as_str();
     // Where a template knows no parts and no null, they become a text.
     let odd = |text: &str| {
         text.contains("None")
@@ -104,8 +115,7 @@ fn calls_differ(golden: &Value, case: &Value, file: &Path, arguments: &toml::Tab
     if ours.as_deref().ok() != theirs {
         return Some(format!("{place}\n  ours:   {ours:?}\n  theirs: {theirs:?}"));
     }
-    let encoder = PromptEncoder::load(&files).ok()?;
-    let theirs = theirs?;
+    let (encoder, theirs) = (encoder.ok()?, theirs?);
     let mut words = Vec::new();
     texts(&json!([golden["calls"][name], row.get("tools")]), &mut words);
     let thought = words.iter().find(|word| word.starts_with("Thoughtword"));
@@ -158,13 +168,15 @@ fn our_templates_render_as_jinja2_renders_them() {
     assert!(cases > 50);
 }
 
-/// Those that TRL ships: Llama 3, Qwen, Gemma, Phi, DeepSeek and more.
+/// Those that TRL and Xinference ship: Llama 3, Mistral, Qwen, Gemma, Phi, DeepSeek and more; or others, rendered by
+/// `tests/golden/make/templates.py`, from the folder that `RLVR_TEMPLATES_DIR` names.
 #[test]
 fn templates_of_real_models_render_as_jinja2_renders_them() {
-    let Some(folder) = fetched("tests/golden/make/fetch-templates.sh") else { return };
+    let named = std::env::var_os("RLVR_TEMPLATES_DIR").map(PathBuf::from);
+    let Some(folder) = named.or_else(|| fetched("tests/golden/make/fetch-templates.sh")) else { return };
     let (found, cases) = differences(&folder);
     assert!(found.is_empty(), "{} of {cases}:\n{}", found.len(), found.join("\n"));
-    assert!(cases > 500);
+    assert!(cases > 0);
 }
 
 #[test]

@@ -100,17 +100,26 @@ fn family(fields: &Fields) -> Result<Family> {
 fn refuse_sliding_windows(fields: &Fields, layers: usize) -> Result<()> {
     let fix = "Use a model whose layers all attend to the whole context";
     if let Some(types) = fields.get("layer_types") {
-        let other = types.as_array().map(|types| types.iter().find(|kind| *kind != "full_attention"));
-        return match other {
-            Some(None) => Ok(()),
-            Some(Some(kind)) => {
-                Err(fields.wrong("layer_types", format!("{kind} layers are not supported"), fix))
-            }
-            None => Err(fields.wrong("layer_types", "not a list", "Correct it")),
+        let Some(types) = types.as_array() else {
+            return Err(fields.wrong("layer_types", "not a list", "Correct it"));
+        };
+        if types.len() != layers {
+            let problem = format!("{} kinds for num_hidden_layers = {layers}", types.len());
+            return Err(fields.wrong("layer_types", problem, "Correct one of the two"));
+        }
+        return match types.iter().find(|kind| *kind != "full_attention") {
+            None => Ok(()),
+            Some(kind) => Err(fields.wrong("layer_types", format!("{kind} layers are not supported"), fix)),
         };
     }
-    let from = fields.size("max_window_layers", Some(28))?;
-    if fields.flag("use_sliding_window")? && fields.get("sliding_window").is_some() && from < layers {
+    if !fields.flag("use_sliding_window")? || fields.get("sliding_window").is_none() {
+        return Ok(());
+    }
+    let from = match fields.get("max_window_layers") {
+        Some(value) if value == 0 => 0,
+        _ => fields.size("max_window_layers", Some(28))?,
+    };
+    if from < layers {
         let problem =
             format!("true: layers from {from} on would see a sliding window, which is not supported");
         return Err(fields.wrong("use_sliding_window", problem, fix));
@@ -128,6 +137,10 @@ fn refuse_unknown_computations(fields: &Fields) -> Result<()> {
         && act != "silu"
     {
         return no("hidden_act", format!("{act} is not supported"), "Use a model with \"silu\"");
+    }
+    if fields.get("is_causal").is_some() && !fields.flag("is_causal")? {
+        let problem = "false: attention to later tokens is not supported".into();
+        return no("is_causal", problem, "Use a causal language model");
     }
     // MLX writes the first, transformers the second, older compressed-tensors the third.
     for field in ["quantization", "quantization_config", "compression_config"] {

@@ -26,7 +26,9 @@ const YARN_FIELDS: [&str; 9] = [
 /// one thing here and another there, and are refused. So is a `rope_theta` beside another one within.
 pub(super) fn read(config: &Fields, max_positions: usize) -> Result<(f64, Option<RopeScaling>)> {
     let [new, old] = ["rope_parameters", "rope_scaling"];
-    match (config.get(new), config.get(old)) {
+    // An empty object is an absent one, as transformers reads it.
+    let get = |field| config.get(field).filter(|value| value.as_object().is_none_or(|map| !map.is_empty()));
+    match (get(new), get(old)) {
         (None, None) => Ok((config.positive("rope_theta", Some(10_000.0))?, None)),
         (Some(value), None) => read_field(config, new, value, max_positions),
         (None, Some(value)) => read_field(config, old, value, max_positions),
@@ -63,13 +65,23 @@ fn read_field(
         }
         None => config.positive("rope_theta", Some(10_000.0))?,
     };
+    if let Some((name, _)) = map.iter().find(|(_, value)| value.is_object()) {
+        let problem = "an object: numbers for one kind of layer only are not supported";
+        return Err(rope.wrong(name, problem, "Use a model whose layers all turn by the same angles"));
+    }
     let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str);
     let kind = if field == "rope_parameters" { kind.or(Some("default")) } else { kind };
     let (known, scaling): (&[&str], _) = match kind {
         Some("default") => (&[], None),
         Some("linear") => (&["factor"], Some(RopeScaling::Linear { factor: rope.positive("factor", None)? })),
-        Some("llama3") => (&LLAMA3_FIELDS, Some(RopeScaling::Llama3(llama3(&rope)?))),
-        Some("yarn") => (&YARN_FIELDS, Some(RopeScaling::Yarn(yarn(&rope, max_positions, theta)?))),
+        Some("llama3") => {
+            let original = original_positions(config, &rope, field, max_positions)?;
+            (&LLAMA3_FIELDS, Some(RopeScaling::Llama3(llama3(&rope, original)?)))
+        }
+        Some("yarn") => {
+            let original = original_positions(config, &rope, field, max_positions)?;
+            (&YARN_FIELDS, Some(RopeScaling::Yarn(yarn(&rope, original, theta)?)))
+        }
         other => {
             let problem = format!("\"{}\" is not supported", other.unwrap_or(""));
             let fix =
@@ -90,12 +102,25 @@ fn read_field(
     }
 }
 
-fn llama3(rope: &Fields) -> Result<Llama3Scaling> {
+/// The positions that the scaling starts from: within the scaling, or beside it, where transformers lets it win, so the
+/// two have to agree. Where neither says it, `max_position_embeddings`.
+fn original_positions(config: &Fields, rope: &Fields, field: &str, max_positions: usize) -> Result<usize> {
+    let name = "original_max_position_embeddings";
+    let within = rope.size(name, Some(config.size(name, Some(max_positions))?))?;
+    let beside = config.size(name, Some(within))?;
+    if beside != within {
+        let problem = format!("{beside}, but {within} within {field}");
+        return Err(config.wrong(name, problem, "Remove the one of the two that is not meant"));
+    }
+    Ok(within)
+}
+
+fn llama3(rope: &Fields, original_max_position_embeddings: usize) -> Result<Llama3Scaling> {
     let scaling = Llama3Scaling {
         factor: rope.positive("factor", None)?,
         low_freq_factor: rope.positive("low_freq_factor", None)?,
         high_freq_factor: rope.positive("high_freq_factor", None)?,
-        original_max_position_embeddings: rope.size("original_max_position_embeddings", None)?,
+        original_max_position_embeddings,
     };
     if scaling.high_freq_factor <= scaling.low_freq_factor {
         return Err(rope.wrong("high_freq_factor", "not above low_freq_factor", "Correct one of the two"));
@@ -103,11 +128,10 @@ fn llama3(rope: &Fields) -> Result<Llama3Scaling> {
     Ok(scaling)
 }
 
-fn yarn(rope: &Fields, max_positions: usize, theta: f64) -> Result<YarnScaling> {
+fn yarn(rope: &Fields, original: usize, theta: f64) -> Result<YarnScaling> {
     let optional = |field: &str| rope.get(field).map(|_| rope.positive(field, None)).transpose();
-    let original = rope.size("original_max_position_embeddings", Some(max_positions))?;
     let scaling = YarnScaling {
-        factor: rope.positive("factor", Some(max_positions as f64 / original as f64))?,
+        factor: rope.positive("factor", None)?,
         original_max_position_embeddings: original,
         beta_fast: optional("beta_fast")?,
         beta_slow: optional("beta_slow")?,
