@@ -27,6 +27,9 @@ pub enum Error {
     /// A file that was written does not hold what was to be written.
     #[error("{}: what was read back is not what is in memory: {problem}. Nothing was kept", path.display())]
     Unfaithful { path: PathBuf, problem: String },
+    /// The user or the system asked for an end, and nothing of what was kept is lost.
+    #[error("stopped")]
+    Stopped,
     /// A tensor operation failed: out of memory, a device fault, or a fault of ours.
     #[error("tensor operation failed: {0}")]
     Compute(Box<dyn std::error::Error + Send + Sync>),
@@ -110,7 +113,7 @@ impl Error {
                 source.kind() == std::io::ErrorKind::NotFound
                     && (action.starts_with("read") || action.starts_with("open"))
             }
-            Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
+            Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Stopped | Self::Compute(_) => false,
         }
     }
 }

@@ -44,6 +44,7 @@ pub mod report;
 pub mod rng;
 pub mod rollout;
 pub mod run;
+pub mod stop;
 pub mod task;
 pub mod text;
 pub mod train;

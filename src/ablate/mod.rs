@@ -69,9 +69,9 @@ impl PlannedRun {
     pub fn progress(&self, resolved: &str) -> Result<Progress> {
         let folder = self.folder();
         let path = folder.join("config.resolved.toml");
-        if let Ok(earlier) = std::fs::read_to_string(&path)
-            && earlier != resolved
-        {
+        // A key that is newer than the folder has its default there.
+        let earlier = if path.is_file() { Config::of_run(&path)?.to_toml()? } else { resolved.into() };
+        if earlier != resolved {
             let lines = earlier.lines().zip(resolved.lines()).find(|(a, b)| a != b);
             let change = lines.map_or("other keys".into(), |(a, b)| format!("`{a}` there, `{b}` now"));
             let fix = "Give another --root, or remove the folder to make the run again";

@@ -9,7 +9,9 @@ use crate::ablate::{Comparison, PlannedRun, Progress, plan};
 use crate::config::Loaded;
 use crate::config::ablate::AblationConfig;
 use crate::error::Error;
+use crate::hub::RUN_CONFIG;
 use crate::run::RunDirectory;
+use crate::stop;
 use crate::train::launch;
 
 /// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.
@@ -33,6 +35,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    stop::heed();
     let mut ablation = AblationConfig::load(&args.ablation)?;
     ablation.set.extend(args.overrides.iter().cloned());
     ablation.price_per_hour = args.price_per_hour.unwrap_or(ablation.price_per_hour);
@@ -61,8 +64,11 @@ pub fn run(args: &Args) -> Result<()> {
     super::use_threads(planned.first().map_or(0, |run| run.config.threads))?;
     let mut failures = Vec::new();
     for (i, run) in planned.iter().enumerate() {
-        println!("\n== run {} of {}: {}, seed {}", i + 1, planned.len(), run.arm.name, run.seed);
+        tell!("\n== run {} of {}: {}, seed {}", i + 1, planned.len(), run.arm.name, run.seed);
         if let Err(error) = finish(run) {
+            if matches!(error.downcast_ref(), Some(Error::Stopped)) {
+                return Err(error);
+            }
             // The other arms still have something to say; the table leaves this one out.
             eprintln!("error: {error:#}");
             failures.push(format!("{}, seed {}", run.arm.name, run.seed));
@@ -72,47 +78,63 @@ pub fn run(args: &Args) -> Result<()> {
     if compared.is_empty() {
         bail!("no run has finished, so there is nothing to compare");
     }
+    // Whoever still reads or not.
+    let saved = compared.save(&root)?;
     println!("\n{}", compared.text());
-    println!("{}", compared.save(&root)?.display());
+    println!("{}", saved.display());
     if !failures.is_empty() {
         bail!("{} of {} runs failed: {}", failures.len(), planned.len(), failures.join("; "));
     }
     Ok(())
 }
 
+fn again() -> String {
+    "the same command".into()
+}
+
 /// Makes the run, or the rest of it, or nothing when it is done.
 fn finish(run: &PlannedRun) -> Result<()> {
     let folder = run.folder();
+    if folder.join(RUN_CONFIG).is_file() {
+        // A checkpoint that a kill left without its name gets it back.
+        RunDirectory::open_for_resume(&folder)?;
+    }
     let fetched = train::fetch(run.config.clone())?;
     let resolved = fetched.recorded.to_toml()?;
     match run.progress(&resolved)? {
         Progress::Done => {
-            println!("done already: {}", folder.display());
+            tell!("done already: {}", folder.display());
             return Ok(());
         }
         Progress::Stopped(latest) => {
             let directory = RunDirectory::open_for_resume(&folder)?;
             let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
-            launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, Some(kept)))?;
+            launch::resume(
+                &fetched,
+                &directory,
+                latest,
+                Vec::new(),
+                train::sinks(&folder, Some(kept), again()),
+            )?;
             return Ok(());
         }
         Progress::NoCheckpoint => {
-            println!("{} stopped before its first checkpoint and starts again", folder.display());
+            tell!("{} stopped before its first checkpoint and starts again", folder.display());
             std::fs::remove_dir_all(&folder).map_err(Error::io(&folder, "remove the stopped run"))?;
         }
         Progress::Absent => {}
     }
     let create = || RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed));
     let Some(warm_up) = &run.warm_up else {
-        launch::start(&fetched, &create()?, train::sinks(&folder, None))?;
+        launch::start(&fetched, &create()?, train::sinks(&folder, None, again()))?;
         return Ok(());
     };
     finish(warm_up)?;
     let (trained, latest) = (warm_up.folder(), warm_up.last_checkpoint()?);
-    println!("after the SFT of {}", trained.display());
+    tell!("after the SFT of {}", trained.display());
     let directory = create()?;
     directory.write_config(&resolved)?;
     latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
-    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, None))?;
+    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, None, again()))?;
     Ok(())
 }

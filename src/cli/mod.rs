@@ -1,5 +1,5 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input, 3 `predict --gate` lets
-//! nothing through.
+//! nothing through, 75 stopped by a signal and to be gone on with.
 
 #[macro_use]
 mod out;
@@ -119,6 +119,10 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match error.downcast_ref::<Error>() {
+        Some(Error::Stopped) => {
+            eprintln!("{}", last_words().unwrap_or_else(|| stop::NOTHING_KEPT.into()));
+            ExitCode::from(crate::stop::EXIT_CODE)
+        }
         // Ours say all in one line; anyhow would repeat the cause.
         Some(ours) => {
             eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));

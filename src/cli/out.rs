@@ -11,6 +11,11 @@ macro_rules! print {
     ($($words:tt)*) => { $crate::cli::out::write(format_args!($($words)*)) };
 }
 
+/// A line on stdout of work that goes on, whether somebody reads or not.
+macro_rules! tell {
+    ($($words:tt)*) => { $crate::cli::out::tell(format_args!($($words)*)) };
+}
+
 macro_rules! eprintln {
     ($($words:tt)*) => { $crate::cli::out::say(format_args!($($words)*)) };
 }
@@ -29,6 +34,11 @@ pub fn write(text: Arguments) {
         }
         std::process::exit(0);
     }
+}
+
+/// A line on stdout; a reader that is gone hears nothing.
+pub fn tell(text: Arguments) {
+    let _ = writeln!(std::io::stdout(), "{}", printable(&text.to_string()));
 }
 
 /// A line on stderr; a reader that is gone hears nothing.

@@ -1,4 +1,4 @@
-//! The last words of a run that is interrupted: what of it is kept, and how to go on.
+//! The last words of a command that is stopped: what is kept, and how to go on.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +12,8 @@ static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 #[derive(Clone, Debug, PartialEq)]
 struct Running {
     run: PathBuf,
+    /// What goes on with it.
+    again: String,
     /// The last checkpoint and the optimiser steps of the run before it.
     kept: Option<(PathBuf, u64)>,
     /// Optimiser steps since.
@@ -22,8 +24,9 @@ struct Running {
 pub struct LastWords;
 
 impl LastWords {
-    pub fn of(run: &Path, kept: Option<(PathBuf, u64)>) -> Self {
-        set(Some(Running { run: run.into(), kept, lost: 0 }));
+    /// `again`: the command that goes on with the run.
+    pub fn of(run: &Path, kept: Option<(PathBuf, u64)>, again: String) -> Self {
+        set(Some(Running { run: run.into(), again, kept, lost: 0 }));
         Self
     }
 }
@@ -52,24 +55,26 @@ fn set(running: Option<Running>) {
 
 impl Running {
     fn words(&self) -> String {
-        let run = self.run.display();
+        let (run, again) = (self.run.display(), &self.again);
         let steps = |count: u64| if count == 1 { "1 step".to_string() } else { format!("{count} steps") };
         let lost = match self.lost {
             0 => String::new(),
+            1 => ", 1 step since then is lost".into(),
             count => format!(", {} since then are lost", steps(count)),
         };
         match &self.kept {
             Some((path, step)) => format!(
-                "stopped: {} has the run after {}{lost}. Go on with: rlvr train --resume {run}",
+                "stopped: {} has the run after {}{lost}. Go on with: {again}",
                 path.display(),
                 steps(*step)
             ),
-            None => format!(
-                "stopped: {run} has no checkpoint yet{lost}. Set checkpoint.every_steps to keep more, and start again"
-            ),
+            None => format!("stopped: {run} has no checkpoint yet{lost}. Start it again with: {again}"),
         }
     }
 }
+
+/// What a command says that keeps nothing of its work.
+pub const NOTHING_KEPT: &str = "stopped: nothing was written. Start again with the same command";
 
 /// What a process says when it is interrupted: nothing, unless it trains.
 pub fn last_words() -> Option<String> {
@@ -82,9 +87,13 @@ mod tests {
 
     #[test]
     fn what_is_kept_and_what_is_lost_is_said() {
-        let mut running = Running { run: "runs/a-001".into(), kept: None, lost: 1 };
+        let again = "rlvr train --resume runs/a-001".into();
+        let mut running = Running { run: "runs/a-001".into(), again, kept: None, lost: 1 };
         let says = running.words();
-        assert!(says.starts_with("stopped: runs/a-001 has no checkpoint yet, 1 step since"), "{says}");
+        assert!(
+            says.starts_with("stopped: runs/a-001 has no checkpoint yet, 1 step since then is lost"),
+            "{says}"
+        );
         running.kept = Some(("runs/a-001/checkpoints/step-400".into(), 400));
         running.lost = 12;
         assert_eq!(

@@ -7,10 +7,11 @@ use anyhow::Result;
 use super::dry_run;
 use super::hub::Bars;
 use super::stop::LastWords;
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Resume};
 use crate::error::Error;
 use crate::observe::{Progress, Sinks};
 use crate::run::{Checkpoint, RunDirectory};
+use crate::stop;
 use crate::task::Task;
 use crate::train::launch::{self, Fetched};
 
@@ -28,30 +29,36 @@ pub struct Args {
     /// and memory as a run would. What is printed is a config again.
     #[arg(long)]
     dry_run: bool,
-    /// Go on with a run after its last checkpoint; its own config counts.
-    #[arg(long, value_name = "RUN_DIR", conflicts_with_all = ["config", "overrides", "dry_run"])]
+    /// Go on with a run after its last checkpoint; its own config counts. With auto, and a config that has a run.name: start that
+    /// run or go on with it, whatever is there; one that is done ends with 0.
+    #[arg(long, value_name = "RUN_DIR|auto")]
     resume: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(path) = &args.resume {
-        let run = RunDirectory::open_for_resume(path)?;
-        let fetched = fetch(Config::of_run(&run.config())?)?;
-        super::use_threads(fetched.config.threads)?;
-        let Some(latest) = Checkpoint::latest(run.path())? else {
-            let fix = "Start it again with the config in config.resolved.toml and another run.name";
-            return Err(Error::input(run.path().display(), "has no checkpoint yet", fix).into());
-        };
-        let edits = launch::edits(&latest.checkpoint, &run)?;
-        let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
-        let sinks = sinks(run.path(), Some(kept));
-        launch::resume(&fetched, &run, latest, edits, sinks)?;
-        return Ok(());
+    stop::heed();
+    let is_auto = args.resume.as_deref() == Some(Path::new("auto"));
+    if let Some(path) = args.resume.as_deref().filter(|_| !is_auto) {
+        if args.config.is_some() || !args.overrides.is_empty() || args.dry_run {
+            let problem = "is gone on with by its own config: nothing else may be given";
+            let fix = "Give --resume alone, or edit config.resolved.toml there";
+            return Err(Error::input(path.display(), problem, fix).into());
+        }
+        return go_on(&RunDirectory::open_for_resume(path)?);
     }
-    let loaded = Loaded::read(args.config.as_deref().unwrap_or_default(), &args.overrides)?;
+    let Some(source) = &args.config else {
+        let fix = "Write rlvr train CONFIG --resume auto, or --resume ./auto for a run of that name";
+        return Err(Error::input("--resume auto", "needs a config", fix).into());
+    };
+    let mut loaded = Loaded::read(source, &args.overrides)?;
     loaded.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    let resume = loaded.config.run.resume.or(is_auto.then_some(Resume::Auto));
     if args.dry_run {
+        loaded.config.run.resume = resume;
         return dry_run::run(loaded);
+    }
+    if resume.is_some() {
+        return start_or_go_on(loaded.config);
     }
     let fetched = fetch(loaded.config)?;
     let config = &fetched.config;
@@ -60,15 +67,63 @@ pub fn run(args: &Args) -> Result<()> {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
         None => RunDirectory::create_numbered(&config.run.root, Task::load(&config.task)?.name())?,
     };
-    launch::start(&fetched, &run, sinks(run.path(), None))?;
+    launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
     Ok(())
 }
 
-/// Who is told on the terminal. `kept`: the checkpoint that the run goes on from, and its steps.
-pub(super) fn sinks(run: &Path, kept: Option<(PathBuf, u64)>) -> Sinks {
+fn again(run: &Path) -> String {
+    format!("rlvr train --resume {}", run.display())
+}
+
+/// `--resume auto`.
+fn start_or_go_on(config: Config) -> Result<()> {
+    let Some(name) = config.run.name.clone() else {
+        let (want, why) = ("a name of your choice", "--resume auto finds the run by it");
+        return Err(Error::config("run.name", "absent", want, why).into());
+    };
+    let run = RunDirectory::open_or_create(&config.run.root, &name)?;
+    if run.is_new() {
+        let give_back = |_: &_| drop(std::fs::remove_dir_all(run.path()));
+        let fetched = fetch(config).inspect_err(give_back)?;
+        super::use_threads(fetched.config.threads)?;
+        launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
+        return Ok(());
+    }
+    let recorded = Config::of_run(&run.config())?;
+    launch::check_same(&config, &run, &recorded, &mut Bars::default())?;
+    if launch::is_done(&run, &recorded)? {
+        eprintln!("done already: {}", run.model().display());
+        return Ok(());
+    }
+    go_on(&run)
+}
+
+fn go_on(run: &RunDirectory) -> Result<()> {
+    let fetched = fetch(Config::of_run(&run.config())?)?;
+    super::use_threads(fetched.config.threads)?;
+    let Some(latest) = Checkpoint::latest(run.path())? else {
+        if run.model().exists() {
+            let fix = "Remove the run to make it again, or give another run.name";
+            let problem = "has its model and no checkpoint to go on from";
+            return Err(Error::input(run.path().display(), problem, fix).into());
+        }
+        eprintln!("{} has no checkpoint yet: it starts at step 0", run.path().display());
+        run.start_over()?;
+        launch::start(&fetched, run, sinks(run.path(), None, again(run.path())))?;
+        return Ok(());
+    };
+    let edits = launch::edits(&latest.checkpoint, run)?;
+    let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
+    launch::resume(&fetched, run, latest, edits, sinks(run.path(), Some(kept), again(run.path())))?;
+    Ok(())
+}
+
+/// Who is told on the terminal. `kept`: the checkpoint that the run goes on from, and its steps; `again`: the command that goes on
+/// with the run once more.
+pub(super) fn sinks(run: &Path, kept: Option<(PathBuf, u64)>, again: String) -> Sinks {
     let mut sinks = Sinks::default();
     sinks.add(Progress::new());
-    sinks.add(LastWords::of(run, kept));
+    sinks.add(LastWords::of(run, kept, again));
     sinks
 }
 

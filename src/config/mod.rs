@@ -136,6 +136,9 @@ pub struct RunConfig {
     /// Name of this run's directory. Absent: the task's name and the first free number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// "auto": go on with the run of this name where there is one, as `rlvr train --resume auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
     /// Write a TensorBoard event file beside metrics.jsonl.
     pub tensorboard: bool,
     /// Steps of GRPO, from 1, that are written token by token to samples/: log-probs, advantage, slope.
@@ -143,12 +146,22 @@ pub struct RunConfig {
     pub dump_steps: Vec<u64>,
 }
 
+/// What becomes of a run that is there already. Without it, that is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Resume {
+    /// It is gone on with after its last checkpoint, started again where it has none, and left alone when it is done.
+    Auto,
+}
+
 /// `[checkpoint]`: what a stop can cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Optimiser steps between two checkpoints. 0: only at the ends of stages.
+    /// Optimiser steps between two checkpoints, beside `every_minutes`. 0: steps are not counted.
     pub every_steps: usize,
+    /// Minutes after which a step is followed by a checkpoint. 0: time does not count.
+    pub every_minutes: f64,
     /// Older checkpoints are removed once a newer one is safe.
     pub keep_last: usize,
 }
@@ -177,13 +190,13 @@ impl Default for Config {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { root: "runs".into(), name: None, tensorboard: true, dump_steps: Vec::new() }
+        Self { root: "runs".into(), name: None, resume: None, tensorboard: true, dump_steps: Vec::new() }
     }
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 0, keep_last: 1 }
+        Self { every_steps: 0, every_minutes: 10.0, keep_last: 1 }
     }
 }
 
@@ -236,6 +249,10 @@ impl Config {
             self.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;
         }
         self.eval.validate()?;
+        let minutes = self.checkpoint.every_minutes;
+        if !(0.0..=1e6).contains(&minutes) {
+            return Err(Error::config("checkpoint.every_minutes", minutes, "0 to 1000000", "it is a time"));
+        }
         let positive = [
             ("pack.max_tokens_per_pack", self.pack.max_tokens_per_pack),
             ("pack.max_rollout_tokens", self.pack.rollout_tokens()),

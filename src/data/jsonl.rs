@@ -10,6 +10,7 @@ use super::account::Account;
 use super::limits::{Limits, Targets, TooLong};
 use super::lines::{CHUNK, Line, Lines};
 use crate::error::{Error, Result};
+use crate::stop;
 use crate::task::{Answer, LabelId, Task};
 use crate::text::PromptEncoder;
 use crate::types::{Prompt, Sample};
@@ -118,6 +119,7 @@ impl Source<'_> {
         let mut account = Account::default();
         let wanted = if self.limits.max_rows == 0 { usize::MAX } else { self.limits.max_rows };
         while kept.len() < wanted {
+            stop::look()?;
             let lines = next()?;
             if lines.is_empty() {
                 break;

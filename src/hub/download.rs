@@ -11,6 +11,7 @@ use super::cache::RepoCache;
 use super::client::{Client, FileInfo};
 use super::faults::{Fault, disk};
 use crate::error::{Error, Result};
+use crate::stop;
 
 const BUFFER: usize = 1 << 20;
 
@@ -123,6 +124,7 @@ impl Download<'_> {
         }
         let mut body = response.into_body().into_reader();
         loop {
+            stop::look()?;
             progress.at(length);
             let read = match body.read(&mut buffer) {
                 Ok(0) if length < info.size => {

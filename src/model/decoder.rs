@@ -19,6 +19,7 @@ use crate::ops::rope::RopeTable;
 use crate::ops::token_logprob::{self, Slopes, TokenLogprobs};
 use crate::ops::{elementwise, embedding, linear, rms_norm};
 use crate::rng::{Purpose, Stream};
+use crate::stop;
 use crate::types::{PackedBatch, Target};
 
 /// A decoder of the families of [`super::config::Family`]: f32 or bf16. Clones share the weights' memory.
@@ -315,6 +316,7 @@ impl Decoder {
         let mut x = embedding::gather(&self.weights[self.embedding], &rows.tokens)?;
         let mut kept = Vec::new();
         for layer in 0..self.blocks.len() {
+            stop::look()?;
             let Passed { y, k, activations } = self.block(layer).forward(self.pass(&rows), x)?;
             kept.extend(visit(k, activations)?);
             x = y;
@@ -382,6 +384,7 @@ impl Decoder {
         }
         drop(hidden);
         for (layer, kept) in kept.into_iter().enumerate().rev() {
+            stop::look()?;
             let (block, pass) = (self.block(layer), self.pass(&rows));
             dx = match kept {
                 Kept::Input(x) => block.backward_from_input(pass, x, dx, gradients)?,

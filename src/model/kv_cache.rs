@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::ops::decode_attention::{self, Cache, Readers};
 use crate::ops::embedding::{self, RowRun, Runs};
 use crate::ops::indices::Indices;
+use crate::stop;
 use crate::types::PackedBatch;
 
 /// One layer's keys and values.
@@ -86,6 +87,7 @@ impl Decoder {
 
     /// Hidden states of one new token per row, `[R, H]`; their keys and values join the cache.
     pub fn decode(&self, cache: &KvCache, step: DecodeStep) -> Result<Tensor> {
+        stop::look()?;
         let heads = self.heads();
         let eps = self.config.rms_norm_eps as f32;
         let sequences = step.readers.sequences().iter();

@@ -1,21 +1,16 @@
 //! Checkpoints that survive a kill at any instant: written aside, synced, renamed, and verified when read.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-
+use super::manifest::{self, Manifest, sync_file};
 use super::{RunDirectory, sync_folder};
 use crate::error::{Error, Result};
 use crate::observe::EVENTS_FILE;
+use crate::stop;
 
 /// The run's config as it was when the checkpoint was written, inside it.
 pub const CHECKPOINT_CONFIG: &str = "config.toml";
-const MANIFEST: &str = "manifest.json";
-const FORMAT: u32 = 1;
-
 /// A whole checkpoint: every file is there and has the content it was written with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
@@ -32,22 +27,6 @@ pub struct Latest {
     pub checkpoint: Checkpoint,
     /// What is wrong with newer ones, which were passed over.
     pub damaged: Vec<Error>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    format: u32,
-    step: u64,
-    metrics_bytes: u64,
-    files: Vec<FileEntry>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct FileEntry {
-    /// Inside the checkpoint, with `/`.
-    path: String,
-    bytes: u64,
-    sha256: String,
 }
 
 impl Checkpoint {
@@ -69,11 +48,17 @@ impl Checkpoint {
         std::fs::create_dir(&aside).map_err(Error::io(&aside, "create the checkpoint"))?;
         let filled = metrics_bytes(run).and_then(|metrics_bytes| {
             copy(&run.config(), &aside.join(CHECKPOINT_CONFIG))?;
+            stop::visit();
             write_files(&aside)?;
-            seal(&aside, step, metrics_bytes)?;
-            set_aside(&path)?;
+            stop::visit();
+            manifest::seal(&aside, step, metrics_bytes)?;
+            stop::visit();
+            // One of the same step is as good until the new one has its name.
+            move_away(&path, REPLACED)?;
+            stop::visit();
             std::fs::rename(&aside, &path).map_err(Error::io(&path, "write the checkpoint"))?;
             sync_folder(&folder)?;
+            stop::visit();
             Ok(Self { step, path, metrics_bytes })
         });
         // After a failure, too: half a checkpoint only takes room on a disk that may be full.
@@ -101,39 +86,8 @@ impl Checkpoint {
     /// # Errors
     /// The first file that is missing, truncated or changed.
     pub fn verify(path: &Path) -> Result<Self> {
-        let fix = "Remove this checkpoint and resume from an older one";
-        let manifest_path = path.join(MANIFEST);
-        let text = std::fs::read(&manifest_path).map_err(Error::io(&manifest_path, "read"))?;
-        let manifest: Manifest = serde_json::from_slice(&text)
-            .map_err(|e| Error::input(manifest_path.display(), format!("is damaged ({e})"), fix))?;
-        if manifest.format != FORMAT {
-            return Err(Error::input(
-                manifest_path.display(),
-                format!("has format {}, this rlvr reads {FORMAT}", manifest.format),
-                "Resume with the version of rlvr that wrote it",
-            ));
-        }
-        for entry in &manifest.files {
-            let file = path.join(&entry.path);
-            let wrong = |problem: String| Err(Error::input(file.display(), problem, fix));
-            match std::fs::metadata(&file) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    return wrong("is missing from the checkpoint".into());
-                }
-                Err(error) => return Err(Error::io(&file, "read")(error)),
-                Ok(found) if found.len() < entry.bytes => {
-                    return wrong(format!("is truncated: {} of {} bytes", found.len(), entry.bytes));
-                }
-                Ok(found) if found.len() > entry.bytes => {
-                    return wrong(format!("has {} bytes, written were {}", found.len(), entry.bytes));
-                }
-                Ok(_) => {}
-            }
-            if sha256(&file)? != entry.sha256 {
-                return wrong("has changed since it was written: its SHA-256 differs".into());
-            }
-        }
-        Ok(Self { step: manifest.step, path: path.to_path_buf(), metrics_bytes: manifest.metrics_bytes })
+        let Manifest { step, metrics_bytes, .. } = Manifest::verify(path)?;
+        Ok(Self { step, path: path.to_path_buf(), metrics_bytes })
     }
 
     /// Makes this checkpoint of the run `from` the start of another run, which has nothing yet: the metrics up to
@@ -163,9 +117,20 @@ impl Checkpoint {
         let (later, mine): (Vec<_>, Vec<_>) =
             newest_first(&folder)?.into_iter().partition(|(step, _)| *step > self.step);
         for (_, path) in later.iter().chain(mine.iter().skip(keep.max(1))) {
-            set_aside(path)?;
+            move_away(path, REMOVED)?;
+            stop::visit();
         }
         remove_leftovers(&folder)
+    }
+
+    /// The folder of the newest checkpoint, whole or not.
+    pub fn newest(run: &RunDirectory) -> Result<Option<PathBuf>> {
+        Ok(newest_first(&run.checkpoints())?.into_iter().next().map(|(_, path)| path))
+    }
+
+    /// Steps of a run's checkpoints, the newest first.
+    pub fn steps(run: &RunDirectory) -> Result<Vec<u64>> {
+        Ok(newest_first(&run.checkpoints())?.into_iter().map(|(step, _)| step).collect())
     }
 }
 
@@ -189,22 +154,29 @@ pub fn link_folder(from: &Path, to: &Path) -> Result<()> {
     sync_folder(to)
 }
 
-/// Removes what a killed write or removal left behind.
+/// Removes what a killed write or removal left behind, and gives a checkpoint its name back whose successor has not come to it.
 pub(super) fn remove_leftovers(checkpoints: &Path) -> Result<()> {
     for entry in std::fs::read_dir(checkpoints).map_err(Error::io(checkpoints, "read"))? {
         let path = entry.map_err(Error::io(checkpoints, "read"))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(".step-") {
+        let replaced = name.strip_prefix('.').and_then(|name| name.strip_suffix(REPLACED));
+        if let Some(whole) = replaced.map(|name| checkpoints.join(name)).filter(|whole| !whole.exists()) {
+            std::fs::rename(&path, &whole).map_err(Error::io(&whole, "restore the checkpoint"))?;
+        } else if name.starts_with(".step-") {
+            stop::visit();
             std::fs::remove_dir_all(&path).map_err(Error::io(&path, "remove an unfinished checkpoint"))?;
         }
     }
     Ok(())
 }
 
+const REMOVED: &str = ".removed";
+const REPLACED: &str = ".replaced";
+
 /// Takes a checkpoint its name, so that a kill while it is removed leaves no half of one under it.
-fn set_aside(path: &Path) -> Result<()> {
+fn move_away(path: &Path, ending: &str) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    match std::fs::rename(path, path.with_file_name(format!(".{name}.removed"))) {
+    match std::fs::rename(path, path.with_file_name(format!(".{name}{ending}"))) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::io(path, "remove the old checkpoint")(error))
         }
@@ -242,55 +214,9 @@ fn metrics_bytes(run: &RunDirectory) -> Result<u64> {
     }
 }
 
-/// Syncs every file and folder below `aside` and adds the manifest.
-fn seal(aside: &Path, step: u64, metrics_bytes: u64) -> Result<()> {
-    let mut files = Vec::new();
-    seal_folder(aside, "", &mut files)?;
-    files.sort_by(|a: &FileEntry, b| a.path.cmp(&b.path));
-    let manifest = Manifest { format: FORMAT, step, metrics_bytes, files };
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Compute(e.into()))?;
-    let path = aside.join(MANIFEST);
-    std::fs::write(&path, text).map_err(Error::io(&path, "write"))?;
-    sync_file(&path)?;
-    sync_folder(aside)
-}
-
-fn seal_folder(folder: &Path, inside: &str, files: &mut Vec<FileEntry>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
-        let entry = entry.map_err(Error::io(folder, "read"))?;
-        let path = entry.path();
-        let name = format!("{inside}{}", entry.file_name().to_string_lossy());
-        let metadata = std::fs::metadata(&path).map_err(Error::io(&path, "read"))?;
-        if metadata.is_dir() {
-            seal_folder(&path, &format!("{name}/"), files)?;
-            continue;
-        }
-        sync_file(&path)?;
-        files.push(FileEntry { path: name, bytes: metadata.len(), sha256: sha256(&path)? });
-    }
-    sync_folder(folder)
-}
-
-fn sync_file(path: &Path) -> Result<()> {
-    let mut options = File::options();
-    options.append(true).open(path).and_then(|file| file.sync_all()).map_err(Error::io(path, "write"))
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path, "read"))?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
-            Ok(read) => hash.update(&buffer[..read]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io(path, "read")(error)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::manifest::MANIFEST;
     use super::*;
 
     fn run() -> (tempfile::TempDir, RunDirectory) {
@@ -308,6 +234,13 @@ mod tests {
             Ok(())
         })
         .unwrap()
+    }
+
+    fn edit_manifest(checkpoint: &Path, from: &str, to: &str) {
+        let path = checkpoint.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        std::fs::write(path, text.replace(from, to)).unwrap();
     }
 
     fn names(run: &RunDirectory) -> Vec<String> {
@@ -360,7 +293,13 @@ mod tests {
     #[test]
     fn a_damaged_checkpoint_is_named_and_passed_over() {
         type Damage = fn(&Path);
-        let cases: [(&str, Damage); 5] = [
+        let cases: [(&str, Damage); 7] = [
+            ("manifest.json: is damaged (it has changed", |at| {
+                edit_manifest(at, "\"metrics_bytes\": 0", "\"metrics_bytes\": 1")
+            }),
+            ("manifest.json: is damaged (it has changed", |at| {
+                edit_manifest(at, "\"format\": 2", "\"format\": 1")
+            }),
             ("model/weights: is truncated: 999 of 1000 bytes", |at| {
                 std::fs::write(at.join("model/weights"), [7; 999]).unwrap();
             }),
@@ -384,6 +323,33 @@ mod tests {
             let text = Checkpoint::latest(run.path()).unwrap_err().to_string();
             assert!(text.contains("step-2") && text.contains(want), "{text}");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_whose_successor_of_the_same_step_never_came_gets_its_name_back() {
+        let (root, run) = run();
+        let written = write(&run, 1);
+        move_away(&written.path, REPLACED).unwrap();
+        std::fs::create_dir(run.checkpoints().join(".step-1.partial")).unwrap();
+        drop(run);
+        let run = RunDirectory::open_for_resume(&root.path().join("a")).unwrap();
+        assert_eq!(names(&run), ["step-1"]);
+        assert_eq!(latest(&run).checkpoint, written);
+        // And goes where it has come.
+        write(&run, 1);
+        assert_eq!(names(&run), ["step-1"]);
+    }
+
+    #[test]
+    fn a_manifest_of_before_the_seal_is_read() {
+        let (_root, run) = run();
+        let written = write(&run, 1);
+        let path = written.path.join(MANIFEST);
+        let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        manifest["format"] = 1.into();
+        manifest.as_object_mut().unwrap().remove("seal");
+        std::fs::write(&path, manifest.to_string()).unwrap();
+        assert_eq!(Checkpoint::verify(&written.path).unwrap(), written);
     }
 
     #[test]

@@ -26,6 +26,7 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
+    is_new: bool,
     _lock: Lock,
 }
 
@@ -38,7 +39,7 @@ impl RunDirectory {
         check_name(name)?;
         let path = root.join(name);
         std::fs::create_dir_all(&path).map_err(Error::io(&path, "create the run directory"))?;
-        let run = Self { _lock: Lock::acquire(&path.join(LOCK))?, path };
+        let run = Self { _lock: Lock::acquire(&path.join(LOCK))?, path, is_new: true };
         check_empty(&run.path)?;
         run.make_folders()?;
         Ok(run)
@@ -81,10 +82,48 @@ impl RunDirectory {
                 "Name the directory that `rlvr train` printed as `run:`",
             ));
         }
-        let run = Self { path: path.to_path_buf(), _lock: Lock::acquire(&path.join(LOCK))? };
+        let _lock = Lock::acquire(&path.join(LOCK))?;
+        let run = Self { path: path.to_path_buf(), is_new: false, _lock };
         run.make_folders()?;
         remove_leftovers(&run.checkpoints())?;
         Ok(run)
+    }
+
+    /// The run `root/name`: to go on with, or a new one where there is none, or one that was killed before it had its config.
+    pub fn open_or_create(root: &Path, name: &str) -> Result<Self> {
+        check_name(name)?;
+        let path = root.join(name);
+        if path.join(CONFIG).is_file() {
+            return Self::open_for_resume(&path);
+        }
+        for folder in ["samples", "checkpoints"] {
+            // One with something in it stays, and is refused.
+            let _ = std::fs::remove_dir(path.join(folder));
+        }
+        let aside = path.join(format!("{CONFIG}.partial"));
+        if aside.is_file() {
+            std::fs::remove_file(&aside).map_err(Error::io(&aside, "remove"))?;
+        }
+        Self::create(root, name)
+    }
+
+    /// Whether this process made it.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Takes away what a run that had no checkpoint came to. Its config stays, and so do files that are not the run's.
+    pub fn start_over(&self) -> Result<()> {
+        let folders = ["samples", "checkpoints", "tokenizer", "reference", "best", "base", "adapter"];
+        for folder in folders.map(|name| self.path.join(name)) {
+            match std::fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(&folder, "remove")(error));
+                }
+                _ => {}
+            }
+        }
+        self.make_folders()
     }
 
     fn make_folders(&self) -> Result<()> {
@@ -178,6 +217,31 @@ mod tests {
         let used = RunDirectory::create(root.path(), "a").unwrap_err().to_string();
         assert!(used.contains("is not empty") && used.contains("--resume"), "{used}");
         assert_eq!(RunDirectory::open_for_resume(&path).unwrap().path(), path);
+    }
+
+    #[test]
+    fn a_run_is_gone_on_with_or_made_and_what_is_no_run_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a");
+        let open = || RunDirectory::open_or_create(root.path(), "a");
+        assert!(open().unwrap().is_new());
+        // Killed before it had its config.
+        std::fs::write(path.join("config.resolved.toml.partial"), "see").unwrap();
+        let run = open().unwrap();
+        assert!(run.is_new());
+        run.write_config("seed = 1\n").unwrap();
+        std::fs::write(run.samples().join("sft-000001-rollouts.jsonl"), "{}").unwrap();
+        std::fs::write(path.join("notes.txt"), "mine").unwrap();
+        drop(run);
+        let run = open().unwrap();
+        assert!(!run.is_new());
+        run.start_over().unwrap();
+        assert_eq!(std::fs::read_dir(run.samples()).unwrap().count(), 0);
+        assert!(run.config().is_file() && path.join("notes.txt").is_file());
+        drop(run);
+        std::fs::remove_file(path.join("config.resolved.toml")).unwrap();
+        let refused = open().unwrap_err().to_string();
+        assert!(refused.contains("is not empty (it has notes.txt)"), "{refused}");
     }
 
     #[test]

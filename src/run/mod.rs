@@ -1,12 +1,16 @@
 //! A run is a directory: its config, its metrics, its samples and its checkpoints.
 
+mod cadence;
 mod checkpoint;
 mod directory;
 mod lock;
+mod manifest;
 mod samples;
 
+pub use cadence::Cadence;
 pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, link_folder};
 pub use directory::RunDirectory;
+pub use manifest::{hex, sha256};
 pub use samples::{SampleFiles, prompts_file};
 
 use std::fs::File;

@@ -149,7 +149,7 @@ impl Choice {
     }
 }
 
-const FOLDER: &str = "best";
+pub const FOLDER: &str = "best";
 /// In a model's folder: which evaluation chose it.
 const NOTE: &str = "best.json";
 

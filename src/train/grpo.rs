@@ -26,6 +26,7 @@ use crate::observe::{Event, Metrics, PromptRecord, SampleKind, SampleRecord, Sin
 use crate::ops::sampling::Sampling;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
+use crate::stop;
 use crate::types::ScoredGroup;
 
 pub struct Grpo<'a> {
@@ -63,7 +64,7 @@ impl Objective for Grpo<'_> {
 
         // y_1 .. y_G ~ pi_old(. | x) for each prompt x, and their rewards R_1 .. R_G.
         let mut rolled = self.roll_out(learner.decoder(), at.step, &rule)?;
-        rolled.tell(&mut self.prompts);
+        let tried = rolled.take_tried();
         let missing = rolled.missing(&rule, config.prompts_per_step);
         let mut metrics = rolled.metrics(&rule, (config.max_resamples > 0).then_some(missing));
 
@@ -80,14 +81,19 @@ impl Objective for Grpo<'_> {
         let start = Instant::now();
         let mut old_logps = Vec::new();
         let mut traces = Vec::new();
+        let mut whole = None;
         for _ in 0..config.updates_per_rollout {
             let policy = self.policy(self.around.config.run.dump_steps.contains(&(at.step + 1)));
             let learned = learner.learn(&policy, &groups, std::mem::take(&mut tapes), &mut old_logps)?;
             // Of several updates the last is reported, except for what only the first one has.
             metrics.extend(learned.metrics.iter().map(|(name, value)| (name.to_string(), value)));
             metrics.extend(learner.step(at.learning_rate)?);
+            // The weights are between two steps now: no stop before the last update.
+            whole = Some(stop::hold());
             traces = learned.traces;
         }
+        drop(whole);
+        tried.into_iter().for_each(|(row, result)| self.prompts.tried(row, result));
         metrics.insert("time/update", start.elapsed().as_secs_f64());
         let seen = (at.step + 1) * config.prompts_per_step as u64;
         metrics.insert("epoch", seen as f64 / self.around.materials.rows.grpo.len() as f64);

@@ -60,7 +60,7 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
 /// model.
 ///
 /// # Errors
-/// Before the first step the run's directory is gone again; after it, a run can be resumed from its last checkpoint.
+/// Before the first evaluation a new run's directory is gone again; after it, a run can be resumed from its last checkpoint.
 pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
     let Fetched { config, recorded, .. } = fetched;
     run.write_config(&recorded.to_toml()?)?;
@@ -78,15 +78,17 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
         let adapters = Adapters::start(config, &mut decoder)?;
         Ok((materials, decoder, cursor, adapters))
     };
-    let (materials, decoder, cursor, adapters) = prepare(&mut sinks).inspect_err(|_| {
-        // The folder was empty and nothing was trained: the name is free again for the next try.
-        let _ = std::fs::remove_dir_all(run.path());
+    let (materials, decoder, cursor, adapters) = prepare(&mut sinks).inspect_err(|error| {
+        if run.is_new() && !matches!(error, Error::Stopped) {
+            // The folder was empty and nothing was trained: the name is free again for the next try.
+            let _ = std::fs::remove_dir_all(run.path());
+        }
     })?;
     if let Some(adapters) = &adapters {
         sinks.emit(&Event::Note { text: adapters.describe(&decoder) });
     }
     let config = &settled(config, &materials, &decoder, &mut sinks)?;
-    let record = Record { config, run, cursor, sinks };
+    let record = Record::new(config, run, cursor, sinks, None);
     Training { materials, adapters, record }.run(decoder, None)
 }
 
@@ -160,8 +162,59 @@ pub fn resume(
     };
     let optimizer = state::read_optimizer(checkpoint, &cursor, &decoder)?;
     let config = &settled(config, &materials, &decoder, &mut sinks)?;
-    let record = Record { config, run, cursor, sinks };
+    let record = Record::new(config, run, cursor, sinks, Some(checkpoint));
     Training { materials, adapters, record }.run(decoder, optimizer)
+}
+
+/// Whether a run has its final model and no stage left.
+pub fn is_done(run: &RunDirectory, config: &Config) -> Result<bool> {
+    let newest = Checkpoint::newest(run)?.map(|path| state::read_cursor(&path)).transpose()?;
+    Ok(run.model().is_dir() && newest.is_none_or(|cursor| cursor.stage >= config.stages.len()))
+}
+
+/// Holds the config that a run is asked for with against its own, `recorded`: where it is, and how it is gone on with, may differ.
+///
+/// # Errors
+/// The keys that differ.
+pub fn check_same(
+    given: &Config,
+    run: &RunDirectory,
+    recorded: &Config,
+    progress: &mut dyn Progress,
+) -> Result<()> {
+    let mut given = given.clone();
+    (given.run.root, given.run.resume) = (recorded.run.root.clone(), recorded.run.resume);
+    let named = |model: &Option<PathBuf>, then: &Option<PathBuf>| match (model, then) {
+        // A branch that has moved since is not followed.
+        (Some(model), Some(then)) => then.to_string_lossy().starts_with(&format!("{}@", model.display())),
+        _ => false,
+    };
+    for (model, then) in [
+        (&mut given.model.path, &recorded.model.path),
+        (&mut given.model.tokenizer, &recorded.model.tokenizer),
+    ] {
+        if named(model, then) {
+            model.clone_from(then);
+        }
+    }
+    if (&given.model.path, &given.model.tokenizer) != (&recorded.model.path, &recorded.model.tokenizer) {
+        given = fetch(given, progress)?.recorded;
+    }
+    let keys = |config: &Config| keys_of("config", &config.to_toml()?);
+    let changes = changes(&keys(recorded)?, &keys(&given)?);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let fix = "Give another run.name, or make the change in that file, which counts, and resume";
+    Err(Error::input(run.config().display(), format!("is of another config: {}", changes.join("; ")), fix))
+}
+
+/// `key was 1, is 2` of each that differs.
+fn changes(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let text = |value: Option<&String>| value.map_or("absent", String::as_str).to_string();
+    let changed = names.into_iter().filter(|name| before.get(*name) != now.get(*name));
+    changed.map(|name| format!("{name} was {}, is {}", text(before.get(name)), text(now.get(name)))).collect()
 }
 
 /// What changed in a run's config since the checkpoint: allowed, and worth a line in its metrics.
@@ -176,13 +229,6 @@ pub fn edits(checkpoint: &Checkpoint, run: &RunDirectory) -> Result<Vec<String>>
     else {
         return Ok(Vec::new());
     };
-    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-    let text = |value: Option<&String>| value.map_or("absent", String::as_str).to_string();
-    let changed = names.into_iter().filter(|name| before.get(*name) != now.get(*name));
-    Ok(changed
-        .map(|name| {
-            let (before, now) = (text(before.get(name)), text(now.get(name)));
-            format!("the config was edited since the checkpoint: {name} was {before}, is {now}")
-        })
-        .collect())
+    let said = |change| format!("the config was edited since the checkpoint: {change}");
+    Ok(changes(&before, &now).into_iter().map(said).collect())
 }

@@ -22,6 +22,8 @@ pub struct Surroundings<'a> {
     pub stage: usize,
     /// Its steps that were made before.
     pub done: u64,
+    /// Steps of the stages before it.
+    pub before: u64,
 }
 
 /// One optimiser step of a stage.

@@ -40,7 +40,7 @@ pub struct Preflight {
 /// would be refused, and of weights the names and shapes. `whole` says whether weights are to be there.
 pub fn preflight(fetched: &Fetched, whole: bool, scratch: &Path) -> Result<Preflight> {
     let config = &fetched.config;
-    if let Some(name) = &config.run.name {
+    if let (Some(name), None) = (&config.run.name, config.run.resume) {
         RunDirectory::check_new(&config.run.root, name)?;
     }
     let Opened { place, fell_back } = place::open_for(config)?;

@@ -11,6 +11,7 @@ use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
 use crate::model::keep::Keep;
 use crate::pack::runs;
+use crate::run::Checkpoint;
 use crate::types::{Group, PackedBatch};
 
 /// The weights at the start of the stage, or after the last step that the reference was synced at.
@@ -42,13 +43,10 @@ impl<'a> Reference<'a> {
     pub fn after_step(&mut self, step: u64, policy: &Decoder) -> Result<()> {
         let Some(every) = self.sync_steps.filter(|n| step.is_multiple_of(*n)) else { return Ok(()) };
         self.weights = keep(&self.around, step, policy)?;
-        // A resume reads the reference of its checkpoint; the one of this step is not written yet.
-        let checkpoints = &self.around.config.checkpoint;
-        let between = checkpoints.every_steps as u64;
-        let oldest = match between {
-            0 => return Ok(()),
-            n => ((step - 1) / n * n).saturating_sub((checkpoints.keep_last as u64 - 1) * n),
-        };
+        // A resume reads the reference of its checkpoint; that of this step is not written yet.
+        let checkpoints = Checkpoint::steps(self.around.run)?;
+        let of_stage = checkpoints.into_iter().filter_map(|all| all.checked_sub(self.around.before));
+        let oldest = of_stage.filter(|steps| *steps > 0).min().unwrap_or(step);
         let mut old = oldest - oldest % every;
         while old > every {
             old -= every;

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::prompts::Prompts;
 use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards};
 use crate::algo::summary::RewardSummary;
 use crate::config::stages::TruncatedCompletions;
@@ -99,8 +98,9 @@ impl<'a> Rolled<'a> {
         Ok(())
     }
 
-    pub fn tell(&self, prompts: &mut Prompts) {
-        self.tried.iter().for_each(|(row, result)| prompts.tried(*row, *result));
+    /// The row of each group, and how its completions fared.
+    pub fn take_tried(&mut self) -> Vec<(usize, Successes)> {
+        std::mem::take(&mut self.tried)
     }
 
     /// Empties the groups that are not kept: they count in nothing that follows.

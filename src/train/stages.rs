@@ -1,6 +1,6 @@
 //! The loop of a run: its stages in order, what comes between their steps, the model at the end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::best::{self, Candidate, Evaluated};
@@ -14,7 +14,7 @@ use super::sft::Sft;
 use super::state::{self, Cursor};
 use crate::config::{Config, Stage};
 use crate::data::difficulty::Difficulty;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::constants::constant_answers;
 use crate::eval::{self, Evaluator};
 use crate::hub::RUN_ADAPTER;
@@ -23,7 +23,8 @@ use crate::observe::{Event, Metrics, Sinks, TableRow, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::AdamW;
 use crate::optim::schedule::learning_rate;
-use crate::run::{Checkpoint, RunDirectory};
+use crate::run::{Cadence, Checkpoint, RunDirectory};
+use crate::stop;
 use crate::task::EvalReport;
 
 /// The evaluation before any training.
@@ -43,10 +44,24 @@ pub struct Record<'a> {
     pub run: &'a RunDirectory,
     pub cursor: Cursor,
     pub sinks: Sinks,
+    keeping: Keeping,
+}
+
+/// The run's checkpoints.
+struct Keeping {
+    cadence: Cadence,
+    /// The last one, and where the run stood.
+    last: Option<(Cursor, PathBuf)>,
+    /// When it was written, or the run began or went on.
+    since: Instant,
+    advised: bool,
 }
 
 impl Training<'_> {
     /// Runs what is left. `optimizer`: of a stage that goes on. Returns the folder of the final model.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] once every whole step is in a checkpoint; before the first step there may be none.
     pub fn run(mut self, mut decoder: Decoder, mut optimizer: Option<AdamW>) -> Result<PathBuf> {
         let stages = &self.record.config.stages;
         self.record.sinks.emit(&self.materials.held_out_prompts()?);
@@ -58,7 +73,7 @@ impl Training<'_> {
             decoder = self.stage(*stage, decoder, optimizer.take())?;
         }
         let chosen = self.save(&decoder)?;
-        let Record { config, run, cursor, sinks } = &mut self.record;
+        let Record { config, run, cursor, sinks, .. } = &mut self.record;
         let mut rows: Vec<TableRow> = cursor.results.iter().map(Evaluated::row).collect();
         if let Some(best) = cursor.choice.best.as_ref().filter(|best| best.total_steps != cursor.total_steps)
         {
@@ -125,62 +140,55 @@ impl Training<'_> {
             adapters.enter(&mut decoder, record.cursor.stage)?;
         }
         let (materials, adapters) = (&*materials, adapters.as_ref());
-        let around =
-            Surroundings { config, run: record.run, materials, adapters, stage: record.cursor.stage, done };
-        let mut objective = objective(stage, around, &decoder, record.cursor.difficulty.take())?;
-        let (steps, optim) = (objective.steps(), objective.optim().clone());
         let before = record.cursor.total_steps.saturating_sub(done);
+        let stage_index = record.cursor.stage;
+        let around =
+            Surroundings { config, run: record.run, materials, adapters, stage: stage_index, done, before };
+        let mut objective = objective(stage, around, &decoder, record.cursor.difficulty.clone())?;
+        let (steps, optim) = (objective.steps(), objective.optim().clone());
         record.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done, before });
-        let activations = config.pack.activations;
-        let mut learner = match optimizer {
-            Some(optimizer) => Learner::resumed(decoder, optimizer, &optim, activations),
-            None => Learner::new(decoder, &optim, activations, config.seed)?,
-        };
         let mut ended = None;
-        for step in done..steps {
-            let start = Instant::now();
-            let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
-            let metrics =
-                objective.step(&mut learner, at, &mut record.sinks).map_err(|e| e.at_step(step + 1))?;
-            record.step(stage, step + 1, metrics, start, learner.decoder())?;
-            if step + 1 == steps {
-                break; // The end of the stage is evaluated and kept without the optimiser.
-            }
-            if objective.is_evaluated_within() && is_due(step + 1, config.eval.every_steps) {
-                let report =
-                    record.evaluate(materials, adapters, learner.decoder(), stage.name(), step + 1)?;
-                if record.cursor.choice.is_stale(&config.eval) {
-                    let text = format!(
-                        "{} ends at step {} of {steps}: {} evaluations without a better {} (eval.patience)",
-                        stage.name(),
-                        step + 1,
-                        config.eval.patience.unwrap_or_default(),
-                        config.eval.keep_best
-                    );
-                    record.sinks.emit(&Event::Note { text });
-                    ended = Some(report);
-                    break;
+        if done < steps {
+            let activations = config.pack.activations;
+            let mut learner = match optimizer {
+                Some(optimizer) => Learner::resumed(decoder, optimizer, &optim, activations),
+                None if done > 0 => return Err(ended_before(stage, done, steps)),
+                None => Learner::new(decoder, &optim, activations, config.seed)?,
+            };
+            ended = match record.steps(stage, &mut *objective, &mut learner, materials, adapters) {
+                Err(Error::Stopped) => {
+                    record.keep_learner(&*objective, &learner, adapters)?;
+                    return Err(Error::Stopped);
                 }
-            }
-            if is_due(step + 1, config.checkpoint.every_steps) {
-                record.cursor.optimizer_updates = Some(learner.optimizer().updates());
-                record.cursor.difficulty = objective.difficulty().cloned();
-                record.checkpoint(adapters, learner.decoder(), Some(learner.optimizer()))?;
-            }
+                ended => ended?,
+            };
+            decoder = learner.into_decoder();
         }
-        let decoder = learner.into_decoder();
         drop(objective);
         let so_far = &config.stages[..=record.cursor.stage];
         let name = so_far.iter().map(|s| s.name().to_uppercase()).collect::<Vec<_>>().join("+");
         let report = match ended {
             Some(report) => report,
-            None => record.evaluate(materials, adapters, &decoder, stage.name(), steps)?,
+            None => {
+                // Without the optimiser, and before the evaluation: that may take longer than a stop lets it.
+                record.cursor.owes_evaluation = true;
+                (record.cursor.optimizer_updates, record.cursor.difficulty) = (None, None);
+                record.keep(adapters, &decoder, None)?;
+                record.evaluate(materials, adapters, &decoder, stage.name(), steps)?
+            }
         };
         record.cursor.results.push(Evaluated::new(name, report.metrics()));
         record.cursor.enter_next_stage();
-        record.checkpoint(adapters, &decoder, None)?;
+        record.keep(adapters, &decoder, None)?;
         Ok(decoder)
     }
+}
+
+/// The last checkpoint of a stage has no optimiser, and now the stage is to be longer.
+fn ended_before(stage: Stage, done: u64, steps: u64) -> Error {
+    let problem = format!("{} ended after {done} steps and is to make {steps} now", stage.name());
+    let fix = "Put its number of steps back, or resume from a checkpoint within the stage";
+    Error::input("config.resolved.toml", problem, fix)
 }
 
 /// What a stage does in a step. `difficulty`: what a checkpoint kept of it.
@@ -201,7 +209,74 @@ fn is_due(steps: u64, every: usize) -> bool {
     every > 0 && steps.is_multiple_of(every as u64)
 }
 
-impl Record<'_> {
+impl<'a> Record<'a> {
+    /// `last`: the checkpoint that the run goes on from.
+    pub fn new(
+        config: &'a Config,
+        run: &'a RunDirectory,
+        cursor: Cursor,
+        sinks: Sinks,
+        last: Option<&Path>,
+    ) -> Self {
+        let last = last.map(|path| (cursor.clone(), path.into()));
+        let cadence = Cadence::from(&config.checkpoint);
+        let keeping = Keeping { cadence, last, since: Instant::now(), advised: false };
+        Self { config, run, cursor, sinks, keeping }
+    }
+
+    /// Makes the steps that a stage has left, with what comes between them. The report of an evaluation that ended it early.
+    fn steps(
+        &mut self,
+        stage: Stage,
+        objective: &mut dyn Objective,
+        learner: &mut Learner,
+        materials: &Materials,
+        adapters: Option<&Adapters>,
+    ) -> Result<Option<EvalReport>> {
+        let (config, optim, steps) = (self.config, objective.optim().clone(), objective.steps());
+        while self.cursor.step < steps {
+            let step = self.cursor.step;
+            if self.cursor.owes_evaluation {
+                let report = self.evaluate(materials, adapters, learner.decoder(), stage.name(), step)?;
+                self.cursor.owes_evaluation = false;
+                if self.cursor.choice.is_stale(&config.eval) {
+                    let text = format!(
+                        "{} ends at step {step} of {steps}: {} evaluations without a better {} (eval.patience)",
+                        stage.name(),
+                        config.eval.patience.unwrap_or_default(),
+                        config.eval.keep_best
+                    );
+                    self.sinks.emit(&Event::Note { text });
+                    return Ok(Some(report));
+                }
+            }
+            if step > 0 && self.keeping.cadence.is_due(step, self.keeping.since.elapsed()) {
+                self.keep_learner(objective, learner, adapters)?;
+            }
+            let start = Instant::now();
+            let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
+            let metrics = objective.step(learner, at, &mut self.sinks).map_err(|e| e.at_step(step + 1))?;
+            self.step(stage, step + 1, metrics, start, learner.decoder())?;
+            self.cursor.owes_evaluation =
+                objective.is_evaluated_within() && is_due(step + 1, config.eval.every_steps);
+        }
+        Ok(None)
+    }
+
+    /// [`Self::keep`], within a stage.
+    fn keep_learner(
+        &mut self,
+        objective: &dyn Objective,
+        learner: &Learner,
+        adapters: Option<&Adapters>,
+    ) -> Result<()> {
+        if self.cursor.step > 0 {
+            self.cursor.optimizer_updates = Some(learner.optimizer().updates());
+            self.cursor.difficulty = objective.difficulty().cloned();
+        }
+        self.keep(adapters, learner.decoder(), Some(learner.optimizer()))
+    }
+
     /// Counts a step, and tells of it.
     fn step(
         &mut self,
@@ -251,29 +326,54 @@ impl Record<'_> {
         let at = eval::At { stage, step };
         let report = evaluator.evaluate(decoder, at, &mut self.sinks).map_err(|e| e.at_step(step))?;
         if stage != VANILLA {
+            // The evaluation has been told: what follows from it is not left half done.
+            let _whole = stop::hold();
             let candidate = Candidate { report: &report, stage, step, total_steps: self.cursor.total_steps };
             self.cursor.choice.consider(candidate, self.config, materials, adapters, decoder, self.run)?;
         }
         Ok(report)
     }
 
-    /// Everything that a resume needs, under the number of steps so far.
-    fn checkpoint(
+    /// Writes everything that a resume needs, under the number of steps so far; nothing where the last checkpoint has it.
+    fn keep(
         &mut self,
         adapters: Option<&Adapters>,
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
         let step = self.cursor.total_steps;
+        let last = self.keeping.last.as_ref();
+        if last.is_some_and(|(cursor, _)| *cursor == self.cursor) {
+            return Ok(());
+        }
+        let optimizer = optimizer.filter(|_| self.cursor.optimizer_updates.is_some());
+        let same_step = last.filter(|(cursor, path)| {
+            let has_optimizer = cursor.optimizer_updates.is_some() || optimizer.is_none();
+            cursor.total_steps == step && has_optimizer && path.is_dir()
+        });
+        let (interval, start) = (self.keeping.since.elapsed(), Instant::now());
         let checkpoint = Checkpoint::write(self.run, step, |dir| {
+            self.cursor.choice.write(self.run, dir)?;
+            if let Some((_, path)) = same_step {
+                state::link(path, dir, optimizer.is_some())?;
+                return state::write(dir, &self.cursor, decoder, None);
+            }
             match adapters {
                 Some(adapters) => adapters.write(dir, decoder)?,
                 None => state::save_weights(dir, decoder)?,
             }
-            self.cursor.choice.write(self.run, dir)?;
             state::write(dir, &self.cursor, decoder, optimizer)
         })?;
         checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
+        let advice = Cadence::advice(start.elapsed(), interval);
+        // At the end of a stage, and at a stop, the interval is not the chosen one.
+        let chosen = optimizer.is_some() && !stop::is_asked() && !self.keeping.advised;
+        if let Some(text) = advice.filter(|_| chosen) {
+            self.keeping.advised = true;
+            self.sinks.emit(&Event::Note { text });
+        }
+        self.keeping.last = Some((self.cursor.clone(), checkpoint.path.clone()));
+        self.keeping.since = Instant::now();
         self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
         Ok(())
     }

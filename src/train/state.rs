@@ -6,13 +6,13 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::best::{Choice, Evaluated};
+use super::best::{self, Choice, Evaluated};
 use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
 use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::decoder::Decoder;
 use crate::optim::adamw::AdamW;
-use crate::run::replace_file;
+use crate::run::{link_folder, replace_file};
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub struct Cursor {
     /// Which evaluation was the best so far.
     #[serde(default)]
     pub choice: Choice,
+    /// The evaluation that is due after the last step is still to come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub owes_evaluation: bool,
     /// Evaluations for the final table.
     pub results: Vec<Evaluated>,
 }
@@ -47,6 +50,7 @@ impl Cursor {
         self.step = 0;
         self.optimizer_updates = None;
         self.difficulty = None;
+        self.owes_evaluation = false;
         self.choice.enter_stage();
     }
 }
@@ -72,6 +76,26 @@ pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&
 pub fn save_weights(dir: &Path, decoder: &Decoder) -> Result<()> {
     let options = SaveOptions::new(decoder.dtype());
     weights::save_with(dir, &decoder.config, options, |name| decoder.merged_weight(name)).map(|_| ())
+}
+
+/// Takes weights and optimiser from a checkpoint of the same step, whose files nobody writes to.
+pub fn link(from: &Path, dir: &Path, with_optimizer: bool) -> Result<()> {
+    for entry in std::fs::read_dir(from).map_err(Error::io(from, "read"))? {
+        let source = entry.map_err(Error::io(from, "read"))?.path();
+        let name = source.file_name().unwrap_or_default();
+        let is_optimizer = name == OPTIMIZER;
+        let is_weight = name.to_string_lossy().contains(".safetensors") || name == "config.json";
+        if source.is_dir() && name != best::FOLDER {
+            link_folder(&source, &dir.join(name))?;
+        } else if is_optimizer && with_optimizer || is_weight && !is_optimizer {
+            let target = dir.join(name);
+            let linked = std::fs::hard_link(&source, &target);
+            linked
+                .or_else(|_| std::fs::copy(&source, &target).map(|_| ()))
+                .map_err(Error::io(&target, "write"))?;
+        }
+    }
+    Ok(())
 }
 
 pub fn read_cursor(dir: &Path) -> Result<Cursor> {

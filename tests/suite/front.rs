@@ -76,7 +76,7 @@ fn an_interrupted_run_says_what_is_kept_and_goes_on() {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert_eq!(output.status.code(), Some(75), "{said}");
     let words = said.lines().last().unwrap();
     assert!(words.starts_with("stopped: ") && words.contains("checkpoints/step-"), "{said}");
     assert!(words.ends_with(&format!("Go on with: rlvr train --resume {}", run.display())), "{words}");

@@ -49,6 +49,7 @@ mod reports;
 mod shared_prefix;
 mod sister_tasks;
 mod smollm2;
+mod stops;
 mod support;
 mod templates;
 mod thresholds;

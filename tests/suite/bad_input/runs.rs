@@ -20,7 +20,7 @@ fn a_run_that_cannot_go_on_says_why() {
         (
             RESUME,
             |run| std::fs::remove_dir_all(run.join("checkpoints")).unwrap(),
-            &["runs/a: has no checkpoint", "Start it again"],
+            &["runs/a: has its model and no checkpoint", "another run.name"],
         ),
         (
             RESUME,
