@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use super::data_preview;
-use super::hub::folder;
+use super::hub::{folder, rows};
 use super::text::TextArgs;
 use crate::config::data::DataConfig;
 use crate::config::{Config, Stage};
@@ -57,7 +57,8 @@ pub fn run(args: &Args) -> Result<()> {
     after_help = "Example: rlvr data check train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
 )]
 struct CheckArgs {
-    /// JSON Lines, a JSON list, CSV, TSV or parquet. Default: the files of --config.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet; or a data set of the hub, hf:org/name:split. Default: the files of
+    /// --config.
     #[arg(required_unless_present = "config")]
     file: Option<PathBuf>,
     /// Config file, preset, or a run's config.resolved.toml: its task, model, chat template and token budgets are used, and
@@ -123,13 +124,17 @@ impl CheckArgs {
     /// What is checked, and whether every row needs a target.
     fn files(&self, config: Option<&Config>) -> Result<Vec<(PathBuf, bool)>> {
         if let Some(file) = &self.file {
-            return Ok(vec![(file.clone(), self.sft)]);
+            return Ok(vec![(rows(file)?, self.sft)]);
         }
         let Some(config) = config else { return Ok(Vec::new()) };
         let (data, sft) = (&config.data, config.stages.contains(&Stage::Sft));
         match (&data.train, &data.valid) {
             (Some(train), Some(valid)) => {
-                Ok(vec![(train.clone(), sft || self.sft), (valid.clone(), self.sft)])
+                let named = |path: &Path, key| rows(path).map_err(|error| error.of_key(key));
+                Ok(vec![
+                    (named(train, "data.train")?, sft || self.sft),
+                    (named(valid, "data.valid")?, self.sft),
+                ])
             }
             _ => {
                 let fix = "Name a file before --config";
@@ -162,6 +167,7 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
     let named = args.task.as_deref().or(config.as_ref().map(|config| config.task.as_str()));
     let task = Task::load(named.unwrap_or("riskcue"))?;
     let files = args.files(config.as_ref())?;
+    let against = args.against.iter().map(|file| rows(file)).collect::<crate::error::Result<Vec<_>>>()?;
     let mut wrong = Vec::new();
     for (file, needs_target) in &files {
         let limits = Limits {
@@ -179,7 +185,7 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
         if report.problem_count > 0 {
             wrong.push((file, format!("{} problems in {} rows", report.problem_count, report.rows)));
         }
-        for other in &args.against {
+        for other in &against {
             let leaks = overlap::leaks(&task, file, other, NEAR)?;
             write_leaks(file, other, &leaks, args.max_problems, out)?;
             if !leaks.is_empty() {

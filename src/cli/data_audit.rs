@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::hub;
 use crate::error::Error;
 use crate::eval::audit::{Audit, Strategy, audit_files};
 use crate::task::Task;
@@ -27,7 +28,7 @@ pub struct Args {
 
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let task = Task::load(&args.task)?;
-    let found = audit_files(&task, &args.data, args.predictions.as_deref())?;
+    let found = audit_files(&task, &hub::rows(&args.data)?, args.predictions.as_deref())?;
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()))?)?;
         return Ok(());

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::Value;
 
+use super::hub;
+use crate::data::lines::Place;
 use crate::data::raw;
 use crate::error::Error;
 use crate::task::{Converted, Task};
@@ -42,8 +44,9 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     for file in &args.files {
         match &task {
             Some(task) => {
-                for (line, row) in raw::rows(file, usize::MAX)? {
-                    made.push((format!("{}:{line}", file.display()), task.converted(&row, file, line)?));
+                let file = &hub::rows(file)?;
+                for (Place { file, line }, row) in raw::rows(file, usize::MAX)? {
+                    made.push((format!("{}:{line}", file.display()), task.converted(&row, &file, line)?));
                 }
             }
             None => made.push((file.display().to_string(), capture(file)?)),

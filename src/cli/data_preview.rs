@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ColorChoice;
 
+use super::hub;
 use super::text::TextArgs;
 use crate::data::preview::Preview;
 use crate::task::Task;
@@ -17,7 +18,7 @@ use crate::text::EndOfTurnSource;
     after_help = "Example: rlvr data preview train.jsonl --task riskcue-verdict --model smollm2-135m-instruct"
 )]
 pub struct Args {
-    /// JSON Lines, a JSON list, CSV, TSV or parquet.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet, or hf:org/name:split of the hub.
     file: PathBuf,
     /// A built-in task (riskcue, demo) or a task file.
     #[arg(long, default_value = "riskcue")]
@@ -60,7 +61,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let marks = marks(args.color);
     let task = Task::load(&args.task)?;
     let encoder = args.text.encoder(&args.model)?;
-    let preview = Preview::read(&task, &encoder, &args.file, args.row)?;
+    let preview = Preview::read(&task, &encoder, &hub::rows(&args.file)?, args.row)?;
     let tokenizer = encoder.tokenizer();
     let shown = |ids: &[u32], [open, close]: [&str; 2]| {
         tokenizer.decode_whole(ids).map(|text| format!("{open}{}{close}", visible(&text)))
@@ -72,7 +73,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         [] => String::new(),
         texts => format!("; {} in the row's texts are text", texts.join(", ")),
     };
-    let trained = match preview.trained(&task, &encoder, &args.file) {
+    let trained = match preview.trained(&task, &encoder) {
         Ok(Some(trained)) => trained,
         Ok(None) => {
             writeln!(out, "\n\nprompt   {tokens} tokens{written}\ntrained  nothing: the row has no target")?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::hub;
 use crate::data::near::NEAR;
 use crate::data::overlap::{self, Read};
 use crate::data::predictions::field_text;
@@ -20,7 +21,7 @@ use crate::task::Task;
     after_help = "Example: rlvr data split logs.parquet --task demo --out data --group-by metadata.server"
 )]
 pub struct Args {
-    /// JSON Lines, a JSON list, CSV, TSV or parquet.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet, or hf:org/name:split of the hub.
     file: PathBuf,
     /// A built-in task (riskcue, demo) or a task file: it says what a row's text and label are.
     #[arg(long)]
@@ -91,7 +92,7 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
             return Err(Error::input(path.display(), "exists already", fix).into());
         }
     }
-    let rows = overlap::read(&task, &args.file)?;
+    let rows = overlap::read(&task, &hub::rows(&args.file)?)?;
     let (groups, without) = args.groups(&rows);
     if without == rows.len() && args.group_by.is_some() {
         let fix = "Name a field of the rows, as in metadata.server";

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::hub::{adapter, folder};
+use super::hub::{adapter, folder, rows};
 use super::machine;
 use super::of_run::Given;
 use super::text::TextArgs;
@@ -39,7 +39,7 @@ pub struct Args {
     /// org/name@revision.
     #[arg(required_unless_present = "predictions")]
     model: Option<PathBuf>,
-    /// Rows with their labels: JSON Lines, a JSON list, CSV, TSV or parquet.
+    /// Rows with their labels: JSON Lines, a JSON list, CSV, TSV or parquet, or hf:org/name:split of the hub.
     #[arg(required_unless_present = "predictions")]
     data: Option<PathBuf>,
     /// Folder with a LoRA adapter in PEFT layout that goes with the model, or a run that has one.
@@ -139,16 +139,15 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let task = args.given().task(args.task.as_deref())?;
-    if let (true, Some(model), Some(data)) =
-        (args.fit_threshold || args.use_threshold, &args.model, &args.data)
-    {
+    let data = args.data.as_deref().map(rows).transpose()?;
+    if let (true, Some(model), Some(data)) = (args.fit_threshold || args.use_threshold, &args.model, &data) {
         return threshold(args, &task, model, data);
     }
-    if let (true, Some(model), Some(data)) = (args.exact, &args.model, &args.data) {
+    if let (true, Some(model), Some(data)) = (args.exact, &args.model, &data) {
         let found = exact(args, &task, model, data)?;
         return show(args, &found, || exact_text(&found));
     }
-    let summary = match (&args.predictions, &args.model, &args.data) {
+    let summary = match (&args.predictions, &args.model, &data) {
         (Some(file), ..) => recorded(args, &task, file)?,
         (None, Some(model), Some(data)) => of_model(args, &task, model, data)?,
         // clap asks for them.

@@ -1,4 +1,4 @@
-//! Model folders by name, and what a download shows meanwhile.
+//! Model folders and data files by name, and what a download shows meanwhile.
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,15 @@ pub fn folder(named: &Path, parts: Parts) -> Result<Folder> {
 /// A run without an adapter.
 pub fn adapter(named: &Path) -> Result<PathBuf> {
     Ok(hub::in_run(named, hub::RUN_ADAPTER)?.unwrap_or_else(|| named.into()))
+}
+
+/// The name that means the rows of a data file for ever: a path as it is; of a data set of the hub, which is downloaded where
+/// it is not in the cache, its commit and split.
+///
+/// # Errors
+/// As [`hub::pinned_data`].
+pub fn rows(named: &Path) -> Result<PathBuf> {
+    hub::pinned_data(named, &mut Bars::default())
 }
 
 /// A bar for each file on a terminal, a line for each elsewhere.

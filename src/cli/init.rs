@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::hub::folder;
+use super::hub::{self, folder};
 use crate::config::schema;
 use crate::data::{Limits, Source, Targets};
 use crate::error::Error;
 use crate::formats::hf::config_json;
-use crate::hub::Parts;
+use crate::hub::{DataName, Parts};
 use crate::init::{self, Draft, Files, Halves, Lengths};
 use crate::task::Task;
 use crate::text::{EncoderFiles, PromptEncoder, byte_tokenizer};
@@ -26,7 +26,7 @@ const VOCABULARY: usize = 2048;
 #[derive(clap::Args)]
 #[command(after_help = "Example: rlvr init data/mine.jsonl --model smollm2-135m-instruct --into mine")]
 pub struct Args {
-    /// JSON Lines, a JSON list, CSV, TSV or parquet.
+    /// JSON Lines, a JSON list, CSV, TSV or parquet, or hf:org/name:split of the hub.
     data: PathBuf,
     /// Folder, short name or hub name. Absent: a small model from the seed, to try the line with.
     #[arg(long)]
@@ -40,17 +40,21 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let stem = args.data.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let data = &hub::rows(&args.data)?;
+    let stem = match DataName::of(data)? {
+        Some(name) => name.short_name().to_string(),
+        None => data.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+    };
     let into = args.into.clone().unwrap_or_else(|| PathBuf::from(&stem));
     if into.exists() && !std::fs::read_dir(&into).is_ok_and(|mut entries| entries.next().is_none()) {
         let fix = "Choose another folder with --into; nothing is overwritten";
         return Err(Error::input(into.display(), "is there already", fix).into());
     }
-    let draft = init::draft(&args.data, args.negative.as_deref())?;
+    let draft = init::draft(data, args.negative.as_deref())?;
     let halves = init::split(&draft.rows);
     if halves.valid.is_empty() {
         let fix = "Add rows: a fifth of every label is held out to evaluate on";
-        return Err(Error::input(args.data.display(), "has no label with two different rows", fix).into());
+        return Err(Error::input(data.display(), "has no label with two different rows", fix).into());
     }
     let aside = into.with_file_name(format!(
         "{}.part-{}",
@@ -64,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     let lines = written.inspect_err(|_| {
         let _ = std::fs::remove_dir_all(&aside);
     })?;
-    println!("rows      {} in {}", draft.rows.len(), args.data.display());
+    println!("rows      {} in {}", draft.rows.len(), data.display());
     draft.reading.because.iter().for_each(|line| println!("{line}"));
     let labels = &draft.labels;
     let counts: Vec<String> =

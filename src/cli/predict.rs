@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::hub::{adapter, folder};
+use super::hub::{adapter, folder, rows};
 use super::machine;
 use super::of_run::Given;
 use super::text::TextArgs;
@@ -39,7 +39,8 @@ pub struct Args {
     /// then read from there.
     #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
-    /// Rows: JSON Lines, a JSON list, CSV, TSV or parquet, `-` for those of stdin; a label in them is not read.
+    /// Rows: JSON Lines, a JSON list, CSV, TSV or parquet, hf:org/name:split of the hub, `-` for those of stdin; a label in
+    /// them is not read.
     data: PathBuf,
     /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file. Default: that of MODEL's run; riskcue where it is of
     /// none.
@@ -98,8 +99,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     opened.place.missing = encoder.tokenizer().missing_ids();
     let encoded = threshold.is_some() || args.probabilities;
     let answers = if encoded { Answers::Encoded } else { Answers::Left };
-    let data = if args.data == Path::new("-") { Path::new("/dev/stdin") } else { &args.data };
-    let mut rows = Unlabelled::open(&task, &encoder, answers, data)?;
+    let data = if args.data == Path::new("-") { "/dev/stdin".into() } else { rows(&args.data)? };
+    let mut rows = Unlabelled::open(&task, &encoder, answers, &data)?;
     // Refusals have about the length of the answers that are asked for; a longer one is refused row by row.
     let positions = args.max_prompt_tokens + max_completion_tokens.max(128);
     let mut decoder = load_decoder(&model.dir, positions, &opened.place)?;

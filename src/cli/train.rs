@@ -127,9 +127,10 @@ pub(super) fn sinks(run: &Path, kept: Option<(PathBuf, u64)>, again: String) -> 
     sinks
 }
 
-/// Finds the models that a config names, and says which came from the hub.
+/// Finds the models and data that a config names, and says which came from the hub.
 pub(super) fn fetch(config: Config) -> Result<Fetched> {
     let fetched = launch::fetch(config, &mut Bars::default())?;
     fetched.pinned.iter().for_each(|pinned| eprintln!("model: {pinned}"));
+    fetched.data.iter().for_each(|pinned| eprintln!("data: {pinned}"));
     Ok(fetched)
 }

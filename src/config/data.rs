@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Rows to train on: JSON Lines, a JSON list, CSV, TSV or parquet.
+    /// Rows to train on: JSON Lines, a JSON list, CSV, TSV or parquet, or hf:org/name:split of the hub.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<PathBuf>,
     /// Rows to evaluate on, likewise. Choose settings here, never on the test set.

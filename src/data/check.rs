@@ -125,12 +125,12 @@ impl Check<'_> {
             if chunk.is_empty() {
                 break;
             }
-            let rows: Vec<_> = chunk.par_iter().map(|line| self.row(path, line)).collect();
+            let rows: Vec<_> = chunk.par_iter().map(|line| self.row(line)).collect();
             for (line, row) in chunk.iter().zip(rows) {
                 if line.has_half_characters() {
                     tally.report.half_characters.get_or_insert((0, line.number)).0 += 1;
                 }
-                tally.add(line.number, row);
+                tally.add(line, row);
             }
             watch(tally.report.rows, total);
         }
@@ -152,8 +152,8 @@ impl Check<'_> {
         unread
     }
 
-    fn row(&self, path: &Path, line: &Line) -> Result<Facts> {
-        let (number, row) = line.parse(path)?;
+    fn row(&self, line: &Line) -> Result<Facts> {
+        let (path, number, row) = (&line.place.file, line.place.line, line.parse()?);
         let sample = self.task.sample(&row, path, number)?;
         let error = |problem: String, fix: &str| {
             Err(Error::input(format!("{}:{number}", path.display()), problem, fix))
@@ -243,11 +243,11 @@ impl<'a> Tally<'a> {
         Self { check, path, report, first_seen: HashMap::new(), prompt_tokens, target_tokens }
     }
 
-    fn add(&mut self, line: usize, row: Result<Facts>) {
+    fn add(&mut self, line: &Line, row: Result<Facts>) {
         self.report.rows += 1;
         match row {
             Ok(facts) => self.add_good(line, &facts),
-            Err(error) => self.add_problem(line, error),
+            Err(error) => self.add_problem(line.number, error),
         }
     }
 
@@ -258,14 +258,15 @@ impl<'a> Tally<'a> {
         }
     }
 
-    fn add_good(&mut self, line: usize, facts: &Facts) {
+    fn add_good(&mut self, row: &Line, facts: &Facts) {
+        let line = row.number;
         let first = *self.first_seen.entry(facts.fingerprint).or_insert((line, facts.gold));
         if first.1 != facts.gold {
             let task = self.check.task;
             let (ours, theirs) = (task.label_text(facts.gold), task.label_text(first.1));
             let problem =
                 format!("the prompt of line {} again, labelled `{ours}` here and `{theirs}` there", first.0);
-            let place = format!("{}:{line}", self.path.display());
+            let place = format!("{}:{}", row.place.file.display(), row.place.line);
             self.add_problem(line, Error::input(place, problem, "Keep one of the two labels"));
             return;
         }

@@ -2,13 +2,14 @@
 //! counted, never truncated.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
 use super::account::Account;
 use super::limits::{Limits, Targets, TooLong};
-use super::lines::{CHUNK, Line, Lines};
+use super::lines::{CHUNK, Line, Lines, Place};
 use crate::error::{Error, Result};
 use crate::stop;
 use crate::task::{Answer, LabelId, Task};
@@ -21,7 +22,7 @@ pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
 /// One row, ready for a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedRow {
-    /// 1-based line of the file.
+    /// 1-based line of the file, counted on through those of a source.
     pub line: usize,
     pub prompt: Prompt,
     pub gold: LabelId,
@@ -90,7 +91,8 @@ impl Source<'_> {
             done += chunk.len();
             Ok(chunk)
         };
-        self.collect(path, next, |line| line.parse(path), Line::has_half_characters)
+        let parse = |line: &Line| Ok((line.number, line.place.clone(), line.parse()?));
+        self.collect(path, next, parse, Line::has_half_characters)
     }
 
     /// As [`Self::load`], for rows that are already in memory. `name` is what errors call them; rows count
@@ -104,7 +106,9 @@ impl Source<'_> {
             let Some((chunk, rows)) = chunks.next() else { return Ok(Vec::new()) };
             Ok(rows.iter().enumerate().map(|(i, row)| (chunk * CHUNK + i + 1, row)).collect())
         };
-        self.collect(name, next, |(line, row)| Ok((*line, (*row).clone())), |_| false)
+        let file: Arc<Path> = name.into();
+        let place = |line: usize| Place { file: Arc::clone(&file), line };
+        self.collect(name, next, |(line, row)| Ok((*line, place(*line), (*row).clone())), |_| false)
     }
 
     /// `next` gives the next lines, none at the end.
@@ -112,7 +116,7 @@ impl Source<'_> {
         &self,
         path: &Path,
         mut next: impl FnMut() -> Result<Vec<L>>,
-        parse: impl Fn(&L) -> Result<(usize, Value)> + Sync,
+        parse: impl Fn(&L) -> Result<(usize, Place, Value)> + Sync,
         has_half_characters: impl Fn(&L) -> bool + Sync,
     ) -> Result<Dataset> {
         let mut kept = Vec::new();
@@ -125,13 +129,14 @@ impl Source<'_> {
                 break;
             }
             let encode = |read: &L| {
-                let (line, row) = parse(read)?;
+                let (number, Place { file, line }, row) = parse(read)?;
                 let answers = match self.limits.targets {
-                    Targets::Answers => self.task.answers(&row, path, line)?,
+                    Targets::Answers => self.task.answers(&row, &file, line)?,
                     Targets::Required | Targets::Ignored => Vec::new(),
                 };
-                let encoded = self.encode_row(path, &self.task.sample(&row, path, line)?, &answers)?;
-                Ok((encoded, has_half_characters(read)))
+                let sample = self.task.sample(&row, &file, line)?;
+                let (row, too_long) = self.encode_row(&file, &sample, &answers)?;
+                Ok(((EncodedRow { line: number, ..row }, too_long), has_half_characters(read)))
             };
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
             let encoded: Vec<Result<_>> = lines.par_iter().map(encode).collect();

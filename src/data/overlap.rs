@@ -23,16 +23,16 @@ pub struct Read {
 }
 
 impl Read {
-    fn of(task: &Task, path: &Path, line: &Line) -> Result<Self> {
-        let (line, row) = line.parse(path)?;
-        let sample = task.sample(&row, path, line)?;
+    fn of(task: &Task, line: &Line) -> Result<Self> {
+        let row = line.parse()?;
+        let sample = task.sample(&row, &line.place.file, line.place.line)?;
         let text = sample.conversation.messages.iter().fold(String::new(), |text, message| {
             let more =
                 message.more.values().fold(String::new(), |more, value| more + " " + &value.to_string());
             text + "\n" + &message.text() + &more
         });
         let (fingerprint, shingles) = (fingerprint(&sample.conversation), Shingles::of(&text));
-        Ok(Self { line, row, fingerprint, shingles, gold: sample.gold })
+        Ok(Self { line: line.number, row, fingerprint, shingles, gold: sample.gold })
     }
 }
 
@@ -42,7 +42,7 @@ impl Read {
 /// The file cannot be read; the first bad row, as `file:line`.
 pub fn read(task: &Task, path: &Path) -> Result<Vec<Read>> {
     let lines = Lines::open(path)?.next_chunk(usize::MAX)?;
-    lines.par_iter().map(|line| Read::of(task, path, line)).collect()
+    lines.par_iter().map(|line| Read::of(task, line)).collect()
 }
 
 /// A row that another file has too.
@@ -70,7 +70,7 @@ pub fn leaks(task: &Task, path: &Path, other: &Path, near: f64) -> Result<Vec<Le
     let corpus = Corpus::new(there.iter().map(|row| row.shingles.clone()).collect());
     let lines = Lines::open(path)?.next_chunk(usize::MAX)?;
     let leak = |line: &Line| {
-        let row = Read::of(task, path, line).ok()?;
+        let row = Read::of(task, line).ok()?;
         let leak = |at: usize, similarity| Leak {
             line: row.line,
             there: there[at].line,

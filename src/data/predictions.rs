@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::jsonl::EncodedRow;
-use super::lines::{Line, Lines};
+use super::lines::{Line, Lines, Place};
 use super::recorded;
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Task};
@@ -48,7 +48,7 @@ impl Predictions {
     /// The file cannot be read; the first row that cannot be mapped, as `file:line`; no row is left.
     pub fn load(task: &Task, path: &Path, group_by: Option<&str>) -> Result<Self> {
         let mut all = Self::default();
-        for_each_row(path, |line, row| all.add(task, path, line, row, group_by))?;
+        for_each_row(path, |line, place, row| all.add(task, line, place, row, group_by))?;
         all.merge_samples();
         if all.rows.is_empty() {
             let skipped = all
@@ -67,18 +67,19 @@ impl Predictions {
     fn add(
         &mut self,
         task: &Task,
-        path: &Path,
-        line: usize,
+        number: usize,
+        place: &Place,
         row: &Value,
         group_by: Option<&str>,
     ) -> Result<()> {
+        let (path, line) = (&place.file, place.line);
         let refuse =
             |problem: String| Error::input(format!("{}:{line}", path.display()), problem, recorded::fix());
         if !row.is_object() {
             return Err(refuse("the row is not an object".into()));
         }
         if let Some(why) = recorded::failure(row) {
-            self.failed.push((line, why));
+            self.failed.push((number, why));
             return Ok(());
         }
         let recorded = recorded::find(row).map_err(refuse)?;
@@ -89,7 +90,7 @@ impl Predictions {
         let fault =
             recorded.conversation.as_ref().zip(gold.count).and_then(|(talk, count)| talk.fault(count));
         if let Some(fault) = fault {
-            self.skipped.push((line, fault));
+            self.skipped.push((number, fault));
             return Ok(());
         }
         // Without a conversation, whether the earlier answers were right is not recorded.
@@ -99,7 +100,7 @@ impl Predictions {
             Some(field) => Some(field_text(row, field).ok_or_else(|| no_field(path, line, field))?),
         };
         self.rows.push(Prediction {
-            line: row.get("line").and_then(Value::as_u64).map_or(line, |of_prompt| of_prompt as usize),
+            line: row.get("line").and_then(Value::as_u64).map_or(number, |of_prompt| of_prompt as usize),
             gold: passed_over.unwrap_or(gold.last),
             answers: recorded.answers,
             passed_over: passed_over.is_some(),
@@ -142,9 +143,9 @@ pub fn field_text(row: &Value, field: &str) -> Option<String> {
 pub fn field_of_rows(path: &Path, field: &str, rows: &[EncodedRow]) -> Result<Vec<String>> {
     let mut values = Vec::new();
     let mut wanted = rows.iter().map(|row| row.line).peekable();
-    for_each_row(path, |line, row| {
+    for_each_row(path, |line, place, row| {
         if wanted.next_if_eq(&line).is_some() {
-            values.push(field_text(row, field).ok_or_else(|| no_field(path, line, field))?);
+            values.push(field_text(row, field).ok_or_else(|| no_field(&place.file, place.line, field))?);
         }
         Ok(())
     })?;
@@ -156,24 +157,25 @@ fn no_field(path: &Path, line: usize, field: &str) -> Error {
     Error::input(format!("{}:{line}", path.display()), problem, "Name a field that every row has")
 }
 
-/// `visit` is given the number of each row's line, or of its record where the file is one JSON value.
-pub fn for_each_row(path: &Path, mut visit: impl FnMut(usize, &Value) -> Result<()>) -> Result<()> {
+/// `visit` is given the number of each row's line, counted on through the files of a source, or of its record where the file
+/// is one JSON value; and its place.
+pub fn for_each_row(path: &Path, mut visit: impl FnMut(usize, &Place, &Value) -> Result<()>) -> Result<()> {
     let mut lines = Lines::open(path)?;
     let mut chunk: Vec<Line> = lines.next_chunk(2)?;
     let single = chunk.len() == 1;
-    let first = chunk.first().map(|line| line.parse(path));
+    let first = chunk.first().map(Line::parse);
     let records = match first {
-        Some(Ok((_, value))) if single => records(value),
+        Some(Ok(value)) if single => records(value),
         Some(Err(_)) => whole_file(path),
         _ => None,
     };
     if let Some(records) = records {
-        return records.iter().enumerate().try_for_each(|(i, row)| visit(i + 1, row));
+        let place = |line| Place { file: path.into(), line };
+        return records.iter().enumerate().try_for_each(|(i, row)| visit(i + 1, &place(i + 1), row));
     }
     while !chunk.is_empty() {
         for line in &chunk {
-            let (number, row) = line.parse(path)?;
-            visit(number, &row)?;
+            visit(line.number, &line.place, &line.parse()?)?;
         }
         chunk = lines.next_chunk(256)?;
     }

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::lines::Lines;
+use super::lines::{Lines, Place};
 use crate::error::Result;
 
-/// The first rows of a JSONL file, at most `most`, each with its line from 1.
+/// The first rows of a data file, at most `most`, each with its place.
 ///
 /// # Errors
 /// The file cannot be read, or a line is no JSON.
-pub fn rows(path: &Path, most: usize) -> Result<Vec<(usize, Value)>> {
-    Lines::open(path)?.next_chunk(most)?.iter().map(|line| line.parse(path)).collect()
+pub fn rows(path: &Path, most: usize) -> Result<Vec<(Place, Value)>> {
+    let lines = Lines::open(path)?.next_chunk(most)?;
+    lines.iter().map(|line| Ok((line.place.clone(), line.parse()?))).collect()
 }

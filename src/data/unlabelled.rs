@@ -1,9 +1,9 @@
 //! Rows to answer: conversations without a gold label.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::jsonl::{EncodedAnswer, EncodedRow, at_line};
-use super::lines::Lines;
+use super::lines::{Line, Lines};
 use crate::error::Result;
 use crate::task::{LabelId, Task};
 use crate::text::PromptEncoder;
@@ -24,13 +24,12 @@ pub struct Unlabelled<'a> {
     /// Rows so far with half of a character, in the place of which is U+FFFD.
     pub half_characters: usize,
     lines: Lines,
-    path: PathBuf,
 }
 
 impl<'a> Unlabelled<'a> {
     pub fn open(task: &'a Task, encoder: &'a PromptEncoder, answers: Answers, path: &Path) -> Result<Self> {
         let lines = Lines::open(path)?;
-        Ok(Self { task, encoder, answers, half_characters: 0, lines, path: path.into() })
+        Ok(Self { task, encoder, answers, half_characters: 0, lines })
     }
 
     /// At most `count` rows, none at the end. Their `gold` is a placeholder, the negative label.
@@ -40,15 +39,16 @@ impl<'a> Unlabelled<'a> {
     pub fn next_rows(&mut self, count: usize) -> Result<Vec<EncodedRow>> {
         let lines = self.lines.next_chunk(count)?;
         self.half_characters += lines.iter().filter(|line| line.has_half_characters()).count();
-        lines.iter().map(|line| self.encode(line.parse(&self.path)?)).collect()
+        lines.iter().map(|line| self.encode(line)).collect()
     }
 
-    fn encode(&self, (line, row): (usize, serde_json::Value)) -> Result<EncodedRow> {
-        let conversation = self.task.conversation(&row, &self.path, line)?;
-        let at = |e| at_line(&self.path, line, e);
+    fn encode(&self, read: &Line) -> Result<EncodedRow> {
+        let (path, line, row) = (&read.place.file, read.place.line, read.parse()?);
+        let conversation = self.task.conversation(&row, path, line)?;
+        let at = |e| at_line(path, line, e);
         let prompt: Prompt = self.encoder.encode_prompt(&conversation).map_err(at)?;
         let texts = match self.answers {
-            Answers::Encoded => self.task.answers(&row, &self.path, line)?,
+            Answers::Encoded => self.task.answers(&row, path, line)?,
             Answers::Left => Vec::new(),
         };
         let answers = texts.iter().map(|answer| {
@@ -58,7 +58,7 @@ impl<'a> Unlabelled<'a> {
         });
         let answers = answers.collect::<Result<Vec<_>>>()?;
         Ok(EncodedRow {
-            line,
+            line: read.number,
             prompt,
             gold: LabelId::NEGATIVE,
             target: None,

@@ -105,7 +105,8 @@ fn constants(task: &Task, golds: &[LabelId]) -> Vec<Strategy> {
 pub fn audit_files(task: &Task, data: &Path, predictions: Option<&Path>) -> Result<Audit> {
     let mut golds = Vec::new();
     let mut refusal = None;
-    for_each_row(data, |line, row| {
+    for_each_row(data, |_, place, row| {
+        let (data, line) = (&place.file, place.line);
         golds.push(task.gold_labels(row, &[], data, line)?.last);
         if refusal.is_none() {
             refusal = task.refusal(row, data, line);

@@ -1,14 +1,16 @@
 //! One repository in the cache folder: blobs by ETag, snapshots of links to them, refs that name commits.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde_json::Value;
 
 use super::faults::disk;
-use super::name::is_commit;
+use super::name::{RepoKind, is_commit};
 use super::{ADAPTER, INDEX, Parts, RepoName, SINGLE};
+use crate::disk::create_aside;
 use crate::error::{Error, Result};
 
 pub(super) struct RepoCache {
@@ -20,7 +22,11 @@ pub(super) struct RepoCache {
 
 impl RepoCache {
     pub(super) fn new(cache: &Cache, name: &RepoName) -> Self {
-        let repo = Repo::with_revision(name.id().into(), RepoType::Model, name.revision().into());
+        let kind = match name.kind() {
+            RepoKind::Model => RepoType::Model,
+            RepoKind::Dataset => RepoType::Dataset,
+        };
+        let repo = Repo::with_revision(name.id().into(), kind, name.revision().into());
         let folder = repo.folder_name();
         let locks = cache.path().join(".locks").join(&folder);
         let path = cache.path().join(folder);
@@ -79,6 +85,46 @@ impl RepoCache {
         parts == Parts::Config || self.snapshot(commit).join("tokenizer.json").is_file()
     }
 
+    /// The names of all files of a commit, where the hub was asked for them once.
+    pub(super) fn listing(&self, commit: &str) -> Option<Vec<String>> {
+        let text = std::fs::read_to_string(self.record(commit)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Notes the names of all files of a commit: a snapshot holds those that were asked for, and does not say which are
+    /// missing.
+    pub(super) fn keep_listing(&self, commit: &str, files: &[String]) -> Result<()> {
+        let path = self.record(commit);
+        let dir = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir).map_err(disk(dir, "make the folder"))?;
+        let (aside, mut file) = create_aside(&path).map_err(disk(&path, "create"))?;
+        let text = serde_json::to_string(files).unwrap_or_default();
+        file.write_all(text.as_bytes()).map_err(disk(&aside, "write"))?;
+        std::fs::rename(&aside, &path).map_err(disk(&path, "move the finished file into place"))
+    }
+
+    /// Beside what the Python client knows, and looked at by nobody else.
+    fn record(&self, commit: &str) -> PathBuf {
+        self.folder.join(".rlvr").join(format!("{commit}.json"))
+    }
+
+    /// Names of the files that a snapshot holds.
+    pub(super) fn held(&self, commit: &str) -> Vec<String> {
+        let root = self.snapshot(commit);
+        let (mut folders, mut files) = (vec![root.clone()], Vec::new());
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(path);
+                } else if let Some(name) = path.strip_prefix(&root).ok().and_then(Path::to_str) {
+                    files.push(name.replace('\\', "/"));
+                }
+            }
+        }
+        files
+    }
+
     /// Held while a blob is written; the Python client waits for the same lock.
     pub(super) fn lock(&self, etag: &str) -> Result<File> {
         std::fs::create_dir_all(&self.locks).map_err(disk(&self.locks, "make the folder"))?;
@@ -90,15 +136,17 @@ impl RepoCache {
 
     /// Gives a whole blob its file name in the snapshot.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<PathBuf> {
-        let dir = self.snapshot(commit);
-        std::fs::create_dir_all(&dir).map_err(disk(&dir, "make the folder"))?;
-        let path = dir.join(file);
+        let path = self.snapshot(commit).join(file);
+        let dir = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir).map_err(disk(dir, "make the folder"))?;
         if path.is_file() {
             return Ok(path);
         }
         let _ = std::fs::remove_file(&path);
         #[cfg(unix)]
-        let made = std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), &path);
+        let up = "../".repeat(2 + file.matches('/').count());
+        #[cfg(unix)]
+        let made = std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(etag), &path);
         #[cfg(not(unix))]
         let made = std::fs::hard_link(self.blob(etag), &path);
         match made {

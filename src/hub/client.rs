@@ -9,7 +9,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::faults::Fault;
-use super::name::is_commit;
+use super::name::{RepoKind, is_commit};
 use super::settings::Hub;
 use super::{RepoName, SINGLE};
 use crate::error::{Error, Result};
@@ -79,7 +79,8 @@ impl<'a> Client<'a> {
     /// Asks for the revision's commit and files, trying again while the hub cannot be reached.
     pub(super) fn listing(&self) -> std::result::Result<Listing, Fault> {
         let revision = self.name.revision().replace('/', "%2F");
-        let url = format!("{}/api/models/{}/revision/{revision}", self.hub.endpoint, self.name.id());
+        let kind = if self.name.kind() == RepoKind::Dataset { "datasets" } else { "models" };
+        let url = format!("{}/api/{kind}/{}/revision/{revision}", self.hub.endpoint, self.name.id());
         let text = self.again(|| {
             // A renamed repository answers with a redirect on the hub itself, which wants the token again.
             let (mut response, _) = self.on_the_hub(Method::Get, &url)?;
@@ -97,7 +98,7 @@ impl<'a> Client<'a> {
 
     /// Size and ETag of a file.
     pub(super) fn file_info(&self, commit: &str, file: &str) -> Result<FileInfo> {
-        let url = format!("{}/{}/resolve/{commit}/{file}", self.hub.endpoint, self.name.id());
+        let url = self.page(&format!("/resolve/{commit}/{}", escaped(file)));
         self.again(|| self.file_info_once(&url, file)).map_err(Into::into)
     }
 
@@ -256,7 +257,11 @@ impl<'a> Client<'a> {
     }
 
     fn not_found(&self) -> (String, String) {
-        let problem = format!("there is no such folder here and no such repository on {}", self.hub.endpoint);
+        let no_repository = match self.name.kind() {
+            RepoKind::Model => "there is no such folder here and no such repository",
+            RepoKind::Dataset => "there is no such data set",
+        };
+        let problem = format!("{no_repository} on {}", self.hub.endpoint);
         let fix = match &self.hub.token {
             None => "Check the spelling; if it is private, set HF_TOKEN".into(),
             Some(token) => {
@@ -279,8 +284,20 @@ impl<'a> Client<'a> {
     }
 
     fn page(&self, rest: &str) -> String {
-        format!("{}/{}{rest}", self.hub.endpoint, self.name.id())
+        let section = if self.name.kind() == RepoKind::Dataset { "datasets/" } else { "" };
+        format!("{}/{section}{}{rest}", self.hub.endpoint, self.name.id())
     }
+}
+
+/// A file's name as an address has it.
+fn escaped(file: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+            char::from(byte).to_string()
+        }
+        other => format!("%{other:02X}"),
+    };
+    file.bytes().map(byte).collect()
 }
 
 /// The address that a redirect from `url` leads to, if scheme, host and port stay the same.

@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::name::is_commit;
-use super::{Hub, Parts, Progress, RepoName, Snapshot};
+use super::{DataName, Hub, Parts, Progress, RepoName, Snapshot};
 use crate::error::{Error, Result};
 
 /// Folder of imported, fetched and finished models, in the current directory.
@@ -30,6 +30,10 @@ pub struct Folder {
 /// As [`Hub::fetch`]; a name without a `/` that is nowhere; a run without a model. Whether another folder holds a model
 /// is left to whoever reads it.
 pub fn find(named: &Path, parts: Parts, progress: &mut dyn Progress) -> Result<Folder> {
+    if DataName::of(named).is_ok_and(|name| name.is_some()) {
+        let fix = "Name a model: org/name, a short name or a folder";
+        return Err(Error::input(named.display(), "is a data set", fix));
+    }
     if let Some(name) = RepoName::of(named) {
         let snapshot = Hub::from_env().fetch(&name, parts, progress)?;
         return Ok(Folder { pinned: Some(snapshot.pinned()), dir: snapshot.dir });

@@ -1,15 +1,18 @@
 //! Models by name: folders in `checkpoints/`, and repositories of the hub, found in the cache folder that the Python
-//! client uses too, or downloaded into it.
+//! client uses too, or downloaded into it. Data sets of the hub by name, likewise.
 //!
 //! Layout of the cache: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>
 
 mod cache;
+mod card;
 mod client;
+mod dataset;
 mod download;
 mod faults;
 mod local;
 mod name;
 mod settings;
+mod splits;
 
 use std::path::PathBuf;
 
@@ -17,6 +20,7 @@ use self::cache::RepoCache;
 use self::client::Client;
 use crate::error::{Error, Result};
 
+pub use self::dataset::{Data, DataFiles, DataName, data_files, pinned_data};
 pub use self::local::{
     CHECKPOINTS, Folder, RUN_ADAPTER, RUN_CONFIG, RUN_MODEL, find, here, in_run, keep, run_of, short_name,
     target,

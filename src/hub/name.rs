@@ -1,4 +1,4 @@
-//! `org/name` and `org/name@revision`.
+//! `org/name` and `org/name@revision`, of a model or, with `hf:` before it, of a data set.
 
 use std::fmt;
 use std::path::Path;
@@ -8,18 +8,35 @@ use crate::error::{Error, Result};
 /// First parts of paths that nobody means as an organisation on the hub.
 const FOLDERS: [&str; 6] = ["models", "datasets", "spaces", "runs", "data", "checkpoints"];
 const LONGEST: usize = 96;
+/// Before the name of a data set.
+pub(super) const SCHEME: &str = "hf:";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepoKind {
+    Model,
+    Dataset,
+}
 
 /// A repository, and the branch, tag or commit of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoName {
+    kind: RepoKind,
     id: String,
     revision: Option<String>,
 }
 
 impl RepoName {
+    /// A model's.
+    ///
     /// # Errors
     /// When the text is not of that form.
     pub fn parse(text: &str) -> Result<Self> {
+        Self::of_kind(RepoKind::Model, text)
+    }
+
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(super) fn of_kind(kind: RepoKind, text: &str) -> Result<Self> {
         let wrong = |problem: &str| {
             let fix = "Write org/name, or org/name@revision with a branch, tag or commit";
             Err(Error::input(format!("hub name {text:?}"), problem, fix))
@@ -35,7 +52,7 @@ impl RepoName {
         if revision.is_some_and(|revision| !is_revision(revision)) {
             return wrong("has a revision of other characters than letters, digits, `-`, `_`, `.` and `/`");
         }
-        Ok(Self { id: id.into(), revision: revision.map(Into::into) })
+        Ok(Self { kind, id: id.into(), revision: revision.map(Into::into) })
     }
 
     /// The repository that `path` means: none when there is such a file or folder, or one to start with, or when the
@@ -52,7 +69,11 @@ impl RepoName {
     /// # Errors
     /// When the revision has characters that none has.
     pub fn at(&self, revision: &str) -> Result<Self> {
-        Self::parse(&format!("{}@{revision}", self.id))
+        Self::of_kind(self.kind, &format!("{}@{revision}", self.id))
+    }
+
+    pub fn kind(&self) -> RepoKind {
+        self.kind
     }
 
     /// `org/name`.
@@ -71,7 +92,8 @@ impl RepoName {
 
 impl fmt::Display for RepoName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.id)?;
+        let scheme = if self.kind == RepoKind::Dataset { SCHEME } else { "" };
+        write!(f, "{scheme}{}", self.id)?;
         self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
     }
 }

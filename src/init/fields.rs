@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::data::lines::Place;
 use crate::error::{Error, Result};
 
 /// Rows that are looked at to tell what the fields are.
@@ -68,7 +69,7 @@ impl Reading {
         }
     }
 
-    pub(super) fn of(file: &Path, rows: &[(usize, Value)]) -> Result<Self> {
+    pub(super) fn of(file: &Path, rows: &[(Place, Value)]) -> Result<Self> {
         let first: Vec<&Map<String, Value>> =
             rows.iter().take(FIRST).filter_map(|(_, row)| row.as_object()).collect();
         if first.is_empty() {

@@ -13,14 +13,13 @@ pub use self::fields::Reading;
 pub use self::files::{Files, Lengths};
 pub use self::labels::Labels;
 pub use self::split::{Halves, split};
+use crate::data::lines::Place;
 use crate::data::raw;
 use crate::error::{Error, Result};
 
 /// A row as the files of a draft have it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// 1-based, of the file it came from.
-    pub line: usize,
     /// `{text fields or messages, label}`
     pub json: Value,
     pub label: String,
@@ -46,10 +45,10 @@ pub fn draft(data: &Path, negative: Option<&str>) -> Result<Draft> {
     let reading = Reading::of(data, &rows)?;
     let rows = rows
         .iter()
-        .map(|(line, row)| {
-            reading.row(row).map(|(json, label)| Row { line: *line, json, label }).map_err(|problem| {
+        .map(|(Place { file, line }, row)| {
+            reading.row(row).map(|(json, label)| Row { json, label }).map_err(|problem| {
                 let fix = "Complete the row or take it out: every row has to be like the first";
-                Error::input(format!("{}:{line}", data.display()), problem, fix)
+                Error::input(format!("{}:{line}", file.display()), problem, fix)
             })
         })
         .collect::<Result<Vec<Row>>>()?;

@@ -32,8 +32,8 @@ pub fn of(config: &Config, task: &Task) -> Result<(Vec<String>, Vec<&'static str
 /// Texts of the first rows of a file.
 pub fn of_file(path: &Path, task: &Task) -> Result<Vec<String>> {
     let mut texts = Vec::new();
-    for (line, row) in raw::rows(path, MOST_ROWS)? {
-        let sample = task.sample(&row, path, line)?;
+    for (place, row) in raw::rows(path, MOST_ROWS)? {
+        let sample = task.sample(&row, &place.file, place.line)?;
         let messages = sample.conversation.messages;
         texts.extend(messages.iter().map(|message| message.text().into_owned()).chain(sample.target));
     }

@@ -18,23 +18,25 @@ use crate::plan::Target;
 use crate::plan::activations::{self, Settled};
 use crate::run::{CHECKPOINT_CONFIG, Checkpoint, Latest, RunDirectory, SampleFiles};
 
-/// A config whose models have become folders.
+/// A config whose models have become folders, and whose data sets of the hub have been downloaded.
 pub struct Fetched {
     pub config: Config,
-    /// Names the same models by folder or by hub name and commit, for ever and everywhere.
+    /// Names the same models and data by folder or by hub name and commit, for ever and everywhere.
     pub recorded: Config,
     /// Those that came from the hub, `org/name@commit`.
     pub pinned: Vec<String>,
+    /// Data sets that came from there, `hf:org/name@commit:split`.
+    pub data: Vec<String>,
 }
 
 impl From<Config> for Fetched {
     /// A config that names folders already, or no model.
     fn from(config: Config) -> Self {
-        Self { recorded: config.clone(), config, pinned: Vec::new() }
+        Self { recorded: config.clone(), config, pinned: Vec::new(), data: Vec::new() }
     }
 }
 
-/// Finds the models that a config names by path, short name or hub name; `progress` hears of downloads.
+/// Finds the models and the data that a config names by path, short name or hub name; `progress` hears of downloads.
 pub fn fetch(config: Config, progress: &mut dyn Progress) -> Result<Fetched> {
     fetch_parts(config, Parts::Model, progress)
 }
@@ -42,7 +44,7 @@ pub fn fetch(config: Config, progress: &mut dyn Progress) -> Result<Fetched> {
 /// [`fetch`], with so much of a hub's model as `parts` says.
 pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) -> Result<Fetched> {
     let mut fetched = Fetched::from(config);
-    let Fetched { config, recorded, pinned } = &mut fetched;
+    let Fetched { config, recorded, pinned, data } = &mut fetched;
     for (key, path, record, parts) in [
         ("model.path", &mut config.model.path, &mut recorded.model.path, parts),
         ("model.tokenizer", &mut config.model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
@@ -52,6 +54,18 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
         *record = Some(found.pinned.as_ref().map_or_else(|| found.dir.clone(), Into::into));
         pinned.extend(found.pinned);
         *path = Some(found.dir);
+    }
+    for (key, path, record) in [
+        ("data.train", &mut config.data.train, &mut recorded.data.train),
+        ("data.valid", &mut config.data.valid, &mut recorded.data.valid),
+    ] {
+        let Some(named) = path else { continue };
+        let found = hub::pinned_data(named, progress).map_err(|error| error.of_key(key))?;
+        if found != *named {
+            data.push(found.display().to_string());
+        }
+        *record = Some(found.clone());
+        *path = Some(found);
     }
     Ok(fetched)
 }

@@ -17,8 +17,14 @@ const FLOORS: [&[&str]; 7] = [
     &["main", "cli"],
 ];
 /// Rooms of one floor keep apart, except these (from, to) and those of the lowest and highest floor.
-const SIDEWAYS: &[(&str, &str)] =
-    &[("data", "text"), ("data", "task"), ("train", "eval"), ("train", "export"), ("bench", "train")];
+const SIDEWAYS: &[(&str, &str)] = &[
+    ("data", "text"),
+    ("data", "task"),
+    ("data", "hub"),
+    ("train", "eval"),
+    ("train", "export"),
+    ("bench", "train"),
+];
 /// Downward, and unwanted all the same: ops take numbers, whatever file or flag they come from.
 const NEVER: &[(&str, &str)] = &[("ops", "config")];
 const MAX_LINES: usize = 500;

@@ -28,6 +28,7 @@ mod first_hour;
 mod front;
 mod gpu_scripts;
 mod hub;
+mod hub_data;
 mod import;
 mod kernels;
 mod kernels_adamw;

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -15,16 +16,16 @@ use crate::error::{Error, Result};
 
 pub(super) struct Columnar {
     rows: RowIter<'static>,
-    path: PathBuf,
+    file: Arc<Path>,
     row: usize,
 }
 
 impl Columnar {
     /// # Errors
     /// The file is no parquet, or is packed in a way that is not read.
-    pub fn new(path: &Path) -> Result<Self> {
+    pub fn new(path: &Arc<Path>) -> Result<Self> {
         let rows = guarded(path, 0, || Ok(reader(path)?.into_iter()))?;
-        Ok(Self { rows, path: path.into(), row: 0 })
+        Ok(Self { rows, file: Arc::clone(path), row: 0 })
     }
 }
 
@@ -55,10 +56,10 @@ fn guarded<T>(
 impl Source for Columnar {
     fn next_line(&mut self) -> Result<Option<Line>> {
         let rows = &mut self.rows;
-        let row = guarded(&self.path, self.row + 1, || rows.next().transpose())?;
+        let row = guarded(&self.file, self.row + 1, || rows.next().transpose())?;
         let Some(row) = row else { return Ok(None) };
         self.row += 1;
-        Ok(Some(Line::row(self.row, object(&row))))
+        Ok(Some(Line::row(self.row, &self.file, object(&row))))
     }
 
     fn number(&self) -> usize {

@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{BufRead, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord};
 use serde_json::{Map, Value};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 
 pub(super) struct Delimited {
     reader: Reader<Quotes>,
-    path: PathBuf,
+    file: Arc<Path>,
     columns: Vec<String>,
     /// The next record: whether there is one tells whether a cell took in the end of the file.
     ahead: Option<StringRecord>,
@@ -43,7 +44,7 @@ impl Read for Quotes {
 impl Delimited {
     /// # Errors
     /// No header, or one with an empty name or the same name twice.
-    pub fn new(path: &Path, text: Box<dyn BufRead>, delimiter: u8) -> Result<Self> {
+    pub fn new(path: &Arc<Path>, text: Box<dyn BufRead>, delimiter: u8) -> Result<Self> {
         let quotes = Rc::new(Cell::new(0));
         let counted = Quotes { text, seen: Rc::clone(&quotes) };
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(counted);
@@ -67,14 +68,14 @@ impl Delimited {
         if let Some(twice) = columns.iter().find(|name| !seen.insert(name.as_str())) {
             return wrong(format!("two columns are called `{twice}`"));
         }
-        Ok(Self { reader, path: path.into(), columns, ahead: None, line: 1, quotes })
+        Ok(Self { reader, file: Arc::clone(path), columns, ahead: None, line: 1, quotes })
     }
 }
 
 impl Delimited {
     fn record(&mut self) -> Result<Option<StringRecord>> {
         let mut record = StringRecord::new();
-        let read = self.reader.read_record(&mut record).map_err(|e| fault(&self.path, e))?;
+        let read = self.reader.read_record(&mut record).map_err(|e| fault(&self.file, e))?;
         Ok(read.then_some(record))
     }
 }
@@ -92,13 +93,13 @@ impl Source for Delimited {
         self.ahead = self.record()?;
         let last = self.ahead.is_none() && self.quotes.get() % 2 == 1;
         if last && record.iter().any(|cell| cell.contains('\n')) {
-            let place = format!("{}:{}", self.path.display(), self.line);
+            let place = format!("{}:{}", self.file.display(), self.line);
             let problem = "a quoted cell has no closing quote and takes in the rest of the file";
             return Err(Error::input(place, problem, "Close it; a quote within a cell is written twice"));
         }
         let cells = self.columns.iter().zip(record.iter());
         let row: Map<String, Value> = cells.map(|(name, cell)| (name.clone(), Value::from(cell))).collect();
-        Ok(Some(Line::row(self.line, Value::Object(row))))
+        Ok(Some(Line::row(self.line, &self.file, Value::Object(row))))
     }
 
     fn number(&self) -> usize {

@@ -1,7 +1,8 @@
 //! The elements of a JSON list, one at a time, so that a file need not fit in memory.
 
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use super::format::unreadable;
 use super::{Line, Source};
@@ -9,7 +10,7 @@ use crate::error::{Error, Result};
 
 pub(super) struct List {
     text: Box<dyn BufRead>,
-    path: PathBuf,
+    file: Arc<Path>,
     /// Elements so far.
     row: usize,
     at: At,
@@ -24,19 +25,19 @@ enum At {
 }
 
 impl List {
-    pub fn new(path: &Path, text: Box<dyn BufRead>) -> Self {
-        Self { text, path: path.into(), row: 0, at: At::Start }
+    pub fn new(path: &Arc<Path>, text: Box<dyn BufRead>) -> Self {
+        Self { text, file: Arc::clone(path), row: 0, at: At::Start }
     }
 
     fn fault<T>(&self, problem: &str) -> Result<T> {
         let fix = "Write a JSON list of objects, or one JSON object a line";
-        Err(Error::input(format!("{}:{}", self.path.display(), self.row + 1), problem, fix))
+        Err(Error::input(format!("{}:{}", self.file.display(), self.row + 1), problem, fix))
     }
 
     /// The next byte that is no blank, left where it is.
     fn peek(&mut self) -> Result<Option<u8>> {
         loop {
-            let bytes = self.text.fill_buf().map_err(unreadable(&self.path))?;
+            let bytes = self.text.fill_buf().map_err(unreadable(&self.file))?;
             let blank = bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
             if let Some(byte) = bytes.get(blank) {
                 let byte = *byte;
@@ -55,7 +56,7 @@ impl List {
         let mut element = Vec::new();
         let (mut depth, mut quoted, mut escaped) = (0, false, false);
         loop {
-            let bytes = self.text.fill_buf().map_err(unreadable(&self.path))?;
+            let bytes = self.text.fill_buf().map_err(unreadable(&self.file))?;
             if bytes.is_empty() {
                 return self.fault("the list ends within a row: the file is cut");
             }
@@ -115,7 +116,7 @@ impl Source for List {
         let bytes = self.element()?;
         self.at = At::Within;
         self.row += 1;
-        Ok(Some(Line::text(self.row, bytes)))
+        Ok(Some(Line::text(self.row, &self.file, bytes)))
     }
 
     fn number(&self) -> usize {

@@ -5,8 +5,10 @@ mod delimited;
 mod format;
 mod list;
 
+use std::collections::VecDeque;
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -16,14 +18,25 @@ use self::format::{Format, Opened};
 use self::list::List;
 use super::surrogates;
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// Lines that are worked on at a time: enough for every core, few enough to keep in memory and to show how far it is.
 pub(super) const CHUNK: usize = 64;
 
+/// Where a row stands: what errors name.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Of several files that are one source, the row's own.
+    pub file: Arc<Path>,
+    /// Of its line or, where rows are no lines, of the row; 1-based.
+    pub line: usize,
+}
+
 /// A row.
 pub(super) struct Line {
-    /// Of its line or, where rows are no lines, of the row; 1-based.
+    /// [`Place::line`], counted on through the files of a source.
     pub number: usize,
+    pub place: Place,
     content: Content,
 }
 
@@ -34,20 +47,24 @@ enum Content {
 }
 
 impl Line {
-    fn text(number: usize, bytes: Vec<u8>) -> Self {
-        Self { number, content: Content::Text(bytes) }
+    fn text(line: usize, file: &Arc<Path>, bytes: Vec<u8>) -> Self {
+        Self::of(line, file, Content::Text(bytes))
     }
 
-    fn row(number: usize, row: Value) -> Self {
-        Self { number, content: Content::Row(row) }
+    fn row(line: usize, file: &Arc<Path>, row: Value) -> Self {
+        Self::of(line, file, Content::Row(row))
+    }
+
+    fn of(line: usize, file: &Arc<Path>, content: Content) -> Self {
+        Self { number: line, place: Place { file: Arc::clone(file), line }, content }
     }
 
     /// # Errors
     /// `file:line`: not UTF-8, or not JSON.
-    pub fn parse(&self, path: &Path) -> Result<(usize, Value)> {
-        let place = || format!("{}:{}", path.display(), self.number);
+    pub fn parse(&self) -> Result<Value> {
+        let place = || format!("{}:{}", self.place.file.display(), self.place.line);
         let bytes = match &self.content {
-            Content::Row(row) => return Ok((self.number, row.clone())),
+            Content::Row(row) => return Ok(row.clone()),
             Content::Text(bytes) => bytes,
         };
         let text = std::str::from_utf8(bytes.trim_ascii_end()).map_err(|e| {
@@ -64,7 +81,7 @@ impl Line {
             let problem = format!("malformed JSON at {within}column {}: {what}", e.column());
             Error::input(place(), problem, "Write one JSON object a line")
         })?;
-        Ok((self.number, value))
+        Ok(value)
     }
 
     /// Whether [`Self::parse`] puts U+FFFD in the place of half a character.
@@ -108,19 +125,19 @@ fn without_nan(text: &str) -> Option<String> {
     found.then_some(clean)
 }
 
-/// The row in line `line`, counted from 1.
+/// The row in line `line`, counted from 1 and on through the files of a source, and its place.
 ///
 /// # Errors
 /// The file cannot be read, has no such line, or the line is blank or no JSON.
-pub fn row_at(path: &Path, line: usize) -> Result<Value> {
+pub fn row_at(path: &Path, line: usize) -> Result<(Place, Value)> {
     let mut lines = Lines::open(path)?;
     loop {
         let chunk = lines.next_chunk(CHUNK)?;
         if let Some(found) = chunk.iter().find(|l| l.number == line) {
-            return Ok(found.parse(path)?.1);
+            return Ok((found.place.clone(), found.parse()?));
         }
         if chunk.is_empty() || chunk.iter().any(|l| l.number > line) {
-            let problem = if line == 0 || line > lines.source.number() {
+            let problem = if line == 0 || line > lines.number() {
                 "there is no such line"
             } else {
                 "the line is blank"
@@ -131,13 +148,14 @@ pub fn row_at(path: &Path, line: usize) -> Result<Value> {
     }
 }
 
-fn count_lines(path: &Path) -> Result<usize> {
+fn count_lines(file: &Arc<Path>) -> Result<usize> {
+    let path: &Path = file;
     let mut opened = format::open(path)?;
     if opened.format == Format::Parquet {
         return columnar::count(path);
     }
     if opened.format == Format::JsonList {
-        let mut list = List::new(path, opened.text);
+        let mut list = List::new(file, opened.text);
         while list.next_line()?.is_some() {}
         return Ok(list.number());
     }
@@ -165,22 +183,42 @@ trait Source {
 
 /// Rows of a data file with their numbers: JSON Lines, a JSON list, CSV or TSV, each also packed with gzip or zstd; parquet. Which of
 /// them it is, its first bytes tell. Rows count from 1 in lists and parquet; elsewhere a row has the number of its line.
+/// The files of a data set of the hub follow each other.
 pub(super) struct Lines {
     source: Box<dyn Source>,
+    /// Those after the source's.
+    files: VecDeque<Arc<Path>>,
+    /// Lines of the files before it.
+    before: usize,
 }
 
 impl Lines {
     /// # Errors
-    /// The file cannot be read, or is of another kind, which is named.
+    /// The file cannot be read, or is of another kind, which is named; as [`hub::data_files`].
     pub fn open(path: &Path) -> Result<Self> {
-        let Opened { format, text } = format::open(path)?;
-        let source: Box<dyn Source> = match format {
-            Format::JsonLines => Box::new(JsonLines { text, path: path.into(), number: 0 }),
-            Format::JsonList => Box::new(List::new(path, text)),
-            Format::Delimited(delimiter) => Box::new(Delimited::new(path, text, delimiter)?),
-            Format::Parquet => Box::new(Columnar::new(path)?),
-        };
-        Ok(Self { source })
+        Self::of(hub::data_files(path)?.into_iter().map(Arc::from).collect())
+    }
+
+    fn of(mut files: VecDeque<Arc<Path>>) -> Result<Self> {
+        let first = files.pop_front().unwrap_or_else(|| Path::new("").into());
+        Ok(Self { source: source(&first)?, files, before: 0 })
+    }
+
+    /// The number of the latest row or line.
+    fn number(&self) -> usize {
+        self.before + self.source.number()
+    }
+
+    fn next_line(&mut self) -> Result<Option<Line>> {
+        loop {
+            if let Some(mut line) = self.source.next_line()? {
+                line.number += self.before;
+                return Ok(Some(line));
+            }
+            let Some(next) = self.files.pop_front() else { return Ok(None) };
+            self.before += self.source.number();
+            self.source = source(&next)?;
+        }
     }
 
     /// [`Self::open`], and about how many rows there are: blank lines count, and a CSV's line breaks within cells.
@@ -192,24 +230,36 @@ impl Lines {
             let problem = "is a pipe or a device, and is read more than once";
             return Err(Error::input(path.display(), problem, "Write the rows to a file first"));
         }
-        Ok((Self::open(path)?, count_lines(path)?))
+        let files: VecDeque<Arc<Path>> = hub::data_files(path)?.into_iter().map(Arc::from).collect();
+        let counts = files.iter().map(count_lines).collect::<Result<Vec<_>>>()?;
+        Ok((Self::of(files)?, counts.into_iter().sum()))
     }
 
     /// At most `count` rows; none at the end of the file.
     pub fn next_chunk(&mut self, count: usize) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
         while lines.len() < count {
-            let Some(line) = self.source.next_line()? else { break };
+            let Some(line) = self.next_line()? else { break };
             lines.push(line);
         }
         Ok(lines)
     }
 }
 
+fn source(file: &Arc<Path>) -> Result<Box<dyn Source>> {
+    let Opened { format, text } = format::open(file)?;
+    Ok(match format {
+        Format::JsonLines => Box::new(JsonLines { text, file: Arc::clone(file), number: 0 }),
+        Format::JsonList => Box::new(List::new(file, text)),
+        Format::Delimited(delimiter) => Box::new(Delimited::new(file, text, delimiter)?),
+        Format::Parquet => Box::new(Columnar::new(file)?),
+    })
+}
+
 /// Lines that are not blank.
 struct JsonLines {
     text: Box<dyn BufRead>,
-    path: PathBuf,
+    file: Arc<Path>,
     number: usize,
 }
 
@@ -217,13 +267,13 @@ impl Source for JsonLines {
     fn next_line(&mut self) -> Result<Option<Line>> {
         loop {
             let mut bytes = Vec::new();
-            let read = self.text.read_until(b'\n', &mut bytes).map_err(format::unreadable(&self.path))?;
+            let read = self.text.read_until(b'\n', &mut bytes).map_err(format::unreadable(&self.file))?;
             if read == 0 {
                 return Ok(None);
             }
             self.number += 1;
             if !bytes.trim_ascii().is_empty() {
-                return Ok(Some(Line::text(self.number, bytes)));
+                return Ok(Some(Line::text(self.number, &self.file, bytes)));
             }
         }
     }
@@ -235,6 +285,8 @@ impl Source for JsonLines {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -242,8 +294,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows.jsonl");
         std::fs::write(&path, "{\"a\": 1}\n\n{\"a\": 3}\n").unwrap();
-        assert_eq!(row_at(&path, 1).unwrap()["a"], 1);
-        assert_eq!(row_at(&path, 3).unwrap()["a"], 3);
+        assert_eq!(row_at(&path, 1).unwrap().1["a"], 1);
+        assert_eq!(row_at(&path, 3).unwrap().1["a"], 3);
         let error = |line| row_at(&path, line).unwrap_err().to_string();
         assert!(error(2).contains("rows.jsonl:2: the line is blank"));
         for absent in [0, 4, 9] {
@@ -257,7 +309,7 @@ mod tests {
 
     fn rows(path: &Path) -> Result<Vec<Value>> {
         let rows = Lines::open(path)?.next_chunk(usize::MAX)?;
-        rows.iter().map(|row| row.parse(path).map(|(_, row)| row)).collect()
+        rows.iter().map(Line::parse).collect()
     }
 
     #[test]
@@ -268,7 +320,7 @@ mod tests {
         let packings = ["none", "snappy", "gzip", "zstd"].map(|name| format!("pyarrow-{name}.parquet"));
         for name in whole.map(String::from).chain(packings) {
             assert_eq!(rows(&golden(&name)).unwrap(), want, "{name}");
-            assert_eq!(count_lines(&golden(&name)).unwrap(), 3, "{name}");
+            assert_eq!(count_lines(&golden(&name).into()).unwrap(), 3, "{name}");
         }
         let two = |row: &Value| serde_json::json!({"text": row["text"], "label": row["label"]});
         let want: Vec<Value> = want.iter().map(two).collect();
@@ -292,6 +344,23 @@ mod tests {
         }
         assert!(row["when"].as_str().unwrap().starts_with("2026-11-28 01:02:03"), "{row}");
         assert!(row["day"].as_str().unwrap().starts_with("2026-11-28"), "{row}");
+    }
+
+    #[test]
+    fn rows_count_on_through_the_files_of_a_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, empty, last] = ["a.jsonl", "b.jsonl", "c.jsonl"].map(|name| dir.path().join(name));
+        std::fs::write(&first, "{\"a\": 1}\n\n{\"a\": 2}\n\n").unwrap();
+        std::fs::write(&empty, "").unwrap();
+        std::fs::write(&last, "{\"a\": 3}\nno\n").unwrap();
+        let files = [first, empty, golden("rows.jsonl.gz"), last].map(Arc::from);
+        let mut lines = Lines::of(files.into()).unwrap();
+        let rows = lines.next_chunk(99).unwrap();
+        assert_eq!(rows.iter().map(|row| row.number).collect::<Vec<_>>(), [1, 3, 5, 6, 7, 8, 9]);
+        assert_eq!(rows.iter().map(|row| row.place.line).collect::<Vec<_>>(), [1, 3, 1, 2, 3, 1, 2]);
+        assert_eq!(rows[5].parse().unwrap()["a"], 3);
+        let error = rows[6].parse().unwrap_err().to_string();
+        assert!(error.contains("c.jsonl:2: malformed JSON") && lines.number() == 9, "{error}");
     }
 
     #[test]
@@ -357,7 +426,7 @@ mod tests {
         let path = dir.path().join("rows.jsonl");
         for (text, want) in [("", 0), ("{}", 1), ("{}\n", 1), ("{}\n\n{}", 3)] {
             std::fs::write(&path, text).unwrap();
-            assert_eq!(count_lines(&path).unwrap(), want, "{text:?}");
+            assert_eq!(count_lines(&path.as_path().into()).unwrap(), want, "{text:?}");
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Server {
 
 struct State {
     id: String,
+    /// `models` or `datasets`, in the addresses of the interface.
+    kind: &'static str,
     port: u16,
     files: BTreeMap<String, Vec<u8>>,
     manners: Mutex<Manners>,
@@ -48,11 +50,21 @@ struct State {
 }
 
 impl Server {
-    /// Serves one repository. Files that end in .safetensors are large: they have a SHA-256 and lie elsewhere.
+    /// Serves one repository. Files that end in .safetensors or .parquet are large: they have a SHA-256 and lie elsewhere.
     pub fn start(id: &str, files: BTreeMap<String, Vec<u8>>) -> Self {
+        Self::of("models", id, files)
+    }
+
+    /// Serves one data set.
+    pub fn of_data(id: &str, files: BTreeMap<String, Vec<u8>>) -> Self {
+        Self::of("datasets", id, files)
+    }
+
+    fn of(kind: &'static str, id: &str, files: BTreeMap<String, Vec<u8>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = State { id: id.into(), port, files, manners: Mutex::default(), seen: Mutex::default() };
+        let state =
+            State { id: id.into(), kind, port, files, manners: Mutex::default(), seen: Mutex::default() };
         let state = Arc::new(state);
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -121,7 +133,7 @@ impl State {
             let to = seen.path.replace(old, &self.id);
             return send(stream, 307, &[("Location", &to)], b"");
         }
-        if let Some(rest) = seen.path.strip_prefix(&format!("/api/models/{}/revision/", self.id)) {
+        if let Some(rest) = seen.path.strip_prefix(&format!("/api/{}/{}/revision/", self.kind, self.id)) {
             if !["main", "refs%2Fpr%2F1", COMMIT].contains(&rest) {
                 return send(stream, 404, &[("X-Error-Code", "RevisionNotFound")], b"{}");
             }
@@ -129,14 +141,17 @@ impl State {
             let body = json!({"id": self.id, "sha": COMMIT, "siblings": files}).to_string();
             return send(stream, 200, &[("Content-Type", "application/json")], body.as_bytes());
         }
-        let name = seen.path.strip_prefix(&format!("/{}/resolve/{COMMIT}/", self.id));
-        let Some((name, file)) = name.and_then(|name| Some((name, self.files.get(name)?))) else {
+        let section = if self.kind == "datasets" { "datasets/" } else { "" };
+        let name = seen.path.strip_prefix(&format!("/{section}{}/resolve/{COMMIT}/", self.id));
+        let name = name.map(|name| name.replace("%20", " "));
+        let Some((name, file)) = name.and_then(|name| Some((name.clone(), self.files.get(&name)?))) else {
             return send(stream, 404, &[("X-Error-Code", "RepoNotFound")], b"{}");
         };
         let (hash, size) = (sha256(file), file.len().to_string());
         let mut headers = vec![("X-Repo-Commit", COMMIT)];
-        let quoted = format!("\"{}\"", if name.ends_with(".safetensors") { &hash } else { &hash[..40] });
-        if name.ends_with(".safetensors") {
+        let is_large = name.ends_with(".safetensors") || name.ends_with(".parquet");
+        let quoted = format!("\"{}\"", if is_large { &hash } else { &hash[..40] });
+        if is_large {
             let location = format!("http://localhost:{}/cdn/{hash}", self.port);
             headers.extend([
                 ("X-Linked-Etag", quoted.as_str()),
