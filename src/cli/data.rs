@@ -12,6 +12,7 @@ use super::text::TextArgs;
 use crate::config::data::DataConfig;
 use crate::config::{Config, Stage};
 use crate::data::check::{Check, Quantiles, Report};
+use crate::data::coverage;
 use crate::data::near::NEAR;
 use crate::data::overlap::{self, Leak};
 use crate::data::{Limits, Targets};
@@ -168,7 +169,7 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
     let task = Task::load(named.unwrap_or("riskcue"))?;
     let files = args.files(config.as_ref())?;
     let against = args.against.iter().map(|file| rows(file)).collect::<crate::error::Result<Vec<_>>>()?;
-    let mut wrong = Vec::new();
+    let (mut wrong, mut counts) = (Vec::new(), Vec::new());
     for (file, needs_target) in &files {
         let limits = Limits {
             max_prompt_tokens: args.max_prompt_tokens.unwrap_or(data.max_prompt_tokens),
@@ -182,6 +183,16 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
             writeln!(out, "{}", file.display())?;
         }
         write_report(&report, &task, &limits, out)?;
+        counts.push(report.labels);
+        // The second of a config's two is not learned from.
+        let said = match counts.as_slice() {
+            [trained, valid] => coverage::remarks("data.train", trained, Some(valid)),
+            [rows] if files.len() == 1 => coverage::remarks("the file", rows, None),
+            _ => Vec::new(),
+        };
+        for text in said {
+            writeln!(out, "warning     {text}")?;
+        }
         if report.problem_count > 0 {
             wrong.push((file, format!("{} problems in {} rows", report.problem_count, report.rows)));
         }

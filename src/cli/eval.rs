@@ -288,9 +288,6 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
 
 /// Fits a threshold, or holds the saved one against other rows.
 fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> {
-    if !(0.0..=1.0).contains(&args.max_fpr) {
-        return Err(Error::input("--max-fpr", format!("{} is no rate", args.max_fpr), "Give 0 to 1").into());
-    }
     let saved = match args.fit_threshold {
         true => None,
         false => {
@@ -313,6 +310,9 @@ fn threshold(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<()> 
     let scored: Vec<Scored> =
         scores.into_iter().zip(risky).map(|(score, risky)| Scored { score, risky }).collect();
     let mut found = Threshold::fit(task, kind, &scored, args.max_fpr, data)?;
+    if let (None, Some(text)) = (&saved, args.given().trained_on(task, data)) {
+        eprintln!("warning: {text}");
+    }
     let said = match &saved {
         None => {
             found.save(&subject.dir)?;

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::hub::adapter;
 use crate::config::Config;
+use crate::data::near::NEAR;
+use crate::data::overlap;
 use crate::error::Result;
 use crate::hub::{RUN_CONFIG, here, run_of};
 use crate::task::Task;
@@ -43,6 +45,31 @@ impl Given<'_> {
             Some(asked) => Ok(asked),
             None => Ok(self.config()?.map_or(COMPLETION_TOKENS, |of_run| of_run.eval.max_completion_tokens)),
         }
+    }
+
+    /// What to say of rows that a threshold is fitted on and the run was trained on.
+    pub fn trained_on(self, task: &Task, data: &Path) -> Option<String> {
+        let train = self.config().ok().flatten()?.data.train?;
+        let leaks = match overlap::leaks(task, data, &train, NEAR) {
+            Ok(leaks) => leaks,
+            Err(error) => {
+                return Some(format!(
+                    "whether rows of {} were trained on is not known: {error}",
+                    data.display()
+                ));
+            }
+        };
+        let exact = leaks.iter().filter(|leak| leak.similarity == 1.0).count();
+        let first = leaks.first()?;
+        Some(format!(
+            "{} rows of {} are training rows of the run too ({}), {exact} of them word for word, the first in line {}: a \
+             model is surer of those than of new ones, which will be flagged more often than this rate says. Fit it on rows \
+             that nothing was trained on",
+            leaks.len(),
+            data.display(),
+            train.display(),
+            first.line
+        ))
     }
 
     /// Config of the run that the adapter, or else the model, is of.

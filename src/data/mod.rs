@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod check;
+pub mod coverage;
 pub mod difficulty;
 pub mod held_out;
 pub mod jsonl;

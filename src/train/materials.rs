@@ -86,7 +86,11 @@ impl Materials {
             (None, Some(shape)) => Self::from_seed(config, shape, &task, &run.join("tokenizer")),
             (None, None) => config.model.validate().and(Err(Error::Compute("no model".into()))),
         }?;
+        let whole = rows.data == config.data;
         let rows = Rows::load(rows, &task, &encoder, sinks)?;
+        if whole && config.data.train.is_some() {
+            rows.remarks(&task).into_iter().for_each(|text| sinks.warn(text));
+        }
         // Asked before the first evaluation, not after the warm-up.
         if grpo {
             prompt_order(&rows.grpo, config.grpo.balance, "grpo.balance", config.seed)?;

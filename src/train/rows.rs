@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::config::data::DataConfig;
 use crate::config::stages::Balance;
 use crate::config::{Config, Stage};
+use crate::data::coverage;
 use crate::data::held_out::{held_out, limits};
 use crate::data::jsonl::{Dataset, EncodedRow, Source, Watch};
 use crate::data::limits::Targets;
@@ -92,6 +93,17 @@ impl Rows {
         }
         let valid_name = data.valid.as_ref().map_or(String::new(), |path| path.display().to_string());
         Ok(Self { sft, grpo, answers, valid, valid_name })
+    }
+}
+
+impl Rows {
+    /// What to say of the labels of the rows that are learned from.
+    pub fn remarks(&self, task: &Task) -> Vec<String> {
+        // Stages read the same file; one that keeps fewer rows has the same labels, or has said what it dropped.
+        let trained = [&self.sft, &self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty());
+        let golds = |rows: &[EncodedRow]| coverage::count(task, rows.iter().map(|row| row.gold));
+        let trained = trained.map_or(Vec::new(), |rows| golds(rows));
+        coverage::remarks("data.train", &trained, Some(&golds(&self.valid)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::runs::{READ_HELD_OUT, held_out, object, rows, stdout, text, train};
+use crate::support::runs::{READ_HELD_OUT, held_out, object, rlvr, rows, stdout, text, train};
 
 #[test]
 fn a_fitted_threshold_keeps_its_rate_and_goes_where_the_weights_go() {
@@ -46,4 +46,60 @@ fn a_fitted_threshold_keeps_its_rate_and_goes_where_the_weights_go() {
     stdout(&["export", text(&model), text(&exported), "--format", "hf"]);
     let read = |folder: &Path| std::fs::read(folder.join("threshold.json")).unwrap();
     assert_eq!(read(&exported), read(&model));
+}
+
+/// Rows that were trained on flatter a threshold; labels that nothing is learned of are named before any training.
+#[test]
+fn rows_that_were_trained_on_and_labels_without_rows_are_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    stdout(&["data", "synth", "--out", text(&data), "--seed", "1", "--rows", "60", "--valid-rows", "20"]);
+    let [train_file, valid] = ["train.jsonl", "valid.jsonl"].map(|name| data.join(name));
+    let (safe, risky): (Vec<Value>, Vec<Value>) =
+        rows(&train_file).into_iter().partition(|row| row["security_type"][0] == "Safe");
+    let one = data.join("one.jsonl");
+    std::fs::write(&one, safe.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+    assert!(!risky.is_empty());
+
+    let said = stdout(&["data", "check", text(&one), "--task", "demo"]);
+    assert!(said.contains("warning     every row of the file is labelled `Safe`"), "{said}");
+    let said = stdout(&["data", "check", text(&train_file), "--task", "demo"]);
+    assert!(!said.contains("is labelled `Safe`"), "{said}");
+
+    let keys = |file: &Path| {
+        [("data.train", file), ("data.valid", &valid)].map(|(k, v)| format!("{k}={}", v.display()))
+    };
+    let warnings = |run: &Path| -> Vec<String> {
+        let events = rows(&run.join("metrics.jsonl")).into_iter().filter(|event| event["event"] == "warning");
+        events.map(|event| event["text"].as_str().unwrap().to_string()).collect()
+    };
+    let small = ["stages=[\"sft\"]", "sft.epochs=0.2", "sft.rows_per_step=4"];
+    let sets =
+        |file: &Path| -> Vec<String> { small.iter().map(ToString::to_string).chain(keys(file)).collect() };
+    let trained = |name: &str, file: &Path| {
+        let (root, name_key) = (format!("run.root={}", dir.path().display()), format!("run.name={name}"));
+        let mut args = vec!["train", "demo", "--set", "device=cpu", "--set", &root, "--set", &name_key];
+        let sets = sets(file);
+        sets.iter().for_each(|set| args.extend(["--set", set.as_str()]));
+        let output = rlvr(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        dir.path().join(name)
+    };
+    let run = trained("one", &one);
+    let said = warnings(&run).join("\n");
+    assert!(said.contains("every row of data.train is labelled `Safe`"), "{said}");
+    assert!(said.contains("no row of data.train has a label that validation rows have: "), "{said}");
+
+    let run = trained("all", &train_file);
+    let said = warnings(&run).join("\n");
+    assert!(!said.contains("every row of data.train"), "{said}");
+    for (file, known) in [(&train_file, true), (&valid, false)] {
+        let mut args = vec!["eval", text(&run), text(file), "--fit-threshold"];
+        args.extend(READ_HELD_OUT);
+        let output = rlvr(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("60 rows of"), known, "{said}");
+        assert_eq!(said.contains("are training rows of the run too"), known, "{said}");
+    }
 }
