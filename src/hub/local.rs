@@ -87,12 +87,16 @@ pub fn target(named: &Path) -> PathBuf {
     if is_short(named) && !named.exists() { Path::new(CHECKPOINTS).join(named) } else { named.into() }
 }
 
-/// `SmolLM2-135M-Instruct` of `some/SmolLM2-135M-Instruct.Q4_1.gguf`, in small letters.
+/// `SmolLM2-135M-Instruct` of `some/SmolLM2-135M-Instruct.Q4_1.gguf`, in small letters. Of a part, that of the whole.
 pub fn short_name(file: &Path) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let whole = stem.rsplit_once("-of-").filter(|(_, count)| number(count));
+    let whole = whole.and_then(|(part, _)| part.rsplit_once('-')).filter(|(_, part)| number(part));
+    let stem = whole.map_or(stem.as_str(), |(name, _)| name);
     let stem = match stem.rsplit_once(['.', '-']) {
         Some((name, quantisation)) if !name.is_empty() && is_quantisation(quantisation) => name,
-        _ => &stem,
+        _ => stem,
     };
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
     stem.chars().map(plain).collect()
@@ -197,6 +201,8 @@ mod tests {
             ("Qwen 3.gguf", "qwen-3"),
             ("q8_0.gguf", "q8_0"),
             ("tokenizer.model", "tokenizer"),
+            ("Qwen3-8B-Q8_0-00001-of-00002.gguf", "qwen3-8b"),
+            ("one-of-00002.gguf", "one-of-00002"),
         ] {
             assert_eq!(short_name(Path::new(file)), name, "{file}");
         }

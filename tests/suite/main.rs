@@ -26,6 +26,7 @@ mod export;
 mod families;
 mod first_hour;
 mod front;
+mod gguf_parts;
 mod gpu_scripts;
 mod hub;
 mod hub_data;

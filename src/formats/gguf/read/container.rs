@@ -17,21 +17,27 @@ const MAX_DIMENSIONS: u32 = 4;
 const MAX_NESTING: usize = 4;
 const FETCH_AGAIN: &str = "The download or copy was probably cut short: fetch the file again";
 
-/// An open GGUF file whose header has been read.
+/// An open GGUF file whose header has been read, and the tensors of the files that were appended.
 pub struct Gguf {
     path: PathBuf,
-    file: File,
-    /// Byte where tensor data starts.
-    data_offset: u64,
+    files: Vec<Data>,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, Stored>,
+}
+
+struct Data {
+    file: File,
+    /// Byte where tensor data starts.
+    offset: u64,
 }
 
 struct Stored {
     /// Rows first, as everywhere outside ggml.
     shape: Vec<usize>,
     kind: TensorType,
-    /// Bytes from `data_offset`.
+    /// Which of the files has it.
+    file: usize,
+    /// Bytes from the start of that file's data.
     offset: u64,
 }
 
@@ -69,7 +75,8 @@ impl Gguf {
                 shape.push(usize::try_from(header.u64()?).unwrap_or(usize::MAX));
             }
             shape.reverse();
-            let stored = Stored { shape, kind: TensorType::of(header.u32()?), offset: header.u64()? };
+            let stored =
+                Stored { shape, kind: TensorType::of(header.u32()?), file: 0, offset: header.u64()? };
             if tensors.insert(name.clone(), stored).is_some() {
                 return Err(
                     header.broken(&format!("tensor {name} is stored twice"), "Convert the model again")
@@ -77,14 +84,30 @@ impl Gguf {
             }
         }
         let end = header.at;
-        let mut gguf = Self { path: path.into(), file, data_offset: 0, metadata, tensors };
+        let mut gguf = Self { path: path.into(), files: Vec::new(), metadata, tensors };
         let alignment = gguf.size("general.alignment")?.unwrap_or(32) as u64;
         if alignment == 0 || alignment > 1 << 20 {
             let problem = format!("{alignment} is not an alignment in bytes");
             return Err(gguf.wrong("general.alignment", problem, "Convert the model again"));
         }
-        gguf.data_offset = end.next_multiple_of(alignment);
+        gguf.files.push(Data { file, offset: end.next_multiple_of(alignment) });
         Ok(gguf)
+    }
+
+    /// Takes the tensors of another part of the same model; its metadata are left.
+    pub fn append(&mut self, other: Self) -> Result<()> {
+        let first = self.files.len();
+        for (name, mut stored) in other.tensors {
+            if self.tensors.contains_key(&name) {
+                let fix = "Put the parts of one model into a folder of their own, under their names";
+                let place = format!("{}: {name}", other.path.display());
+                return Err(Error::input(place, "an earlier part has this tensor too", fix));
+            }
+            stored.file += first;
+            self.tensors.insert(name, stored);
+        }
+        self.files.extend(other.files);
+        Ok(())
     }
 
     /// The file's path, for errors.
@@ -196,12 +219,14 @@ impl Gguf {
     /// One tensor in f32 on the CPU, rows first. Only one tensor's bytes are in memory.
     pub fn dequantise(&self, tensor: &str) -> Result<Tensor> {
         let stored = self.tensors.get(tensor);
-        let Some((stored, dtype)) = stored.and_then(|stored| Some((stored, stored.kind.dtype?))) else {
+        let readable =
+            stored.and_then(|stored| Some((stored, self.files.get(stored.file)?, stored.kind.dtype?)));
+        let Some((stored, data, dtype)) = readable else {
             return Err(self.wrong(tensor, "not a tensor that can be read", "Convert the model again"));
         };
         let shape = Shape::from(&stored.shape[..]);
         let info = TensorInfo { ggml_dtype: dtype, shape, offset: stored.offset };
-        info.read(&mut &self.file, self.data_offset, &Device::Cpu)
+        info.read(&mut &data.file, data.offset, &Device::Cpu)
             .and_then(|quantised| quantised.dequantize(&Device::Cpu))
             .map_err(|e| self.wrong(tensor, reason(&e), FETCH_AGAIN))
             .and_then(|values| match values.flatten_all()?.to_vec1::<f32>()?.iter().all(|x| x.is_finite()) {

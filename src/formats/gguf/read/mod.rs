@@ -1,7 +1,8 @@
-//! A model as one GGUF file holds it: its numbers, its tokenizer, and its tensors one at a time.
+//! A model as a GGUF file, or several, hold it: its numbers, its tokenizer, and its tensors one at a time.
 
 mod config;
 mod container;
+mod parts;
 mod tokenizer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +15,13 @@ use crate::error::Result;
 use crate::model::config::ModelConfig;
 use config::{config, family};
 use container::Gguf;
+use parts::open_whole;
 use tokenizer::{TokenizerFiles, tokenizer_files};
 
 const AGAIN: &str = "Convert the model again";
 const OTHER_MODEL: &str = "Import a model without it";
 
-/// A GGUF file that has been checked: everything but the tensors' data is read.
+/// A GGUF file with the other parts of its model, if there are any, that has been checked: everything but the tensors' data is read.
 pub struct GgufModel {
     pub config: ModelConfig,
     pub(super) tokenizer: TokenizerFiles,
@@ -29,11 +31,12 @@ pub struct GgufModel {
 }
 
 impl GgufModel {
+    /// `gguf` is the file, or any one of several that hold the model together.
+    ///
     /// # Errors
-    /// The file is damaged, or holds what rlvr does not compute; the metadata key or tensor is named.
+    /// A file is missing or damaged, or holds what rlvr does not compute; the metadata key or tensor is named.
     pub fn open(gguf: &Path) -> Result<Self> {
-        let file = Gguf::open(gguf)?;
-        refuse_parts(&file, gguf)?;
+        let file = open_whole(gguf)?;
         let family = family(&file)?;
         let tokenizer = tokenizer_files(&file, family.model_type())?;
         let config = config(&file, family, &tokenizer.ids)?;
@@ -49,23 +52,6 @@ impl GgufModel {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         hf_rows(&self.config, name, self.file.dequantise(&gguf_name(name))?)
     }
-}
-
-/// Refuses one of several files that hold a model together.
-fn refuse_parts(file: &Gguf, path: &Path) -> Result<()> {
-    let count = file.size("split.count")?.unwrap_or(1);
-    if count < 2 {
-        return Ok(());
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let ending = format!("-of-{count:05}.gguf");
-    let parts = match name.strip_suffix(&ending).and_then(|first| first.rsplit_once('-')) {
-        Some((stem, _)) => format!("{stem}-00001{ending} to {stem}-{count:05}{ending}"),
-        None => format!("{count} files"),
-    };
-    let problem = format!("this file is one part of a model that lies in {parts}");
-    let fix = "Join them with llama.cpp: llama-gguf-split --merge FIRST_PART WHOLE.gguf, and import that";
-    Err(file.wrong("split.count", problem, fix))
 }
 
 /// Names, shapes and storage types, all before anything is written. Returns how many tensors have which type.
