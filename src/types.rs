@@ -93,7 +93,7 @@ pub struct Sample {
 }
 
 /// What the model is conditioned on: chat-templated, ends with the generation prompt. `[P]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompt {
     pub token_ids: Vec<u32>,
 }

@@ -238,6 +238,13 @@ fn write_report(report: &Report, task: &Task, limits: &Limits, out: &mut impl Wr
             writeln!(out, "{name}      {}", describe(q))?;
         }
     }
+    if report.uncounted > 0 {
+        writeln!(
+            out,
+            "uncounted   {:>6}  prompts that have more bytes than so many tokens can stand for, not in these numbers",
+            report.uncounted
+        )?;
+    }
     let account = &report.account;
     for (reason, rows) in account.reasons(limits) {
         writeln!(out, "dropped     {rows:>6}  {reason}")?;

@@ -100,7 +100,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let encoded = threshold.is_some() || args.probabilities;
     let answers = if encoded { Answers::Encoded } else { Answers::Left };
     let data = if args.data == Path::new("-") { "/dev/stdin".into() } else { rows(&args.data)? };
-    let mut rows = Unlabelled::open(&task, &encoder, answers, &data)?;
+    let mut rows = Unlabelled::open(&task, &encoder, answers, args.max_prompt_tokens, &data)?;
     // Refusals have about the length of the answers that are asked for; a longer one is refused row by row.
     let positions = args.max_prompt_tokens + max_completion_tokens.max(128);
     let mut decoder = load_decoder(&model.dir, positions, &opened.place)?;

@@ -9,7 +9,7 @@ use crate::task::{LabelId, Task};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Account {
     labels: BTreeMap<LabelId, Fate>,
-    /// Tokens of every prompt and of every target, of dropped rows too.
+    /// Tokens of every prompt and of every target, of dropped rows too; [`usize::MAX`] of a prompt that was not counted.
     prompt_tokens: Vec<usize>,
     target_tokens: Vec<usize>,
     /// Rows with a control token in a text.
@@ -33,11 +33,11 @@ const NEARLY_ALL: usize = 95;
 const NAMED: usize = 12;
 
 impl Account {
-    /// `target`: the longest answer, where the row has one.
+    /// `prompt`: none where it is too long by its bytes. `target`: the longest answer, where the row has one.
     pub(super) fn add(
         &mut self,
         gold: LabelId,
-        prompt: usize,
+        prompt: Option<usize>,
         target: Option<usize>,
         reason: Option<TooLong>,
     ) {
@@ -47,7 +47,7 @@ impl Account {
             Some(TooLong::Prompt) => fate.long_prompt += 1,
             Some(TooLong::Target) => fate.long_target += 1,
         }
-        self.prompt_tokens.push(prompt);
+        self.prompt_tokens.push(prompt.unwrap_or(usize::MAX));
         self.target_tokens.extend(target);
     }
 
@@ -108,14 +108,14 @@ impl Account {
             lengths.sort_unstable();
             let rank = (lengths.len() * NEARLY_ALL).div_ceil(100).max(1) - 1;
             let needed = lengths.get(rank).filter(|needed| **needed > budget)?;
-            Some(format!("{key} = {needed}"))
+            (*needed < usize::MAX).then(|| format!("{key} = {needed}"))
         });
         let wanted: Vec<String> = wanted.collect();
-        Some(format!(
-            "{:.0}% of the rows are dropped; {} would keep {NEARLY_ALL}%",
-            100.0 * share,
-            wanted.join(" and ")
-        ))
+        let mut said = format!("{:.0}% of the rows are dropped", 100.0 * share);
+        if !wanted.is_empty() {
+            said.push_str(&format!("; {} would keep {NEARLY_ALL}%", wanted.join(" and ")));
+        }
+        Some(said)
     }
 
     /// What a run says first of the file `what`: a line, and whether it is a warning.
@@ -171,23 +171,28 @@ mod tests {
         let task = Task::load("riskcue").unwrap();
         let mut account = Account::default();
         for i in 1..=18 {
-            account.add(LabelId(0), 5 * i, Some(3), None);
+            account.add(LabelId(0), Some(5 * i), Some(3), None);
         }
         assert_eq!(
             account.say("data.valid", &task, &LIMITS),
             ("data.valid: 18 rows, none too long".into(), false)
         );
-        account.add(LabelId(0), 400, Some(3), Some(TooLong::Prompt));
+        account.add(LabelId(0), Some(400), Some(3), Some(TooLong::Prompt));
         let (text, much) = account.say("data.train", &task, &LIMITS);
         let want =
             "data.train: 18 of 19 rows kept (1: prompt longer than max_prompt_tokens = 100); Safe 18 of 19";
         assert_eq!((text.as_str(), much), (want, false));
-        account.add(LabelId(1), 120, Some(3), Some(TooLong::Prompt));
-        account.add(LabelId(1), 70, Some(12), Some(TooLong::Target));
+        account.add(LabelId(1), Some(120), Some(3), Some(TooLong::Prompt));
+        account.add(LabelId(1), Some(70), Some(12), Some(TooLong::Target));
         let (text, much) = account.say("data.train", &task, &LIMITS);
         // 20 of 21 prompts, the 95th percentile by nearest rank, have 120 tokens at most; of the targets 9 is enough.
         let want = "14% of the rows are dropped; data.max_prompt_tokens = 120 would keep 95%";
         assert!(much && text.ends_with(want), "{text}");
         assert!(text.contains("Safe 18 of 19, Sensitive Data Exfiltration 0 of 2. "), "{text}");
+        // Where no number is known that would help, none is said.
+        for _ in 0..2 {
+            account.add(LabelId(1), None, None, Some(TooLong::Prompt));
+        }
+        assert_eq!(account.advice(&LIMITS).unwrap(), "22% of the rows are dropped");
     }
 }

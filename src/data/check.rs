@@ -54,11 +54,13 @@ pub struct Report {
     pub rows_with_target: usize,
     /// Good rows whose prompt an earlier row has too, with the same label.
     pub duplicates: usize,
-    /// Tokens of the prompts and of the targets; only with an encoder.
+    /// Tokens of the prompts and of the targets; only with an encoder, and without those too long by their bytes.
     pub prompt_tokens: Option<Quantiles>,
     pub target_tokens: Option<Quantiles>,
     /// Good rows that a load would keep and drop; only with an encoder.
     pub account: Account,
+    /// Good rows whose prompt has more bytes than the budget's tokens can stand for, so that it was not tokenised.
+    pub uncounted: usize,
     /// Good rows with a control token in a text, which the model sees as text, and the first such line; only with an
     /// encoder.
     pub control_tokens: Option<(usize, usize)>,
@@ -186,13 +188,22 @@ impl Check<'_> {
         };
         if let Some(encoder) = self.encoder {
             let at = |e| super::jsonl::at_line(path, number, e);
-            let prompt = encoder.encode_prompt(&facts.sample.conversation).map_err(at)?;
             let conversation = &facts.sample.conversation;
-            let encode = |answer: &str| encoder.encode_target_after(&prompt, conversation, answer);
-            let target = facts.sample.target.as_deref().map(encode);
-            let target = target.transpose().map_err(at)?;
-            facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
+            let Limits { max_prompt_tokens, max_target_tokens, .. } = self.limits;
+            let prompt = encoder.encode_prompt_within(conversation, max_prompt_tokens).map_err(at)?;
+            let Some(prompt) = prompt else {
+                facts.too_long = Some(TooLong::Prompt);
+                return Ok(facts);
+            };
             facts.prompt_tokens = Some(prompt.token_ids.len());
+            let answer = facts.sample.target.as_deref();
+            if answer.is_some_and(|answer| encoder.is_beyond(answer, max_target_tokens)) {
+                facts.too_long = TooLong::of(&self.limits, &prompt, None).or(Some(TooLong::Target));
+                return Ok(facts);
+            }
+            let encode = |answer: &str| encoder.encode_target_after(&prompt, conversation, answer);
+            let target = answer.map(encode).transpose().map_err(at)?;
+            facts.too_long = TooLong::of(&self.limits, &prompt, target.as_deref());
             facts.target_tokens = target.map(|ids| ids.len());
         }
         Ok(facts)
@@ -284,8 +295,9 @@ impl<'a> Tally<'a> {
         if facts.has_control_token {
             report.control_tokens.get_or_insert((0, line)).0 += 1;
         }
-        if let Some(prompt) = facts.prompt_tokens {
-            report.account.add(facts.gold, prompt, facts.target_tokens, facts.too_long);
+        if self.check.encoder.is_some() {
+            report.uncounted += usize::from(facts.prompt_tokens.is_none());
+            report.account.add(facts.gold, facts.prompt_tokens, facts.target_tokens, facts.too_long);
         }
     }
 

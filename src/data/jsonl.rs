@@ -24,6 +24,7 @@ pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
 pub struct EncodedRow {
     /// 1-based line of the file, counted on through those of a source.
     pub line: usize,
+    /// Empty where its text has more bytes than the budget's tokens can stand for: it is too long, and not tokenised.
     pub prompt: Prompt,
     pub gold: LabelId,
     /// The answer SFT imitates and its end token. Absent with [`Targets::Ignored`].
@@ -146,7 +147,8 @@ impl Source<'_> {
                 account.control += usize::from(!row.control_texts.is_empty());
                 let lengths = row.target.iter().chain(row.answers.iter().map(|answer| &answer.token_ids));
                 let longest = lengths.map(Vec::len).max();
-                account.add(row.gold, row.prompt.token_ids.len(), longest, too_long);
+                let prompt = Some(row.prompt.token_ids.len()).filter(|tokens| *tokens > 0);
+                account.add(row.gold, prompt, longest, too_long);
                 if too_long.is_none() {
                     kept.push(row);
                 }
@@ -166,14 +168,10 @@ impl Source<'_> {
         answers: &[Answer],
     ) -> Result<(EncodedRow, Option<TooLong>)> {
         let at = |e| at_line(path, sample.line, e);
-        let prompt = self.encoder.encode_prompt(&sample.conversation).map_err(at)?;
-        let target = match (self.limits.targets, &sample.target) {
-            (Targets::Ignored | Targets::Answers, _) => None,
-            (Targets::Required, Some(answer)) => {
-                Some(self.encoder.encode_target_after(&prompt, &sample.conversation, answer).map_err(at)?)
-            }
-            (Targets::Required, None) => return Err(no_target(path, sample.line)),
-        };
+        let Limits { max_prompt_tokens, max_target_tokens, targets, .. } = self.limits;
+        if targets == Targets::Required && sample.target.is_none() {
+            return Err(no_target(path, sample.line));
+        }
         let gold = self.task.label_id(&sample.gold).ok_or_else(|| {
             let place = format!("{}:{}", path.display(), sample.line);
             Error::input(
@@ -182,18 +180,36 @@ impl Source<'_> {
                 "Add it to the task file",
             )
         })?;
-        let encode = |answer: &Answer| {
-            let token_ids =
-                self.encoder.encode_target_after(&prompt, &sample.conversation, &answer.text).map_err(at)?;
-            Ok(EncodedAnswer { label: answer.label, token_ids })
+        let mut row = EncodedRow {
+            line: sample.line,
+            prompt: Prompt::default(),
+            gold,
+            target: None,
+            attack_succeeded: sample.attack_succeeded,
+            answers: Vec::new(),
+            control_texts: self.encoder.control_texts(&sample.conversation),
         };
-        let answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
-        let longest = answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
-        let too_long = TooLong::of(&self.limits, &prompt, target.as_deref().or(longest));
-        let attack_succeeded = sample.attack_succeeded;
-        let control_texts = self.encoder.control_texts(&sample.conversation);
-        let line = sample.line;
-        Ok((EncodedRow { line, prompt, gold, target, attack_succeeded, answers, control_texts }, too_long))
+        let prompt =
+            self.encoder.encode_prompt_within(&sample.conversation, max_prompt_tokens).map_err(at)?;
+        let Some(prompt) = prompt else { return Ok((row, Some(TooLong::Prompt))) };
+        let encode = |answer: &str| {
+            self.encoder.encode_target_after(&prompt, &sample.conversation, answer).map_err(at)
+        };
+        if let Some(answer) = sample.target.as_deref().filter(|_| targets == Targets::Required) {
+            if self.encoder.is_beyond(answer, max_target_tokens) {
+                let too_long = TooLong::of(&self.limits, &prompt, None).unwrap_or(TooLong::Target);
+                row.prompt = prompt;
+                return Ok((row, Some(too_long)));
+            }
+            row.target = Some(encode(answer)?);
+        }
+        let encode =
+            |answer: &Answer| Ok(EncodedAnswer { label: answer.label, token_ids: encode(&answer.text)? });
+        row.answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let longest = row.answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
+        let too_long = TooLong::of(&self.limits, &prompt, row.target.as_deref().or(longest));
+        row.prompt = prompt;
+        Ok((row, too_long))
     }
 }
 
@@ -284,6 +300,24 @@ mod tests {
         let reason = |what: &str, n| (format!("{what} longer than max_{what}_tokens = 100"), n);
         assert_eq!(dataset.dropped, [reason("prompt", 1), reason("target", 2)]);
         assert_eq!(dataset.dropped_rows(), 3);
+    }
+
+    /// The longest token, `<|endoftext|>`, has 13 bytes, so 100 tokens have 1300 at most.
+    #[test]
+    fn what_is_too_long_by_its_bytes_is_dropped_as_what_is_too_long_by_its_tokens() {
+        let long = |n: usize| row(&"a".repeat(n), "Safe", "ok");
+        let rows =
+            [long(81), long(1000), long(2000), row("a", "Safe", &"b".repeat(2000)), long(3)].join("\n");
+        let dataset = load(&rows, limits()).unwrap();
+        assert_eq!(dataset.rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 5]);
+        let dropped = dataset.dropped.iter().map(|(_, rows)| *rows).collect::<Vec<_>>();
+        assert_eq!(dropped, [2, 1]);
+        // Only those that were counted have a length to recommend.
+        assert_eq!(dataset.account.advice(&limits()).unwrap(), "60% of the rows are dropped");
+        let all =
+            load(&rows, Limits { max_prompt_tokens: 9999, max_target_tokens: 9999, ..limits() }).unwrap();
+        assert_eq!(all.rows.len(), 5);
+        assert_eq!(all.rows[0], dataset.rows[0]);
     }
 
     #[test]

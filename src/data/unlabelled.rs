@@ -7,7 +7,6 @@ use super::lines::{Line, Lines};
 use crate::error::Result;
 use crate::task::{LabelId, Task};
 use crate::text::PromptEncoder;
-use crate::types::Prompt;
 
 /// Whether the labels' exact answers are wanted too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +20,23 @@ pub struct Unlabelled<'a> {
     pub task: &'a Task,
     pub encoder: &'a PromptEncoder,
     pub answers: Answers,
+    /// A prompt with more bytes than so many tokens can stand for is left empty.
+    pub max_prompt_tokens: usize,
     /// Rows so far with half of a character, in the place of which is U+FFFD.
     pub half_characters: usize,
     lines: Lines,
 }
 
 impl<'a> Unlabelled<'a> {
-    pub fn open(task: &'a Task, encoder: &'a PromptEncoder, answers: Answers, path: &Path) -> Result<Self> {
+    pub fn open(
+        task: &'a Task,
+        encoder: &'a PromptEncoder,
+        answers: Answers,
+        max_prompt_tokens: usize,
+        path: &Path,
+    ) -> Result<Self> {
         let lines = Lines::open(path)?;
-        Ok(Self { task, encoder, answers, half_characters: 0, lines })
+        Ok(Self { task, encoder, answers, max_prompt_tokens, half_characters: 0, lines })
     }
 
     /// At most `count` rows, none at the end. Their `gold` is a placeholder, the negative label.
@@ -46,10 +53,12 @@ impl<'a> Unlabelled<'a> {
         let (path, line, row) = (&read.place.file, read.place.line, read.parse()?);
         let conversation = self.task.conversation(&row, path, line)?;
         let at = |e| at_line(path, line, e);
-        let prompt: Prompt = self.encoder.encode_prompt(&conversation).map_err(at)?;
+        let prompt = self.encoder.encode_prompt_within(&conversation, self.max_prompt_tokens).map_err(at)?;
+        let is_counted = prompt.is_some();
+        let prompt = prompt.unwrap_or_default();
         let texts = match self.answers {
-            Answers::Encoded => self.task.answers(&row, path, line)?,
-            Answers::Left => Vec::new(),
+            Answers::Encoded if is_counted => self.task.answers(&row, path, line)?,
+            Answers::Encoded | Answers::Left => Vec::new(),
         };
         let answers = texts.iter().map(|answer| {
             let encoded = self.encoder.encode_target_after(&prompt, &conversation, &answer.text);

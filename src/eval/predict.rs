@@ -77,7 +77,8 @@ impl<'a> Predictor<'a> {
         'a: 'r,
     {
         let most = self.max_prompt_tokens;
-        let short: Vec<&EncodedRow> = rows.iter().filter(|row| row.prompt.token_ids.len() <= most).collect();
+        let is_short = |row: &EncodedRow| (1..=most).contains(&row.prompt.token_ids.len());
+        let short: Vec<&EncodedRow> = rows.iter().filter(|row| is_short(row)).collect();
         let pack = PackConfig::ROLLOUT_TOKENS;
         let completions = Completions::greedy(self.max_completion_tokens);
         let engine = Engine::new(self.decoder, self.encoder.stop_tokens(), completions, pack);
@@ -100,9 +101,12 @@ impl<'a> Predictor<'a> {
         let mut all = Vec::with_capacity(rows.len());
         for row in rows {
             let tokens = row.prompt.token_ids.len();
-            if tokens > most {
-                let what = "that are allowed or that fit the model";
-                let error = format!("the prompt has {tokens} tokens, more than the {most} {what}");
+            if !is_short(row) {
+                let allowed = format!("than the {most} that are allowed or that fit the model");
+                let error = match tokens {
+                    0 => format!("the prompt has more tokens {allowed}"),
+                    _ => format!("the prompt has {tokens} tokens, more {allowed}"),
+                };
                 let control_tokens = row.control_texts.as_slice();
                 all.push(Predicted {
                     line: row.line,

@@ -155,6 +155,26 @@ impl PromptEncoder {
         Ok(prompt)
     }
 
+    /// [`Self::encode_prompt`]. None where the text has more bytes than `most` tokens can stand for: it is not tokenised.
+    ///
+    /// # Errors
+    /// As [`Self::encode_prompt`].
+    pub fn encode_prompt_within(&self, conversation: &Conversation, most: usize) -> Result<Option<Prompt>> {
+        let talk = self.template.talk(conversation);
+        let rendered = self.rendered(&talk, &conversation.trusted, None)?;
+        let prompt = match self.tokenizer.is_beyond(&rendered.plain(), most) {
+            true => None,
+            false => Some(self.encode_rendered(&rendered, &conversation.trusted)?),
+        };
+        self.written.check(&self.template, &talk, &rendered.plain())?;
+        Ok(prompt)
+    }
+
+    /// Whether an answer has more bytes than `most` tokens can stand for.
+    pub fn is_beyond(&self, answer: &str, most: usize) -> bool {
+        self.tokenizer.is_beyond(answer, most)
+    }
+
     /// The control tokens that stand in the conversation as text, and are encoded as text.
     pub fn control_texts(&self, conversation: &Conversation) -> Vec<String> {
         let trusted = match &conversation.trusted {

@@ -1,5 +1,6 @@
 //! Text to token ids and back: the tokenizer, the chat template, and what ends an answer.
 
+mod bound;
 pub mod byte_tokenizer;
 pub mod chat_template;
 mod control;

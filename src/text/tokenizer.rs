@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
+use super::bound::most_bytes_of_a_token;
 use super::byte_tokenizer;
 use super::control::ControlTokens;
 use super::foreign::StandIns;
@@ -20,6 +22,8 @@ pub struct Tokenizer {
     guarded: Guarded,
     /// The model's embedding: a text with an id at or past it is refused.
     rows: usize,
+    /// [`most_bytes_of_a_token`], found out when first asked for.
+    most_bytes: Arc<OnceLock<Option<usize>>>,
     /// What errors call it.
     place: String,
 }
@@ -73,7 +77,14 @@ impl Tokenizer {
             added.iter().filter(|(_, token)| !phrases.contains(&token.content)).collect();
         control.sort_by_key(|(id, _)| **id);
         let control = ControlTokens::new(control.into_iter().map(|(_, token)| token.clone()).collect());
-        Ok(Self { inner, control, guarded: Guarded::default(), rows: usize::MAX, place })
+        Ok(Self {
+            inner,
+            control,
+            guarded: Guarded::default(),
+            rows: usize::MAX,
+            most_bytes: Arc::default(),
+            place,
+        })
     }
 
     /// Special tokens written out in `text` become their ids; none are added.
@@ -83,6 +94,15 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| self.refusal(e))?;
         self.of_the_model(encoding.get_ids().to_vec())
+    }
+
+    /// Whether `text` has more than `most` tokens by its bytes alone. False says nothing.
+    pub(super) fn is_beyond(&self, text: &str, most: usize) -> bool {
+        text.len() > most
+            && self
+                .most_bytes
+                .get_or_init(|| most_bytes_of_a_token(&self.inner))
+                .is_some_and(|bytes| text.len() > most.saturating_mul(bytes))
     }
 
     /// `ids`, which all have a row of the model's embedding.
