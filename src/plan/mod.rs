@@ -8,6 +8,7 @@ mod advice;
 pub mod cards;
 pub mod cost;
 pub mod shapes;
+pub mod time;
 mod tokens;
 pub mod work;
 

@@ -88,6 +88,75 @@ fn plan_takes_what_train_takes() {
     assert_eq!(error.status.code(), Some(2));
 }
 
+#[test]
+fn plan_compares_cards_by_price_and_names_what_is_an_estimate() {
+    let words = [
+        "plan",
+        "riskcue-llama3.1-8b",
+        "--price",
+        "h100=2.50,l40s=0.90",
+        "--train-rows",
+        "2421",
+        "--valid-rows",
+        "471",
+        "--set",
+        "model.path=\"llama-3.1-8b\"",
+        "--json",
+    ];
+    let json: serde_json::Value = serde_json::from_str(&stdout(&words)).unwrap();
+    // 80 GB hold 51 GiB of weights, moments and the rest; 48 GB do not.
+    assert_eq!(
+        (&json["cheapest"], &json["gpu"], &json["fits"]),
+        (&"h100".into(), &"h100".into(), &true.into())
+    );
+    assert_eq!((&json["cards"][1]["gpu"], &json["cards"][1]["fits"]), (&"l40s".into(), &false.into()));
+    let time = &json["time"];
+    assert!(time["efficiency"].as_str().unwrap().contains("estimate, not measured"), "{time}");
+    let (seconds, dollars) = (time["seconds"].as_f64().unwrap(), time["dollars"].as_f64().unwrap());
+    assert!(seconds > 3600.0 && (dollars - seconds / 3600.0 * 2.5).abs() < 1e-9, "{time}");
+    let text = stdout(&words[..words.len() - 1]);
+    assert!(text.contains("The cheapest that fits: h100."), "{text}");
+    let none = stdout(&["plan", "riskcue-llama3.1-8b", "--gpu", "4090", "--set", "pack.activations=keep"]);
+    assert!(none.contains("It does not fit. What helps") && none.contains("add --train-rows"), "{none}");
+    let refused = rlvr(&["plan", "demo", "--gpu", "h100", "--count", "8"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the others would idle"));
+}
+
+/// On the CPU the efficiency is that of a step which is timed.
+#[test]
+fn plan_times_a_step_on_the_cpu() {
+    let demo = ["plan", "demo", "--set", "device=cpu", "--set", "threads=1", "--price", "0.1", "--json"];
+    let dir = tempfile::tempdir().unwrap();
+    let bench = [
+        "bench",
+        "step",
+        "--preset",
+        "tiny",
+        "--random-weights",
+        "--prompt-tokens",
+        "32",
+        "--new-tokens",
+        "4",
+    ];
+    let line = stdout(&[&bench[..], &["--threads", "1", "--steps", "1", "--json"]].concat());
+    let file = dir.path().join("step.jsonl");
+    std::fs::write(&file, line).unwrap();
+    let by_file = [&demo[..], &["--bench", file.to_str().unwrap()]].concat();
+    for (words, source) in [(&demo[..], "a step on this CPU just now"), (&by_file, file.to_str().unwrap())] {
+        let json: serde_json::Value = serde_json::from_str(&stdout(words)).unwrap();
+        let time = &json["time"];
+        assert_eq!(time["efficiency"], format!("measured by {source}"));
+        let times: Vec<_> = time["legs"].as_array().unwrap().iter().map(|leg| leg["times"].clone()).collect();
+        // 6,400 rows by 16; steps; before, after both stages, and at 50, 100, 150.
+        assert_eq!(times, [400, 200, 6]);
+        assert!(time["dollars"].as_f64() > Some(0.0), "{time}");
+    }
+    let more = rlvr(&[&demo[..5], &["threads=2", "--bench", file.to_str().unwrap()]].concat());
+    assert_eq!(more.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&more.stderr).contains("no step on the CPU in f32 with 2 threads"));
+}
+
 /// Rows that a model of two layers can learn: `count` of each label.
 fn rows(dir: &Path, name: &str, count: usize, row: impl Fn(&str, &str) -> String) -> std::path::PathBuf {
     let file = dir.join(name);

@@ -1,12 +1,16 @@
-//! `rlvr plan`: whether a training run fits, from config.json alone.
+//! `rlvr plan`: whether a training run fits, how long it takes and what that costs, from config.json alone.
+
+mod duration;
+mod print;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::json;
 
+use self::duration::{Asked, Duration};
 use super::hub::folder;
-use crate::config::{ActivationMemory, Config, DeviceKind, Loaded, Stage};
+use crate::config::{Config, DeviceKind, Loaded, Stage};
 use crate::error::Error;
 use crate::formats::hf::config_json;
 use crate::hub::{self, Parts};
@@ -15,15 +19,19 @@ use crate::observe::machine::Host;
 use crate::ops::cuda;
 use crate::plan::activations::{self, Settled};
 use crate::plan::cards::{self, CARDS, Way};
-use crate::plan::{Plan, Target, advise, shapes};
+use crate::plan::time::Gpu;
+use crate::plan::{Change, Plan, Target, advise, shapes};
 use crate::task::Task;
 use crate::train::materials::random_model;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// Add up the memory of a training run, phase by phase, without its weights.
+/// Add up the memory of a training run, phase by phase, without its weights; with a card its time and price too.
 #[derive(clap::Args)]
-#[command(after_help = "Example: rlvr plan riskcue-smollm2-135m --set device=cuda --memory-gib 16")]
+#[command(
+    after_help = "Examples: rlvr plan riskcue-smollm2-135m --set device=cuda --memory-gib 16\n          rlvr plan \
+                  riskcue-llama3.1-8b --price h100=2.50,l40s=0.90 --mean-prompt-tokens 1500"
+)]
 pub struct Args {
     /// Folder, short name, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
     /// llama-3.2-3b, qwen3-4b, llama-3.1-8b, qwen3-14b. Default: the config's model.path.
@@ -42,11 +50,55 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     memory_gib: Option<f64>,
     /// A table of which known shape fits which card by which way to train, for this config's rows and tokens.
-    #[arg(long, conflicts_with_all = ["model", "memory_gib"])]
+    #[arg(long, conflicts_with_all = ["model", "memory_gib", "gpu", "price", "time", "bench"])]
     cards: bool,
+    #[command(flatten)]
+    duration: duration::Args,
     /// One JSON object on stdout instead of tables.
     #[arg(long)]
     json: bool,
+}
+
+/// A run on one device.
+struct Planned {
+    /// `None`: the config's device.
+    gpu: Option<Gpu>,
+    config: Config,
+    target: Target,
+    settled: Option<Settled>,
+    plan: Plan,
+    budget: Option<u64>,
+    changes: Vec<Change>,
+    duration: Option<Duration>,
+}
+
+impl Planned {
+    fn new(model: &ModelConfig, config: &Config, place: &Place) -> Self {
+        let Place { gpu, target, budget, .. } = *place;
+        let mut config = config.clone();
+        let settled = activations::settle(&mut config, model, target, place.memory);
+        let plan = Plan::new(model, &config, target);
+        let changes = budget.map(|budget| advise(model, &config, target, budget)).unwrap_or_default();
+        Self { gpu, config, target, settled, plan, budget, changes, duration: None }
+    }
+
+    fn fits(&self) -> Option<bool> {
+        self.budget.map(|budget| self.plan.peak() <= budget)
+    }
+
+    fn dollars(&self) -> Option<f64> {
+        self.duration.as_ref().and_then(Duration::dollars)
+    }
+}
+
+/// Where a run would compute.
+struct Place {
+    gpu: Option<Gpu>,
+    target: Target,
+    /// Bytes of the device, as training knows them.
+    memory: Option<u64>,
+    /// Bytes that the run can have.
+    budget: Option<u64>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -62,85 +114,69 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(named) = &args.model {
         (config.model.path, config.model.random) = (Some(named.clone()), None);
     }
-    let Shape { name, model, note } = shape(&config)?;
-    let Found { target, free, total } = find(&config)?;
-    // As training decides it, which knows the whole of its device's memory.
-    let memory = args.memory_gib.map(|gib| (gib * GIB) as u64).or(total);
-    let settled = activations::settle(&mut config, &model, target, memory);
-    let budget = args.memory_gib.map(|gib| (gib * GIB) as u64).or(free);
-    let plan = Plan::new(&model, &config, target);
-    let changes = budget.map(|budget| advise(&model, &config, target, budget)).unwrap_or_default();
-    let place = format!("{} {}", if target.cuda { "cuda" } else { "cpu" }, target.dtype.as_str());
-    if args.json {
-        let phases = plan.phases.iter().map(|phase| {
-            let items = phase.items.iter().map(|item| (item.what.clone(), item.bytes.into()));
-            let items: serde_json::Map<_, _> = items.collect();
-            json!({"phase": phase.name, "bytes": phase.bytes(), "items": items})
-        });
-        let changes = changes.iter().map(|change| json!({"set": change.setting, "peak_bytes": change.peak}));
-        let json = json!({
-            "model": name, "parameters": plan.parameters, "config": source, "on": place,
-            "phases": phases.collect::<Vec<_>>(), "peak_bytes": plan.peak(), "budget_bytes": budget,
-            "fits": budget.map(|budget| plan.peak() <= budget), "changes": changes.collect::<Vec<_>>(),
-        });
-        println!("{json:#}");
-        return Ok(());
-    }
-    let (data, grpo, pack) = (&config.data, &config.grpo, &config.pack);
-    println!("model    {name}, {:.3} billion parameters{note}", plan.parameters as f64 / 1e9);
-    println!("config   {source}, {place}");
-    println!(
-        "steps    sft {} rows; grpo {} prompts x {} completions; {} + {} tokens at most",
-        config.sft.rows_per_step,
-        grpo.prompts_per_step,
-        grpo.group_size,
-        data.max_prompt_tokens,
-        grpo.max_completion_tokens
-    );
-    println!(
-        "packs    {} tokens in training, {} in rollouts",
-        pack.max_tokens_per_pack,
-        pack.rollout_tokens()
-    );
-    if let Some(Settled { activations, max_reused_tokens, max_rollout_tokens, .. }) = settled {
-        let kept = if activations == ActivationMemory::Keep { "keep" } else { "recompute" };
-        println!(
-            "auto     pack.activations={kept} pack.max_reused_tokens={max_reused_tokens} \
-             pack.max_rollout_tokens={max_rollout_tokens}"
-        );
-    }
-    for phase in &plan.phases {
-        println!("\n{:<34} {:9.2} GiB", phase.name, phase.bytes() as f64 / GIB);
-        for item in &phase.items {
-            println!("    {:<30} {:9.2}", item.what, item.bytes as f64 / GIB);
+    let asked = args.duration.read()?;
+    let shape = shape(&config)?;
+    let mut all = Vec::new();
+    for place in places(args, &asked, &mut config)? {
+        let mut planned = Planned::new(&shape.model, &config, &place);
+        if asked.wanted() {
+            let Planned { config, target, gpu, .. } = &planned;
+            if target.cuda && gpu.is_none() {
+                let fix = "Name the card with --gpu";
+                return Err(Error::input("--time", "this GPU's rates are not known", fix).into());
+            }
+            let fits = planned.fits() != Some(false);
+            planned.duration = Some(asked.duration(&shape.model, config, *target, *gpu, fits)?);
         }
+        all.push(planned);
     }
-    println!("\n{:<34} {:9.2} GiB", "peak", plan.peak() as f64 / GIB);
-    let Some(budget) = budget else {
-        println!("Add --memory-gib N to compare it with a device's memory.");
+    let cheapest = cheapest(&all);
+    let main = cheapest.or_else(|| all.iter().find(|p| p.fits() == Some(true)));
+    // Where none fits, the largest is nearest to it.
+    let Some(main) = main.or_else(|| all.iter().max_by_key(|planned| planned.budget)) else { return Ok(()) };
+    if args.json {
+        println!("{:#}", print::json(source, &shape, &all, main, cheapest));
         return Ok(());
+    }
+    print::heading(source, &shape, main);
+    let memory = match main.gpu {
+        _ if args.memory_gib.is_some() => "memory given".into(),
+        Some(gpu) if !asked.cards.is_empty() => format!("memory of {}", gpu.name),
+        _ => "memory free here".into(),
     };
-    let what = if args.memory_gib.is_some() { "given" } else { "free here" };
-    println!("{:<34} {:9.2} GiB", format!("memory {what}"), budget as f64 / GIB);
-    if plan.peak() <= budget {
-        println!("It fits.");
-        return Ok(());
+    print::memory(main, &memory);
+    if let Some(duration) = &main.duration {
+        print::duration(main, duration);
     }
-    println!("\nIt does not fit. What helps, each on top of those before it:");
-    for change in &changes {
-        println!(
-            "    --set {:<60} {:9.2} GiB",
-            change.setting.replace(' ', " --set "),
-            change.peak as f64 / GIB
-        );
-    }
-    if changes.last().is_none_or(|last| last.peak > budget) {
-        println!(
-            "That is not enough: train an adapter (--set lora.rank=16), lower data.max_prompt_tokens or \
-             *.max_completion_tokens, or choose a smaller model."
-        );
+    if all.len() > 1 {
+        print::comparison(&all, cheapest);
     }
     Ok(())
+}
+
+/// Of those that fit and whose price is known.
+fn cheapest(all: &[Planned]) -> Option<&Planned> {
+    let fitting = all.iter().filter(|planned| planned.fits() == Some(true) && planned.dollars().is_some());
+    fitting.min_by(|a, b| a.dollars().partial_cmp(&b.dollars()).unwrap_or(std::cmp::Ordering::Equal))
+}
+
+/// The cards that were named, or else the config's device.
+fn places(args: &Args, asked: &Asked, config: &mut Config) -> Result<Vec<Place>> {
+    if !asked.cards.is_empty() {
+        config.device = DeviceKind::Cuda;
+        let target = Target { cuda: true, dtype: config.model.dtype.on(true), answers: answers(config)? };
+        let of = |gpu: &Gpu| Place {
+            gpu: Some(*gpu),
+            target,
+            memory: Some(gpu.memory()),
+            budget: Some(gpu.room()),
+        };
+        return Ok(asked.cards.iter().map(of).collect());
+    }
+    let Found { target, gpu, free, total } = find(config)?;
+    let given = args.memory_gib.map(|gib| (gib * GIB) as u64);
+    // As training decides it, which knows the whole of its device's memory.
+    Ok(vec![Place { gpu, target, memory: given.or(total), budget: given.or(free) }])
 }
 
 fn answers(config: &Config) -> Result<usize> {
@@ -208,9 +244,11 @@ fn shape(config: &Config) -> Result<Shape> {
     Ok(Shape { name: named.display().to_string(), model, note })
 }
 
-/// Where the run would compute.
+/// The config's device.
 struct Found {
     target: Target,
+    /// The card, where it is a known one.
+    gpu: Option<Gpu>,
     /// Bytes that are free there.
     free: Option<u64>,
     /// Bytes of the device.
@@ -227,6 +265,7 @@ fn find(config: &Config) -> Result<Found> {
     let on_cuda = config.device == DeviceKind::Cuda || device.is_some();
     let target = Target { cuda: on_cuda, dtype: config.model.dtype.on(on_cuda), answers: answers(config)? };
     let total = device.as_ref().map(|device| device.memory_total);
+    let gpu = device.as_ref().and_then(|device| Gpu::of_driver(&device.name));
     let free = if on_cuda { device.map(|device| device.memory_free) } else { Host::ask().memory_free };
-    Ok(Found { target, free, total })
+    Ok(Found { target, gpu, free, total })
 }
