@@ -29,6 +29,9 @@ pub struct Args {
     /// Cost of an hour of this machine; 0 leaves the price out.
     #[arg(long)]
     price_per_hour: Option<f64>,
+    /// Start runs although memory or disk have less than they can take at their worst.
+    #[arg(long)]
+    allow_over_budget: bool,
     /// List the runs, and which are done, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -65,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut failures = Vec::new();
     for (i, run) in planned.iter().enumerate() {
         tell!("\n== run {} of {}: {}, seed {}", i + 1, planned.len(), run.arm.name, run.seed);
-        if let Err(error) = finish(run) {
+        if let Err(error) = finish(run, args.allow_over_budget) {
             if matches!(error.downcast_ref(), Some(Error::Stopped)) {
                 return Err(error);
             }
@@ -92,14 +95,15 @@ fn again() -> String {
     "the same command".into()
 }
 
-/// Makes the run, or the rest of it, or nothing when it is done.
-fn finish(run: &PlannedRun) -> Result<()> {
+/// Makes the run, or the rest of it, or nothing when it is done. `may_exceed`: memory or disk.
+fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
     let folder = run.folder();
     if folder.join(RUN_CONFIG).is_file() {
         // A checkpoint that a kill left without its name gets it back.
         RunDirectory::open_for_resume(&folder)?;
     }
-    let fetched = train::fetch(run.config.clone())?;
+    let mut fetched = train::fetch(run.config.clone())?;
+    fetched.allow_over_budget = may_exceed;
     let resolved = fetched.recorded.to_toml()?;
     match run.progress(&resolved)? {
         Progress::Done => {
@@ -129,7 +133,7 @@ fn finish(run: &PlannedRun) -> Result<()> {
         launch::start(&fetched, &create()?, train::sinks(&folder, None, again()))?;
         return Ok(());
     };
-    finish(warm_up)?;
+    finish(warm_up, may_exceed)?;
     let (trained, latest) = (warm_up.folder(), warm_up.last_checkpoint()?);
     tell!("after the SFT of {}", trained.display());
     let directory = create()?;

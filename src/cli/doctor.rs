@@ -143,6 +143,9 @@ fn describe(args: &Args, host: &Host, disk: Option<u64>, cuda: Option<&Cuda>) {
         host.instructions.join(" ")
     );
     println!("memory    {} free of {}", gib(host.memory_free), gib(host.memory_total));
+    if let Some(limit) = &host.memory_limit {
+        println!("          at most {} by {}", gib(Some(limit.most)), limit.file.display());
+    }
     println!("disk      {} free at {}", gib(disk), args.run_root.display());
     match cuda {
         None => {}
@@ -174,6 +177,7 @@ fn describe_json(args: &Args, host: &Host, disk: Option<u64>, cuda: Option<&Cuda
         "cpu": host.cpu, "cores": host.cores, "threads": rayon::current_num_threads(),
         "instructions": host.instructions,
         "memory_free_bytes": host.memory_free, "memory_total_bytes": host.memory_total,
+        "memory_limit_bytes": host.memory_limit.as_ref().map(|limit| limit.most),
         "run_root": args.run_root, "disk_free_bytes": disk, "cuda": device,
     })
 }

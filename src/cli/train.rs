@@ -29,6 +29,9 @@ pub struct Args {
     /// and memory as a run would. What is printed is a config again.
     #[arg(long)]
     dry_run: bool,
+    /// Start although memory or disk have less than the run can take at its worst: rows that are shorter take less.
+    #[arg(long)]
+    allow_over_budget: bool,
     /// Go on with a run after its last checkpoint; its own config counts. With auto, and a config that has a run.name: start that
     /// run or go on with it, whatever is there; one that is done ends with 0.
     #[arg(long, value_name = "RUN_DIR|auto")]
@@ -44,7 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
             let fix = "Give --resume alone, or edit config.resolved.toml there";
             return Err(Error::input(path.display(), problem, fix).into());
         }
-        return go_on(&RunDirectory::open_for_resume(path)?);
+        return go_on(&RunDirectory::open_for_resume(path)?, args.allow_over_budget);
     }
     let Some(source) = &args.config else {
         let fix = "Write rlvr train CONFIG --resume auto, or --resume ./auto for a run of that name";
@@ -58,9 +61,10 @@ pub fn run(args: &Args) -> Result<()> {
         return dry_run::run(loaded);
     }
     if resume.is_some() {
-        return start_or_go_on(loaded.config);
+        return start_or_go_on(loaded.config, args.allow_over_budget);
     }
-    let fetched = fetch(loaded.config)?;
+    let mut fetched = fetch(loaded.config)?;
+    fetched.allow_over_budget = args.allow_over_budget;
     let config = &fetched.config;
     super::use_threads(config.threads)?;
     let run = match &config.run.name {
@@ -75,8 +79,8 @@ fn again(run: &Path) -> String {
     format!("rlvr train --resume {}", run.display())
 }
 
-/// `--resume auto`.
-fn start_or_go_on(config: Config) -> Result<()> {
+/// `--resume auto`. `may_exceed`: memory or disk.
+fn start_or_go_on(config: Config, may_exceed: bool) -> Result<()> {
     let Some(name) = config.run.name.clone() else {
         let (want, why) = ("a name of your choice", "--resume auto finds the run by it");
         return Err(Error::config("run.name", "absent", want, why).into());
@@ -84,7 +88,8 @@ fn start_or_go_on(config: Config) -> Result<()> {
     let run = RunDirectory::open_or_create(&config.run.root, &name)?;
     if run.is_new() {
         let give_back = |_: &_| drop(std::fs::remove_dir_all(run.path()));
-        let fetched = fetch(config).inspect_err(give_back)?;
+        let mut fetched = fetch(config).inspect_err(give_back)?;
+        fetched.allow_over_budget = may_exceed;
         super::use_threads(fetched.config.threads)?;
         launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
         return Ok(());
@@ -95,11 +100,12 @@ fn start_or_go_on(config: Config) -> Result<()> {
         eprintln!("done already: {}", run.model().display());
         return Ok(());
     }
-    go_on(&run)
+    go_on(&run, may_exceed)
 }
 
-fn go_on(run: &RunDirectory) -> Result<()> {
-    let fetched = fetch(Config::of_run(&run.config())?)?;
+fn go_on(run: &RunDirectory, may_exceed: bool) -> Result<()> {
+    let mut fetched = fetch(Config::of_run(&run.config())?)?;
+    fetched.allow_over_budget = may_exceed;
     super::use_threads(fetched.config.threads)?;
     let Some(latest) = Checkpoint::latest(run.path())? else {
         if run.model().exists() {

@@ -1,7 +1,8 @@
 //! The machine that a command runs on, as the operating system describes it.
 
 use std::path::Path;
-use std::process::Command;
+
+use super::cgroup::{MemoryLimit, memory_limit};
 
 /// What the operating system says about the host; `None` where it does not say.
 pub struct Host {
@@ -10,27 +11,37 @@ pub struct Host {
     /// The widest that this processor has of the instruction sets the CPU code uses.
     pub instructions: Vec<&'static str>,
     pub memory_total: Option<u64>,
-    /// What new allocations can get without swapping.
+    /// What new allocations can get without swapping and within [`Self::memory_limit`].
     pub memory_free: Option<u64>,
+    /// Of the process's control groups.
+    pub memory_limit: Option<MemoryLimit>,
 }
 
 impl Host {
     pub fn ask() -> Self {
+        Self::of(Path::new("/"))
+    }
+
+    /// As the files below `root` describe it, which are those of `/`.
+    pub fn of(root: &Path) -> Self {
         let field = |file: &str, name: &str| {
-            let text = std::fs::read_to_string(file).ok()?;
+            let text = std::fs::read_to_string(root.join(file)).ok()?;
             let line = text.lines().find(|line| line.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_string())
         };
         let memory = |name| -> Option<u64> {
-            let kib: u64 = field("/proc/meminfo", name)?.strip_suffix("kB")?.trim().parse().ok()?;
+            let kib: u64 = field("proc/meminfo", name)?.strip_suffix("kB")?.trim().parse().ok()?;
             Some(kib << 10)
         };
+        let memory_limit = memory_limit(root);
+        let room = memory_limit.iter().map(|limit| limit.room);
         Self {
-            cpu: field("/proc/cpuinfo", "model name"),
+            cpu: field("proc/cpuinfo", "model name"),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             instructions: instructions(),
             memory_total: memory("MemTotal"),
-            memory_free: memory("MemAvailable"),
+            memory_free: memory("MemAvailable").into_iter().chain(room).min(),
+            memory_limit,
         }
     }
 }
@@ -55,11 +66,18 @@ fn instructions() -> Vec<&'static str> {
 pub fn disk_free(path: &Path) -> Option<u64> {
     let path = std::path::absolute(path).ok()?;
     let folder = path.ancestors().find(|folder| folder.is_dir())?;
-    // The standard library cannot ask this; POSIX df can: line 2, column 4, in KiB.
-    let out = Command::new("df").arg("-Pk").arg(folder).output().ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    let kib: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
-    Some(kib << 10)
+    free_at(folder)
+}
+
+#[cfg(unix)]
+fn free_at(folder: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(folder).ok()?;
+    Some(found.f_bavail * found.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_at(_: &Path) -> Option<u64> {
+    None
 }
 
 /// Versions of the libraries that compute, from the lock file this program was built with.
@@ -86,9 +104,27 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_the_group_is_what_is_free() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("proc/meminfo", "MemTotal:  33554432 kB\nMemAvailable:  17825792 kB\n");
+        assert_eq!(Host::of(root.path()).memory_free, Some(17 << 30));
+        write("proc/self/cgroup", "0::/\n");
+        write("proc/self/mountinfo", "31 23 0:29 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+        write("sys/fs/cgroup/memory.max", "1610612736\n");
+        let host = Host::of(root.path());
+        assert_eq!((host.memory_free, host.memory_total), (Some(3 << 29), Some(32 << 30)));
+        assert_eq!(host.memory_limit.unwrap().most, 3 << 29);
+    }
+
+    #[test]
     fn a_folder_that_does_not_exist_yet_has_the_space_of_the_one_above() {
         let folder = tempfile::tempdir().unwrap();
         let free = disk_free(folder.path());
-        assert_eq!(free.is_some(), disk_free(&folder.path().join("not/yet")).is_some());
+        assert!(free > Some(0) && disk_free(&folder.path().join("not/yet")).is_some());
     }
 }

@@ -1,5 +1,6 @@
 //! What a run tells the outside: the loop emits events, sinks render them.
 
+pub mod cgroup;
 mod event;
 mod jsonl;
 pub mod machine;

@@ -7,6 +7,7 @@ pub mod activations;
 mod advice;
 pub mod cards;
 pub mod cost;
+pub mod disk;
 pub mod shapes;
 pub mod time;
 mod tokens;

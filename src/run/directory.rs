@@ -126,6 +126,18 @@ impl RunDirectory {
         self.make_folders()
     }
 
+    /// # Errors
+    /// The directory was taken away.
+    pub fn check_there(&self) -> Result<()> {
+        let gone = |path: PathBuf| Error::Io {
+            path,
+            action: "write to the run's directory",
+            source: std::io::ErrorKind::NotFound.into(),
+            fix: "It was deleted or moved while the run worked in it: put it back and go on with --resume, or start again",
+        };
+        if self.config().is_file() { Ok(()) } else { Err(gone(self.path.clone())) }
+    }
+
     fn make_folders(&self) -> Result<()> {
         for folder in [self.samples(), self.checkpoints()] {
             std::fs::create_dir_all(&folder).map_err(Error::io(&folder, "create the directory"))?;
@@ -242,6 +254,18 @@ mod tests {
         std::fs::remove_file(path.join("config.resolved.toml")).unwrap();
         let refused = open().unwrap_err().to_string();
         assert!(refused.contains("is not empty (it has notes.txt)"), "{refused}");
+    }
+
+    #[test]
+    fn a_run_that_was_deleted_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunDirectory::create(root.path(), "a").unwrap();
+        run.write_config("").unwrap();
+        run.check_there().unwrap();
+        std::fs::remove_dir_all(run.path()).unwrap();
+        let error = run.check_there().unwrap_err();
+        assert!(!error.is_input() && error.to_string().contains("a: cannot write to the run's directory"));
+        assert!(error.to_string().contains("deleted or moved while the run worked in it"), "{error}");
     }
 
     #[test]

@@ -27,12 +27,15 @@ pub struct Fetched {
     pub pinned: Vec<String>,
     /// Data sets that came from there, `hf:org/name@commit:split`.
     pub data: Vec<String>,
+    /// Start although memory or disk are less than the run can take; it is a warning then.
+    pub allow_over_budget: bool,
 }
 
 impl From<Config> for Fetched {
     /// A config that names folders already, or no model.
     fn from(config: Config) -> Self {
-        Self { recorded: config.clone(), config, pinned: Vec::new(), data: Vec::new() }
+        let recorded = config.clone();
+        Self { recorded, config, pinned: Vec::new(), data: Vec::new(), allow_over_budget: false }
     }
 }
 
@@ -44,7 +47,7 @@ pub fn fetch(config: Config, progress: &mut dyn Progress) -> Result<Fetched> {
 /// [`fetch`], with so much of a hub's model as `parts` says.
 pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) -> Result<Fetched> {
     let mut fetched = Fetched::from(config);
-    let Fetched { config, recorded, pinned, data } = &mut fetched;
+    let Fetched { config, recorded, pinned, data, .. } = &mut fetched;
     for (key, path, record, parts) in [
         ("model.path", &mut config.model.path, &mut recorded.model.path, parts),
         ("model.tokenizer", &mut config.model.tokenizer, &mut recorded.model.tokenizer, Parts::Text),
@@ -76,7 +79,7 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
 /// # Errors
 /// Before the first evaluation a new run's directory is gone again; after it, a run can be resumed from its last checkpoint.
 pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
-    let Fetched { config, recorded, .. } = fetched;
+    let Fetched { config, recorded, allow_over_budget, .. } = fetched;
     run.write_config(&recorded.to_toml()?)?;
     sinks.add(SampleFiles::new(run));
     sinks.add(JsonlSink::create(run.metrics())?);
@@ -84,7 +87,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
         sinks.add(TensorBoard::create(run.path(), &hparams(recorded)?)?);
     }
     let prepare = |sinks: &mut Sinks| -> Result<_> {
-        let (materials, mut decoder) = Materials::prepare(config, run.path(), sinks)?;
+        let (materials, mut decoder) = Materials::prepare(config, run.path(), *allow_over_budget, sinks)?;
         let mut cursor = Cursor::default();
         if config.lora.is_some() {
             cursor.base = Some(base_digest(&decoder)?);
@@ -164,7 +167,8 @@ pub fn resume(
     }
     warnings.into_iter().for_each(|text| sinks.warn(text));
     let checkpoint: &Path = &latest.checkpoint.path;
-    let (materials, mut decoder) = Materials::prepare(config, run.path(), &mut sinks)?;
+    let (materials, mut decoder) =
+        Materials::prepare(config, run.path(), fetched.allow_over_budget, &mut sinks)?;
     let cursor = state::read_cursor(checkpoint)?;
     cursor.choice.restore(run, checkpoint)?;
     let adapters = if config.lora.is_some() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::corpus;
 use super::place::{self, Opened, merged_bound};
+use super::room::Room;
 use super::rows::{Rows, prompt_order};
 use crate::config::model::RandomModelConfig;
 use crate::config::stages::CombineRewards;
@@ -17,6 +18,7 @@ use crate::formats::hf::{self, Companions, config_json, folder};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::observe::{Event, PromptRecord, SampleKind, Sinks};
+use crate::plan::Target;
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
 
@@ -47,11 +49,27 @@ impl Start {
 
 impl Materials {
     /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer.
-    pub fn prepare(config: &Config, run: &Path, sinks: &mut Sinks) -> Result<(Self, Decoder)> {
+    ///
+    /// # Errors
+    /// Those of [`Self::gather`]; memory or disk that the run can exceed, unless it may.
+    pub fn prepare(
+        config: &Config,
+        run: &Path,
+        may_exceed: bool,
+        sinks: &mut Sinks,
+    ) -> Result<(Self, Decoder)> {
         let Opened { mut place, fell_back } = place::open_for(config)?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let (materials, start) = Self::gather(config, config, run, sinks)?;
         let positions = config.model.max_positions;
+        let answers =
+            if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
+        let target = Target { cuda: place.device.is_cuda(), dtype: place.dtype, answers };
+        let room = Room::here(&place.device, run)?;
+        match room.check(&start.model()?, config, target, &materials.rows) {
+            Err(error) if may_exceed => sinks.warn(error.to_string()),
+            checked => checked?,
+        }
         place.missing = materials.encoder.tokenizer().missing_ids();
         let decoder = match start {
             Start::Folder(dir) => hf::load_decoder(&dir, positions, &place)?,

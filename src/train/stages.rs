@@ -1,10 +1,11 @@
 //! The loop of a run: its stages in order, what comes between their steps, the model at the end.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::best::{self, Candidate, Evaluated};
 use super::enumerate::Enumerate;
+use super::full_disk::until_there_is_room;
 use super::grpo::Grpo;
 use super::learner::Learner;
 use super::lora::Adapters;
@@ -341,40 +342,54 @@ impl<'a> Record<'a> {
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
-        let step = self.cursor.total_steps;
-        let last = self.keeping.last.as_ref();
-        if last.is_some_and(|(cursor, _)| *cursor == self.cursor) {
+        let Self { config, run, cursor, sinks, keeping, .. } = self;
+        let step = cursor.total_steps;
+        let last = keeping.last.as_ref();
+        if last.is_some_and(|(kept, _)| kept == cursor) {
             return Ok(());
         }
-        let optimizer = optimizer.filter(|_| self.cursor.optimizer_updates.is_some());
-        let same_step = last.filter(|(cursor, path)| {
-            let has_optimizer = cursor.optimizer_updates.is_some() || optimizer.is_none();
-            cursor.total_steps == step && has_optimizer && path.is_dir()
+        let optimizer = optimizer.filter(|_| cursor.optimizer_updates.is_some());
+        let same_step = last.filter(|(kept, path)| {
+            let has_optimizer = kept.optimizer_updates.is_some() || optimizer.is_none();
+            kept.total_steps == step && has_optimizer && path.is_dir()
         });
-        let (interval, start) = (self.keeping.since.elapsed(), Instant::now());
-        let checkpoint = Checkpoint::write(self.run, step, |dir| {
-            self.cursor.choice.write(self.run, dir)?;
-            if let Some((_, path)) = same_step {
-                state::link(path, dir, optimizer.is_some())?;
-                return state::write(dir, &self.cursor, decoder, None);
-            }
-            match adapters {
-                Some(adapters) => adapters.write(dir, decoder)?,
-                None => state::save_weights(dir, decoder)?,
-            }
-            state::write(dir, &self.cursor, decoder, optimizer)
-        })?;
-        checkpoint.keep_last(self.run, self.config.checkpoint.keep_last)?;
+        let (interval, start) = (keeping.since.elapsed(), Instant::now());
+        let cursor = &*cursor;
+        let write = || {
+            run.check_there()?;
+            Checkpoint::write(run, step, |dir| {
+                cursor.choice.write(run, dir)?;
+                if let Some((_, path)) = same_step {
+                    state::link(path, dir, optimizer.is_some())?;
+                    return state::write(dir, cursor, decoder, None);
+                }
+                match adapters {
+                    Some(adapters) => adapters.write(dir, decoder)?,
+                    None => state::save_weights(dir, decoder)?,
+                }
+                state::write(dir, cursor, decoder, optimizer)
+            })
+        };
+        let checkpoint = until_there_is_room(|text| sinks.warn(text), pass_unless_stopped, write)?;
+        checkpoint.keep_last(run, config.checkpoint.keep_last)?;
         let advice = Cadence::advice(start.elapsed(), interval);
         // At the end of a stage, and at a stop, the interval is not the chosen one.
-        let chosen = optimizer.is_some() && !stop::is_asked() && !self.keeping.advised;
+        let chosen = optimizer.is_some() && !stop::is_asked() && !keeping.advised;
         if let Some(text) = advice.filter(|_| chosen) {
-            self.keeping.advised = true;
-            self.sinks.emit(&Event::Note { text });
+            keeping.advised = true;
+            sinks.emit(&Event::Note { text });
         }
-        self.keeping.last = Some((self.cursor.clone(), checkpoint.path.clone()));
-        self.keeping.since = Instant::now();
-        self.sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
+        keeping.last = Some((cursor.clone(), checkpoint.path.clone()));
+        keeping.since = Instant::now();
+        sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
         Ok(())
+    }
+}
+
+/// Passes the time; a wish to stop ends it.
+fn pass_unless_stopped(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time && !stop::is_asked() {
+        std::thread::sleep(Duration::from_millis(200));
     }
 }

@@ -157,6 +157,25 @@ fn plan_times_a_step_on_the_cpu() {
     assert!(String::from_utf8_lossy(&more.stderr).contains("no step on the CPU in f32 with 2 threads"));
 }
 
+/// No machine has the memory of this model: its weights alone are 6 TiB.
+#[test]
+fn train_refuses_what_cannot_fit_before_it_loads_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let large =
+        ["model.random.hidden_size=16384", "model.random.intermediate_size=65536", "model.random.layers=400"];
+    let settings =
+        large.into_iter().chain(["model.random.attention_heads=4", "model.random.key_value_heads=4"]);
+    let rows = ["data.synthetic.sft_rows=64", "data.synthetic.grpo_rows=64", "data.synthetic.valid_rows=8"];
+    let settings = settings.chain(rows).chain(["device=cpu"]).flat_map(|setting| ["--set", setting]);
+    let words: Vec<&str> = ["train", "demo"].into_iter().chain(settings).collect();
+    let (code, text) = within(dir.path(), &words);
+    assert_eq!(code, Some(2), "{text}");
+    let error = text.lines().find(|line| line.starts_with("error: ")).unwrap();
+    assert!(error.contains("error: memory: the run takes") && error.contains("grpo rollout"), "{error}");
+    assert!(error.contains("--allow-over-budget") && error.contains("choose a smaller model"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path().join("runs")).unwrap().count(), 0, "the name is free again");
+}
+
 /// Rows that a model of two layers can learn: `count` of each label.
 fn rows(dir: &Path, name: &str, count: usize, row: impl Fn(&str, &str) -> String) -> std::path::PathBuf {
     let file = dir.join(name);

@@ -1,0 +1,93 @@
+//! What a run writes, added up before anything is loaded.
+
+use super::{Item, Sum, Target, TokenBytes};
+use crate::config::choice::LAST;
+use crate::config::lora::LoraStages;
+use crate::config::optim::{Bf16WeightsConfig, MomentsConfig, OptimConfig};
+use crate::config::{Config, Stage};
+use crate::model::config::ModelConfig;
+use crate::ops::adamw::blockwise::BLOCK;
+
+/// Bytes that lie on the disk at once, at most: as many checkpoints as are kept and the one being written, reference, the
+/// best model, the final one. Metrics and samples are not counted.
+pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item> {
+    let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
+    let (weights, adapter) = (sum.weights(), 4 * sum.adapter());
+    // What a checkpoint has of the weights: an adapter, and those merged before it.
+    let trained = match &config.lora {
+        None => weights,
+        Some(lora) if lora.stages == LoraStages::Fresh => adapter * config.stages.len() as u64,
+        Some(_) => adapter,
+    };
+    let within = config.checkpoint.every_steps > 0;
+    let state = config.optims().map(|(_, optim)| state(&sum, optim)).max().unwrap_or(0);
+    let checkpoint = trained + if within { state } else { 0 };
+    let kept = config.checkpoint.keep_last as u64;
+    let references = config.stages.iter().filter(|stage| match stage {
+        Stage::Sft => false,
+        Stage::Grpo => config.grpo.kl_coef != 0.0,
+        Stage::Enumerate => config.enumerate.kl_coef != 0.0,
+    });
+    let chosen = config.eval.keep_best != LAST;
+    let best = match (chosen, config.lora.is_some()) {
+        (false, _) => 0,
+        (true, true) => trained,
+        (true, false) => weights,
+    };
+    [
+        (format!("{} checkpoints (checkpoint.keep_last + 1)", kept + 1), (kept + 1) * checkpoint),
+        ("references (kl_coef)".into(), references.count() as u64 * trained),
+        ("the best so far (eval.keep_best)".into(), best),
+        ("the final model".into(), weights + adapter),
+    ]
+    .into_iter()
+    .filter(|(_, bytes)| *bytes > 0)
+    .map(|(what, bytes)| Item { what, bytes })
+    .collect()
+}
+
+/// Of the optimiser in a checkpoint within a stage.
+fn state(sum: &Sum, optim: &OptimConfig) -> u64 {
+    let trained = sum.trained();
+    let moments = match optim.moments {
+        MomentsConfig::F32 => 8 * trained,
+        MomentsConfig::Int8 => 2 * trained + 2 * trained.div_ceil(BLOCK as u64) * 4,
+    };
+    let masters = sum.is_bf16() && optim.bf16_weights == Bf16WeightsConfig::Masters;
+    moments + if masters { 4 * trained } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::plan::shapes;
+
+    fn gib(settings: &[&str]) -> Vec<(String, f64)> {
+        let settings: Vec<String> = settings.iter().map(|s| s.to_string()).collect();
+        let config = Config::load("riskcue-llama3.1-8b", &settings).unwrap();
+        let target = Target { cuda: true, dtype: DType::BF16, answers: 0 };
+        let items = needed(&shapes::find("llama-3.1-8b").unwrap(), &config, target);
+        let gib = |bytes: u64| (bytes as f64 / (1u64 << 30) as f64 * 100.0).round() / 100.0;
+        items.into_iter().map(|item| (item.what, gib(item.bytes))).collect()
+    }
+
+    #[test]
+    fn a_checkpoint_is_weights_and_moments_and_there_is_one_more_than_are_kept() {
+        // 14.96 GiB of weights; moments of a byte and a scale for each block of them: 15.19.
+        let all = gib(&["checkpoint.keep_last=2", "grpo.kl_coef=0.1"]);
+        let bytes: Vec<f64> = all.iter().map(|(_, gib)| *gib).collect();
+        assert_eq!(all[0].0, "3 checkpoints (checkpoint.keep_last + 1)");
+        assert_eq!(bytes, [90.45, 14.96, 14.96, 14.96]);
+        let few = ["checkpoint.every_steps=0", "checkpoint.keep_last=1", "eval.keep_best=\"last\""];
+        assert_eq!(gib(&few).iter().map(|(_, gib)| *gib).collect::<Vec<_>>(), [29.92, 14.96]);
+    }
+
+    #[test]
+    fn an_adapter_is_small_and_its_merged_model_is_not() {
+        let all = gib(&["lora.rank=16", "sft.optim.gradients=f32", "grpo.optim.gradients=f32"]);
+        let bytes: Vec<f64> = all.iter().map(|(_, gib)| *gib).collect();
+        assert!(bytes[0] < 1.0 && (14.9..15.3).contains(bytes.last().unwrap()), "{all:?}");
+    }
+}

@@ -1,0 +1,92 @@
+//! A disk that is full just now: a checkpoint waits for room before the run gives up.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Before each further try: room is made by a person, or by another run that ends.
+const WAITS: [Duration; 4] =
+    [Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(60), Duration::from_secs(120)];
+
+/// Tries `write` again for as long as the disk is full, a few times; `say` hears of the first failure, `wait` passes the
+/// time.
+///
+/// # Errors
+/// Its last error, and any that room would not mend.
+pub fn until_there_is_room<T>(
+    mut say: impl FnMut(String),
+    mut wait: impl FnMut(Duration),
+    mut write: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    for (tries, time) in WAITS.into_iter().enumerate() {
+        match write() {
+            Err(error) if is_full(&error) => {
+                if tries == 0 {
+                    let all: u64 = WAITS.iter().map(Duration::as_secs).sum();
+                    say(format!("{error}. The run waits for room, {all} s at most, and tries again"));
+                }
+                wait(time);
+            }
+            other => return other,
+        }
+    }
+    write()
+}
+
+/// Whether room on the disk, or in a quota, is what is missing.
+fn is_full(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    let kind = source.kind();
+    if matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
+        return true;
+    }
+    // Tensors are written by a crate whose error is a text.
+    let text = source.to_string();
+    kind == std::io::ErrorKind::Other && ["os error 28", "os error 122"].iter().any(|of| text.contains(of))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error as IoError, ErrorKind};
+
+    use super::*;
+
+    fn full() -> Error {
+        Error::io("runs/a/checkpoints/.step-9.partial", "write")(ErrorKind::StorageFull.into())
+    }
+
+    /// What was said, the seconds that passed, and what came of it after `failures`.
+    fn run(failures: usize, error: impl Fn() -> Error) -> (Vec<String>, u64, Result<u32>) {
+        let (mut said, mut passed, mut tries) = (Vec::new(), 0, 0);
+        let result = until_there_is_room(
+            |text| said.push(text),
+            |time| passed += time.as_secs(),
+            || {
+                tries += 1;
+                if tries > failures { Ok(7) } else { Err(error()) }
+            },
+        );
+        (said, passed, result)
+    }
+
+    #[test]
+    fn a_full_disk_is_said_once_and_tried_again() {
+        let (said, passed, result) = run(2, full);
+        assert_eq!((said.len(), passed, result.unwrap()), (1, 40, 7));
+        assert!(said[0].contains(".step-9.partial") && said[0].contains("220 s at most"), "{said:?}");
+        let (said, passed, result) = run(0, full);
+        assert_eq!((said.len(), passed, result.unwrap()), (0, 0, 7));
+    }
+
+    #[test]
+    fn it_is_given_up_after_a_while_and_other_errors_at_once() {
+        let (said, passed, result) = run(5, full);
+        assert_eq!((said.len(), passed), (1, 220));
+        assert!(result.unwrap_err().to_string().contains("Free some disk space"));
+        let by_text = || Error::io("a", "write")(IoError::other("No space left on device (os error 28)"));
+        assert_eq!(run(1, by_text).1, 10);
+        let denied = || Error::io("a", "write")(ErrorKind::PermissionDenied.into());
+        let (said, passed, result) = run(1, denied);
+        assert_eq!((said.len(), passed, result.is_err()), (0, 0, true));
+    }
+}
