@@ -1,5 +1,5 @@
 //! The command line: one file a subcommand. Exit codes: 0 done, 1 failed, 2 bad input, 3 `predict --gate` lets
-//! nothing through, 75 stopped by a signal and to be gone on with.
+//! nothing through, 75 stopped and to be gone on with.
 
 #[macro_use]
 mod out;

@@ -144,6 +144,15 @@ pub struct RunConfig {
     /// Steps of GRPO, from 1, that are written token by token to samples/: log-probs, advantage, slope.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dump_steps: Vec<u64>,
+    /// What an hour of this machine costs. With it a run shows and records what it has cost and what the stage still will.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_per_hour: Option<f64>,
+    /// The run stops, to be gone on with, once it has cost so much, all its resumes together. Needs `price_per_hour`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cost: Option<f64>,
+    /// The run stops, to be gone on with, once it has taken so many hours, all its resumes together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_hours: Option<f64>,
 }
 
 /// What becomes of a run that is there already. Without it, that is refused.
@@ -190,7 +199,40 @@ impl Default for Config {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { root: "runs".into(), name: None, resume: None, tensorboard: true, dump_steps: Vec::new() }
+        Self {
+            root: "runs".into(),
+            name: None,
+            resume: None,
+            tensorboard: true,
+            dump_steps: Vec::new(),
+            price_per_hour: None,
+            max_cost: None,
+            max_hours: None,
+        }
+    }
+}
+
+impl RunConfig {
+    fn validate(&self) -> Result<()> {
+        for (key, value) in [
+            ("run.price_per_hour", self.price_per_hour),
+            ("run.max_cost", self.max_cost),
+            ("run.max_hours", self.max_hours),
+        ] {
+            if let Some(value) = value.filter(|value| !(*value > 0.0 && value.is_finite())) {
+                return Err(Error::config(
+                    key,
+                    value,
+                    "above 0",
+                    "without the key there is no price or bound",
+                ));
+            }
+        }
+        if self.max_cost.is_some() && self.price_per_hour.is_none() {
+            let fix = "Set run.price_per_hour too, or bound the time with run.max_hours";
+            return Err(Error::input("run.max_cost", "has no effect: run.price_per_hour is not set", fix));
+        }
+        Ok(())
     }
 }
 
@@ -249,6 +291,7 @@ impl Config {
             self.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;
         }
         self.eval.validate()?;
+        self.run.validate()?;
         let minutes = self.checkpoint.every_minutes;
         if !(0.0..=1e6).contains(&minutes) {
             return Err(Error::config("checkpoint.every_minutes", minutes, "0 to 1000000", "it is a time"));

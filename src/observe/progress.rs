@@ -261,6 +261,9 @@ fn step_fields(metrics: &Metrics) -> String {
         Some(rate) => fields.push(format!("{:>6} tok/s", thousands(rate as u64))),
         None => {}
     }
+    if let (Some(cost), Some(more)) = (metrics.get("cost"), metrics.get("cost_to_come")) {
+        fields.push(format!("cost {cost:.2} + {more:.2}"));
+    }
     fields.join("  ")
 }
 
@@ -414,6 +417,12 @@ mod tests {
     fn a_step_of_dead_groups_has_no_rate() {
         let metrics = [("reward", 1.0), ("tokens_per_second", 0.0)].into_iter().collect();
         assert_eq!(step_fields(&metrics), "reward 1.000  nothing to learn: all groups agree");
+    }
+
+    #[test]
+    fn a_step_with_a_price_says_what_it_cost_so_far_and_what_is_to_come() {
+        let metrics = [("loss", 1.0), ("cost", 1.234), ("cost_to_come", 0.5)].into_iter().collect();
+        assert_eq!(step_fields(&metrics), "loss 1.0000  cost 1.23 + 0.50");
     }
 
     #[test]

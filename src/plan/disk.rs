@@ -19,7 +19,7 @@ pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item>
         Some(lora) if lora.stages == LoraStages::Fresh => adapter * config.stages.len() as u64,
         Some(_) => adapter,
     };
-    let within = config.checkpoint.every_steps > 0;
+    let within = config.checkpoint.every_steps > 0 || config.checkpoint.every_minutes > 0.0;
     let state = config.optims().map(|(_, optim)| state(&sum, optim)).max().unwrap_or(0);
     let checkpoint = trained + if within { state } else { 0 };
     let kept = config.checkpoint.keep_last as u64;
@@ -80,7 +80,12 @@ mod tests {
         let bytes: Vec<f64> = all.iter().map(|(_, gib)| *gib).collect();
         assert_eq!(all[0].0, "3 checkpoints (checkpoint.keep_last + 1)");
         assert_eq!(bytes, [90.45, 14.96, 14.96, 14.96]);
-        let few = ["checkpoint.every_steps=0", "checkpoint.keep_last=1", "eval.keep_best=\"last\""];
+        let few = [
+            "checkpoint.every_steps=0",
+            "checkpoint.every_minutes=0",
+            "checkpoint.keep_last=1",
+            "eval.keep_best=\"last\"",
+        ];
         assert_eq!(gib(&few).iter().map(|(_, gib)| *gib).collect::<Vec<_>>(), [29.92, 14.96]);
     }
 

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::lora::{Adapters, base_digest, check_base};
 use super::materials::Materials;
+use super::meter::Meter;
 use super::stages::{Record, Training};
 use super::state::{self, Cursor};
 use crate::config::{ActivationMemory, Config, Stage, keys_of};
@@ -79,6 +81,7 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
 /// # Errors
 /// Before the first evaluation a new run's directory is gone again; after it, a run can be resumed from its last checkpoint.
 pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
+    let began = Instant::now();
     let Fetched { config, recorded, allow_over_budget, .. } = fetched;
     run.write_config(&recorded.to_toml()?)?;
     sinks.add(SampleFiles::new(run));
@@ -105,7 +108,8 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
         sinks.emit(&Event::Note { text: adapters.describe(&decoder) });
     }
     let config = &settled(config, &materials, &decoder, &mut sinks)?;
-    let record = Record::new(config, run, cursor, sinks, None);
+    let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
+    let record = Record::new(config, run, cursor, sinks, meter, None);
     Training { materials, adapters, record }.run(decoder, None)
 }
 
@@ -150,7 +154,10 @@ pub fn resume(
     mut warnings: Vec<String>,
     mut sinks: Sinks,
 ) -> Result<PathBuf> {
-    let config = &fetched.config;
+    let (began, config) = (Instant::now(), &fetched.config);
+    let cursor = state::read_cursor(&latest.checkpoint.path)?;
+    let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
+    meter.check()?;
     sinks.add(SampleFiles::new(run));
     warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
     let (kept, whole) =
@@ -169,7 +176,6 @@ pub fn resume(
     let checkpoint: &Path = &latest.checkpoint.path;
     let (materials, mut decoder) =
         Materials::prepare(config, run.path(), fetched.allow_over_budget, &mut sinks)?;
-    let cursor = state::read_cursor(checkpoint)?;
     cursor.choice.restore(run, checkpoint)?;
     let adapters = if config.lora.is_some() {
         check_base(config, &decoder, cursor.base.as_deref())?;
@@ -180,7 +186,7 @@ pub fn resume(
     };
     let optimizer = state::read_optimizer(checkpoint, &cursor, &decoder)?;
     let config = &settled(config, &materials, &decoder, &mut sinks)?;
-    let record = Record::new(config, run, cursor, sinks, Some(checkpoint));
+    let record = Record::new(config, run, cursor, sinks, meter, Some(checkpoint));
     Training { materials, adapters, record }.run(decoder, optimizer)
 }
 

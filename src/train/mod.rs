@@ -10,6 +10,7 @@ pub mod launch;
 pub mod learner;
 pub mod lora;
 pub mod materials;
+mod meter;
 pub mod objective;
 mod penalties;
 pub mod place;

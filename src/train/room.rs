@@ -67,11 +67,12 @@ impl Room {
         );
         let changes = advise(model, &config, target, memory);
         let enough = changes.last().is_some_and(|last| last.peak <= memory);
-        let settings: Vec<String> = changes
-            .iter()
-            .flat_map(|change| change.setting.split(' '))
-            .map(|s| format!("--set {s}"))
-            .collect();
+        let settings: Vec<&str> = changes.iter().flat_map(|change| change.setting.split(' ')).collect();
+        // A key that is lowered step by step ends at its last value.
+        let key = |setting: &str| setting.split('=').next().unwrap_or_default().to_string();
+        let last = |i: &usize| settings[i + 1..].iter().all(|later| key(later) != key(settings[*i]));
+        let settings: Vec<String> =
+            (0..settings.len()).filter(last).map(|i| format!("--set {}", settings[i])).collect();
         let fix = match (enough, changes.last()) {
             (true, _) => format!("It fits with {}", settings.join(" ")),
             (false, last) => {
@@ -217,13 +218,16 @@ mod tests {
 
     #[test]
     fn rows_that_are_shorter_than_they_may_be_take_less() {
-        let settings =
-            ["pack.activations=\"recompute\"", "pack.max_reused_tokens=0", "grpo.max_completion_tokens=32"];
-        assert!(check(memory(46), &settings, 7000).is_err());
-        assert_eq!(
-            check(memory(46), &[&settings[..], &["pack.max_rollout_tokens=4096"]].concat(), 200),
-            Ok(())
-        );
+        let settings = [
+            "pack.activations=\"recompute\"",
+            "pack.max_reused_tokens=0",
+            "pack.max_tokens_per_pack=2048",
+            "pack.max_rollout_tokens=4096",
+            "grpo.max_completion_tokens=32",
+        ];
+        let error = check(memory(47), &settings, 7000).unwrap_err();
+        assert!(error.contains("47.00 are free"), "{error}");
+        assert_eq!(check(memory(47), &settings, 200), Ok(()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::grpo::Grpo;
 use super::learner::Learner;
 use super::lora::Adapters;
 use super::materials::Materials;
+use super::meter::Meter;
 use super::objective::{At, Objective, Surroundings};
 use super::sft::Sft;
 use super::state::{self, Cursor};
@@ -45,6 +46,7 @@ pub struct Record<'a> {
     pub run: &'a RunDirectory,
     pub cursor: Cursor,
     pub sinks: Sinks,
+    meter: Meter,
     keeping: Keeping,
 }
 
@@ -62,7 +64,8 @@ impl Training<'_> {
     /// Runs what is left. `optimizer`: of a stage that goes on. Returns the folder of the final model.
     ///
     /// # Errors
-    /// [`Error::Stopped`] once every whole step is in a checkpoint; before the first step there may be none.
+    /// [`Error::Stopped`] once every whole step is in a checkpoint, for a wish to stop or a bound of time or cost that is reached; before
+    /// the first step there may be none.
     pub fn run(mut self, mut decoder: Decoder, mut optimizer: Option<AdamW>) -> Result<PathBuf> {
         let stages = &self.record.config.stages;
         self.record.sinks.emit(&self.materials.held_out_prompts()?);
@@ -74,7 +77,7 @@ impl Training<'_> {
             decoder = self.stage(*stage, decoder, optimizer.take())?;
         }
         let chosen = self.save(&decoder)?;
-        let Record { config, run, cursor, sinks, .. } = &mut self.record;
+        let Record { config, run, cursor, sinks, meter, .. } = &mut self.record;
         let mut rows: Vec<TableRow> = cursor.results.iter().map(Evaluated::row).collect();
         if let Some(best) = cursor.choice.best.as_ref().filter(|best| best.total_steps != cursor.total_steps)
         {
@@ -83,6 +86,9 @@ impl Training<'_> {
         let golds = self.materials.rows.valid.iter().map(|row| row.gold);
         let constants = constant_answers(&self.materials.task, golds).into_iter();
         rows.extend(constants.map(|(name, report)| Evaluated::new(name, report.metrics()).row()));
+        if let Some(text) = meter.summary() {
+            sinks.emit(&Event::Note { text });
+        }
         sinks.emit(&Event::Finished { rows, run: run.path().into(), chosen });
         if cursor.choice.best.is_none() && config.eval.choice().is_some() {
             let (metric, last) = (&config.eval.keep_best, "model/ is that of the last step");
@@ -148,6 +154,7 @@ impl Training<'_> {
         let mut objective = objective(stage, around, &decoder, record.cursor.difficulty.clone())?;
         let (steps, optim) = (objective.steps(), objective.optim().clone());
         record.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done, before });
+        record.meter.enter_stage(done);
         let mut ended = None;
         if done < steps {
             let activations = config.pack.activations;
@@ -180,7 +187,14 @@ impl Training<'_> {
         };
         record.cursor.results.push(Evaluated::new(name, report.metrics()));
         record.cursor.enter_next_stage();
+        let more = record.cursor.stage < config.stages.len();
+        let reached = record.meter.reached().filter(|_| more);
+        let stops = reached.is_some();
+        reached.into_iter().for_each(|text| record.sinks.warn(text));
         record.keep(adapters, &decoder, None)?;
+        if stops {
+            return Err(Error::Stopped);
+        }
         Ok(decoder)
     }
 }
@@ -217,15 +231,19 @@ impl<'a> Record<'a> {
         run: &'a RunDirectory,
         cursor: Cursor,
         sinks: Sinks,
+        meter: Meter,
         last: Option<&Path>,
     ) -> Self {
         let last = last.map(|path| (cursor.clone(), path.into()));
         let cadence = Cadence::from(&config.checkpoint);
         let keeping = Keeping { cadence, last, since: Instant::now(), advised: false };
-        Self { config, run, cursor, sinks, keeping }
+        Self { config, run, cursor, sinks, meter, keeping }
     }
 
     /// Makes the steps that a stage has left, with what comes between them. The report of an evaluation that ended it early.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] too where a bound of time or cost is reached.
     fn steps(
         &mut self,
         stage: Stage,
@@ -257,9 +275,13 @@ impl<'a> Record<'a> {
             let start = Instant::now();
             let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
             let metrics = objective.step(learner, at, &mut self.sinks).map_err(|e| e.at_step(step + 1))?;
-            self.step(stage, step + 1, metrics, start, learner.decoder())?;
+            self.step(stage, (step + 1, steps), metrics, start, learner.decoder())?;
             self.cursor.owes_evaluation =
                 objective.is_evaluated_within() && is_due(step + 1, config.eval.every_steps);
+            if let Some(text) = self.meter.reached().filter(|_| step + 1 < steps) {
+                self.sinks.warn(text);
+                return Err(Error::Stopped);
+            }
         }
         Ok(None)
     }
@@ -278,11 +300,11 @@ impl<'a> Record<'a> {
         self.keep(adapters, learner.decoder(), Some(learner.optimizer()))
     }
 
-    /// Counts a step, and tells of it.
+    /// Counts a step of so many, and tells of it.
     fn step(
         &mut self,
         stage: Stage,
-        step: u64,
+        (step, steps): (u64, u64),
         mut metrics: Metrics,
         start: Instant,
         decoder: &Decoder,
@@ -301,6 +323,7 @@ impl<'a> Record<'a> {
         if let Some(bytes) = memory::device_peak(decoder.device())? {
             metrics.insert("memory/device_peak_gib", bytes as f64 / (1u64 << 30) as f64);
         }
+        metrics.extend(self.meter.metrics(step, steps).iter());
         self.cursor.step = step;
         self.cursor.total_steps += 1;
         self.sinks.emit(&Event::Step { stage: stage.name().into(), step, metrics });
@@ -342,10 +365,10 @@ impl<'a> Record<'a> {
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
-        let Self { config, run, cursor, sinks, keeping, .. } = self;
+        let Self { config, run, cursor, sinks, meter, keeping } = self;
         let step = cursor.total_steps;
         let last = keeping.last.as_ref();
-        if last.is_some_and(|(kept, _)| kept == cursor) {
+        if last.is_some_and(|(kept, _)| *kept == Cursor { seconds: kept.seconds, ..cursor.clone() }) {
             return Ok(());
         }
         let optimizer = optimizer.filter(|_| cursor.optimizer_updates.is_some());
@@ -354,6 +377,7 @@ impl<'a> Record<'a> {
             kept.total_steps == step && has_optimizer && path.is_dir()
         });
         let (interval, start) = (keeping.since.elapsed(), Instant::now());
+        cursor.seconds = meter.seconds();
         let cursor = &*cursor;
         let write = || {
             run.check_there()?;

@@ -26,6 +26,9 @@ pub struct Cursor {
     /// Tokens trained on so far, a shared prompt counted once.
     #[serde(default)]
     pub num_tokens: u64,
+    /// Seconds that the run has taken, all its resumes together.
+    #[serde(default)]
+    pub seconds: f64,
     /// Updates in the optimiser's moments; `None` between stages, where there is no optimiser.
     pub optimizer_updates: Option<u64>,
     /// `lora::base_digest` of the weights that a run with adapters started from.

@@ -4,6 +4,7 @@ mod ablate;
 mod adamw;
 mod bad_input;
 mod best;
+mod budget;
 mod circles;
 mod config_fields;
 mod configs;

@@ -150,7 +150,8 @@ impl Args {
 impl Asked<'_> {
     /// Whether times are wanted at all.
     pub fn wanted(&self) -> bool {
-        self.args.time || !self.cards.is_empty() || self.args.price.is_some() || self.args.bench.is_some()
+        let Args { time, price, bench, .. } = self.args;
+        *time || price.is_some() || bench.is_some() || !self.cards.is_empty()
     }
 
     /// Of a run on a card; `None` is the CPU. `fits`: whether a step may be tried here.
@@ -174,6 +175,8 @@ impl Asked<'_> {
         let legs = time::legs(&line, efficiency.shares, self.rows(config)?)?;
         let of_card = gpu.and_then(|gpu| self.prices.0.get(gpu.name));
         let price = of_card.or_else(|| self.prices.0.get("")).copied();
+        // One machine's price is not several cards'.
+        let price = price.or(config.run.price_per_hour.filter(|_| self.cards.len() < 2));
         Ok(Duration { seconds: time::total(&legs), legs, rates, source: efficiency.source, price })
     }
 
@@ -282,8 +285,11 @@ impl Asked<'_> {
         let step = small(model, config, target);
         let shape = &step.config;
         eprintln!(
-            "note: timing a step of {} completions of {} tokens to {} prompt tokens here",
-            shape.grpo.group_size, shape.grpo.max_completion_tokens, shape.data.max_prompt_tokens
+            "note: timing a step of {} x {} completions of {} tokens to {} prompt tokens here",
+            shape.grpo.prompts_per_step,
+            shape.grpo.group_size,
+            shape.grpo.max_completion_tokens,
+            shape.data.max_prompt_tokens
         );
         let seconds = timed(&step, &place)?;
         let rates = rates()?;
@@ -294,19 +300,24 @@ impl Asked<'_> {
 
 const CEILING_SECONDS: f64 = 0.3;
 /// Of the step that is timed, at most.
-const TIMED_PROMPT: usize = 768;
-const TIMED_ANSWER: usize = 16;
+const TIMED_PROMPTS: usize = 768;
+const TIMED_ROWS: usize = 64;
+const TIMED_ANSWER: usize = 12;
 const TIMED_STEPS: u64 = 2;
 
-/// A step like the planned one that takes seconds, not minutes: one group, short.
+/// A step like the planned one that takes seconds, not minutes: as many completions as are decoded at once, but short.
 fn small(model: &ModelConfig, config: &Config, target: Target) -> Measured {
     let mut config = config.clone();
+    let most = config.pack.rollout_tokens();
     let grpo = &mut config.grpo;
-    grpo.prompts_per_step = 1;
-    grpo.group_size = grpo.group_size.min(16);
+    let size = config.data.max_prompt_tokens + grpo.group_size * grpo.max_completion_tokens;
+    grpo.group_size = grpo.group_size.min(TIMED_ROWS);
+    let together = (most / size.max(1)).clamp(1, grpo.prompts_per_step);
+    grpo.prompts_per_step = together.min(TIMED_ROWS / grpo.group_size);
     grpo.max_completion_tokens = grpo.max_completion_tokens.clamp(2, TIMED_ANSWER);
     (grpo.kl_coef, grpo.updates_per_rollout) = (0.0, 1);
-    config.data.max_prompt_tokens = config.data.max_prompt_tokens.min(TIMED_PROMPT);
+    let prompt = TIMED_PROMPTS / grpo.prompts_per_step;
+    config.data.max_prompt_tokens = config.data.max_prompt_tokens.min(prompt);
     let threads = rayon::current_num_threads();
     Measured { model: model.clone(), config, target, card: None, threads, seconds: Parts::default() }
 }
@@ -368,7 +379,7 @@ mod tests {
             (&["--gpu", "v100"], "h100, h200, a100-80"),
             (&["--gpu", "h100,l40s", "--price", "2"], "several cards are planned for"),
             (&["--gpu", "h100", "--price", "l40s=2"], "prices l40s"),
-            (&["--gpu", "h100", "--price", "-1"], "dollars an hour"),
+            (&["--gpu", "h100", "--price=-1"], "dollars an hour"),
             (&["--gpu", "h100", "--price", "nan"], "dollars an hour"),
             (&["--price", "h100=1,h100=2"], "one card has one price"),
             (&["--gpu", "h100", "--memory-gib", "3"], "cannot be used with"),

@@ -46,6 +46,8 @@ struct Line {
     moments: MomentsConfig,
     bf16_weights: Bf16WeightsConfig,
     gradients: GradientsConfig,
+    /// Earlier versions had none.
+    #[serde(default)]
     lora_rank: usize,
     max_tokens_per_pack: usize,
     max_rollout_tokens: usize,

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
 use crate::ops::adamw::blockwise::BLOCK;
+use crate::ops::cpu::few_rows;
 use crate::ops::token_logprob::{CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES};
 use crate::plan::Target;
 use crate::plan::cost::{Cost, GroupShape, Groups, Layer, Rates};
@@ -130,7 +131,7 @@ impl Roofline<'_> {
         let shape = self.shape(Rows { completions: 0, new_tokens: 1, ..rows }, together);
         let attention = self.seconds(shape.attention_forward(&shape.layout()?));
         let [.., head] = shape.layers();
-        let head = self.seconds(shape.linear(Layer { rows: together, ..head }));
+        let head = self.product(&shape, Layer { rows: together, ..head });
         Ok(self.blocks(&shape, attention) + head)
     }
 
@@ -141,7 +142,7 @@ impl Roofline<'_> {
         shape.rows = shape.decode_rows();
         let attention = self.seconds(shape.decode_attention());
         let [.., head] = shape.layers();
-        let head = self.seconds(shape.linear(Layer { rows: shape.rows, ..head }));
+        let head = self.product(&shape, Layer { rows: shape.rows, ..head });
         let sampling = self.seconds(shape.sampling());
         let step = self.blocks(&shape, attention) + head + sampling;
         rows.new_tokens.saturating_sub(1) as f64 * step + sampling
@@ -150,12 +151,22 @@ impl Roofline<'_> {
     /// The forward pass of all blocks; `attention`: seconds of it in one.
     fn blocks(&self, shape: &GroupShape, attention: f64) -> f64 {
         let [inner @ .., _] = shape.layers();
-        let linear: f64 = inner.iter().map(|layer| self.seconds(shape.linear(*layer))).sum();
+        let linear: f64 = inner.iter().map(|layer| self.product(shape, *layer)).sum();
         let others = 2.0 * self.seconds(shape.rms_norm_forward())
             + self.seconds(shape.rope())
             + self.seconds(shape.swiglu_forward());
         let layers = self.model.num_hidden_layers as f64;
         layers * (linear + attention + others) + self.adapter(shape.rows)
+    }
+
+    /// A linear layer forward.
+    fn product(&self, shape: &GroupShape, layer: Layer) -> f64 {
+        let mut cost = shape.linear(layer);
+        if !self.target.cuda && layer.rows <= few_rows::MAX_ROWS {
+            let again = layer.rows.div_ceil(few_rows::LANES).saturating_sub(1);
+            cost.bytes += (again * shape.size * layer.inputs * layer.outputs) as f64;
+        }
+        self.seconds(cost)
     }
 
     /// What an adapter adds to a pass over `rows`.
