@@ -144,6 +144,12 @@ pub struct RunConfig {
     /// Steps of GRPO, from 1, that are written token by token to samples/: log-probs, advantage, slope.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dump_steps: Vec<u64>,
+    /// Address that tells over HTTP where the run is: /healthz, and /metrics for Prometheus. "127.0.0.1:9100", for instance; with port 0
+    /// one is chosen, and said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Keep the same in the run's heartbeat.json, replaced every few seconds while something happens.
+    pub heartbeat: bool,
     /// What an hour of this machine costs. With it a run shows and records what it has cost and what the stage still will.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub price_per_hour: Option<f64>,
@@ -205,6 +211,8 @@ impl Default for RunConfig {
             resume: None,
             tensorboard: true,
             dump_steps: Vec::new(),
+            status: None,
+            heartbeat: false,
             price_per_hour: None,
             max_cost: None,
             max_hours: None,

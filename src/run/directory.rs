@@ -16,6 +16,7 @@ const LOCK: &str = "lock";
 /// config.resolved.toml   every key with its value
 /// metrics.jsonl          a line for each step and each evaluation
 /// events.out.tfevents.*  the same for TensorBoard
+/// heartbeat.json         where it is, if run.heartbeat says so
 /// samples/               judged completions, a file for each evaluation and each rollout; their prompts
 /// checkpoints/step-N/    after N optimiser steps of the run
 /// best/                  while it trains: the best model so far, by eval.keep_best

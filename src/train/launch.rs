@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::hub::{self, Parts, Progress};
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, JsonlSink, Sinks, TensorBoard};
+use crate::observe::{Event, JsonlSink, Sinks, Status, TensorBoard};
 use crate::ops::cuda;
 use crate::plan::Target;
 use crate::plan::activations::{self, Settled};
@@ -90,6 +90,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
         sinks.add(TensorBoard::create(run.path(), &hparams(recorded)?)?);
     }
     let prepare = |sinks: &mut Sinks| -> Result<_> {
+        watch(config, run, sinks)?;
         let (materials, mut decoder) = Materials::prepare(config, run.path(), *allow_over_budget, sinks)?;
         let mut cursor = Cursor::default();
         if config.lora.is_some() {
@@ -111,6 +112,23 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
     let record = Record::new(config, run, cursor, sinks, meter, None);
     Training { materials, adapters, record }.run(decoder, None)
+}
+
+/// Lets the run be watched from outside, where its config says so.
+fn watch(config: &Config, run: &RunDirectory, sinks: &mut Sinks) -> Result<()> {
+    let heartbeat = config.run.heartbeat.then(|| run.path().join("heartbeat.json"));
+    if heartbeat.is_none() && config.run.status.is_none() {
+        return Ok(());
+    }
+    let status = Status::new(config.run.status.as_deref(), heartbeat)?;
+    let address = status.address();
+    sinks.add(status);
+    if let Some(address) = address {
+        sinks.emit(&Event::Note {
+            text: format!("http://{address}/healthz and /metrics say where the run is"),
+        });
+    }
+    Ok(())
 }
 
 /// The config's keys but those that only say where a run is, for TensorBoard.
@@ -158,6 +176,7 @@ pub fn resume(
     let cursor = state::read_cursor(&latest.checkpoint.path)?;
     let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
     meter.check()?;
+    watch(config, run, &mut sinks)?;
     sinks.add(SampleFiles::new(run));
     warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
     let (kept, whole) =

@@ -203,3 +203,20 @@ fn recorded_steps_are_planned_from_one_of_them_within_15_percent() {
     let ratios = [ratios, vec![planned(kept, recomputed), planned(recomputed, kept)]].concat();
     assert!(ratios.iter().all(|ratio| (0.85..1.15).contains(ratio)), "{ratios:?}");
 }
+
+#[test]
+fn a_port_in_use_is_refused_before_anything_is_trained_and_the_heartbeat_ends_with_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let status = format!("run.status=\"{}\"", taken.local_addr().unwrap());
+    let (code, text) = train(dir, &[&status]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("run.status = ") && text.contains("whose port is free"), "{text}");
+    let (code, text) = train(dir, &["run.status=\"127.0.0.1:0\"", "run.heartbeat=true"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("/healthz and /metrics say where the run is"), "{text}");
+    let beat: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("runs/a/heartbeat.json")).unwrap()).unwrap();
+    assert_eq!((&beat["phase"], &beat["stage"], &beat["step"]), (&"done".into(), &"grpo".into(), &2.into()));
+}
