@@ -3,8 +3,10 @@
 //! A deep recursion has room, a panic becomes an error, and what takes too long or too much memory is given up. The
 //! thread of such work cannot be stopped; the error that names it ends the command, and the thread with it.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::Builder;
@@ -41,6 +43,23 @@ impl Limits {
 /// Why work was given up. It goes on and may grow, so that no other is begun beside it.
 static GIVEN_UP: OnceLock<String> = OnceLock::new();
 
+/// Set where such work asked for memory that is not there, or filled its stack.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread, which the system is about to end and the process with it, is one of this work; then the watch
+/// knows. May be called in a signal's handler.
+pub fn ends_here() -> bool {
+    let is_watched = IS_WATCHED.get();
+    if is_watched {
+        ENDED.store(true, Ordering::Relaxed);
+    }
+    is_watched
+}
+
 /// What `work` gives, or why it gives nothing, as a clause.
 pub(super) fn run<T: Send + 'static>(
     limits: Limits,
@@ -55,6 +74,7 @@ pub(super) fn run<T: Send + 'static>(
     let own = clock.clone();
     let guarded = move || {
         own.start();
+        IS_WATCHED.set(true);
         // Nobody listens to work that was given up.
         let _ = send.send(catch_unwind(AssertUnwindSafe(work)));
     };
@@ -70,6 +90,9 @@ pub(super) fn run<T: Send + 'static>(
             }
             Err(RecvTimeoutError::Disconnected) => return Err("ended without a word".into()),
             Err(RecvTimeoutError::Timeout) => {
+                if ENDED.load(Ordering::Relaxed) {
+                    return given_up("asks for more memory, or a deeper stack, than there is".into());
+                }
                 let now = resident_bytes();
                 let grown = now.saturating_sub(*before.get_or_insert(now));
                 let time = clock.time();

@@ -79,7 +79,22 @@ fn templates_made_to_harm_end_in_one_line() {
         room.write("model/chat_template.jinja", &text);
         let words = "data check good.jsonl --task riskcue --model model";
         let found = room.fault(words, INPUT, &["chat_template.jinja", says]);
+        // Processor time of the whole command, the least of three: other programs share caches and cores.
+        let is_quick = || (0..3).any(|_| room.processor_seconds(words) < 1.0);
+        let found = found.or_else(|| (!is_quick()).then(|| "a second or more".into()));
         found.map(|fault| format!("{}\n{fault}", text.chars().take(200).collect::<String>()))
+    }));
+}
+
+/// What the engine asks for at once is found out when it is not there; the system says a line of it too.
+#[test]
+fn memory_that_is_not_there_is_one_line() {
+    let doubled = "{% set ns = namespace(a=[1]) %}{% for i in range(45) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a }}";
+    no_faults(["{{ ([0] * 10**13)[::-1] }}", doubled].into_iter().map(|text| {
+        let room = Room::new();
+        room.write("model/chat_template.jinja", text);
+        let says = ["error: ", "chat_template.jinja: asks for more memory, or a deeper stack, than there is"];
+        room.answer_fault("data check good.jsonl --task riskcue --model model", INPUT, &says)
     }));
 }
 

@@ -1,13 +1,13 @@
 //! A folder with good input, for tests that spoil it and read what the real binary says.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use rlvr::formats::hf::config_json;
 use rlvr::model::decoder::Decoder;
 use rlvr::text::byte_tokenizer;
 use rlvr::train::state::save_weights;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const CONFIG: &str = r#"
@@ -36,6 +36,9 @@ pub const GRPO: &str = r#"stages=["grpo"] grpo.steps=1 grpo.max_completion_token
 /// Exit codes: the input is at fault, or the operating system says no.
 pub const INPUT: i32 = 2;
 pub const SYSTEM: i32 = 1;
+
+/// Lines of stderr that anybody reads.
+const MOST_LINES: usize = 8;
 
 /// A folder with a model of one layer, two rows and a config that trains on them.
 pub struct Room(TempDir);
@@ -66,11 +69,54 @@ impl Room {
         std::fs::write(self.at(name), content).unwrap();
     }
 
+    /// Changes a JSON file.
+    pub fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut json = serde_json::from_slice(&std::fs::read(self.at(name)).unwrap()).unwrap();
+        change(&mut json);
+        self.write(name, json.to_string());
+    }
+
+    fn run(&self, words: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
+        command.args(words.split(' ')).current_dir(self.0.path());
+        command.env_remove("RUST_BACKTRACE").output().unwrap()
+    }
+
     /// Exit code, none after a signal; and stderr.
     pub fn rlvr(&self, words: &str) -> (Option<i32>, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
-        let output = command.args(words.split(' ')).current_dir(self.0.path()).output().unwrap();
+        let output = self.run(words);
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// What `rlvr WORDS` takes of processors, in the system's and its own code, as a shell counts it.
+    pub fn processor_seconds(&self, words: &str) -> f64 {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "\"$0\" \"$@\" >&2; times", env!("CARGO_BIN_EXE_rlvr")]).args(words.split(' '));
+        let output = shell.current_dir(self.0.path()).output().unwrap();
+        let times = String::from_utf8(output.stdout).unwrap();
+        let of_child = times.lines().nth(1).unwrap_or_else(|| panic!("{times}"));
+        let seconds = of_child.split_whitespace().map(|time| {
+            let (minutes, seconds) = time.trim_end_matches('s').split_once('m').unwrap();
+            60.0 * minutes.parse::<f64>().unwrap() + seconds.parse::<f64>().unwrap()
+        });
+        seconds.sum()
+    }
+
+    /// What is wrong with the answer to `rlvr WORDS`, on both streams, if anything.
+    pub fn answer_fault(&self, words: &str, code: i32, says: &[&str]) -> Option<String> {
+        let output = self.run(words);
+        let [out, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        let silent = says.iter().find(|part| !out.contains(**part) && !errors.contains(**part));
+        let rule = if output.status.code() != Some(code) {
+            format!("exit code {:?}, not {code}", output.status.code())
+        } else if errors.lines().count() > MOST_LINES || errors.contains("panicked") {
+            format!("more than {MOST_LINES} lines, or a panic")
+        } else if let Some(part) = silent {
+            format!("`{part}` is not said")
+        } else {
+            return None;
+        };
+        Some(format!("rlvr {words}\n  {rule}:\n{out}{errors}"))
     }
 
     /// What is wrong with the answer to `rlvr WORDS`, if anything.
@@ -83,6 +129,8 @@ impl Room {
             format!("exit code {found:?}, not {code}")
         } else if !last.starts_with("error: ") || before.lines().any(|line| !said_before(line)) {
             "not one line that starts with `error: `".into()
+        } else if stderr.lines().count() > MOST_LINES {
+            format!("more than {MOST_LINES} lines")
         } else if let Some(part) = silent {
             format!("`{part}` is not said")
         } else {
@@ -90,6 +138,20 @@ impl Room {
         };
         Some(format!("rlvr {words}\n  {rule}:\n{stderr}"))
     }
+}
+
+/// What it is about, what is done to the good input, a command, its exit code, and what it says.
+pub type Case = (&'static str, fn(&Room), &'static str, i32, &'static [&'static str]);
+
+/// # Panics
+/// With every case that ends otherwise.
+#[track_caller]
+pub fn try_cases(cases: &[Case]) {
+    no_faults(cases.iter().map(|(what, spoil, words, code, says)| {
+        let room = Room::new();
+        spoil(&room);
+        room.answer_fault(words, *code, says).map(|fault| format!("{what}: {fault}"))
+    }));
 }
 
 /// Warnings, and what is kept of the data.
