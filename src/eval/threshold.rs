@@ -154,7 +154,7 @@ impl Threshold {
         {
             // A threshold above every score can lie a rounding error above 1.
             if !(0.0..=1.000_01).contains(&rate) {
-                let problem = format!("{key} is {rate}, no probability from 0 to 1");
+                let problem = format!("{key} is {rate:?}, no probability from 0 to 1");
                 return Err(Error::input(path.display(), problem, fix));
             }
         }

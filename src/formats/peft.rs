@@ -196,7 +196,9 @@ fn read_shape(json: &Map<String, Value>, path: &Path) -> Result<Shape> {
             if !names.iter().all(known) {
                 return refuse("target_modules", &all());
             }
-            PROJECTIONS.into_iter().filter(|p| names.iter().any(|name| name.as_str() == Some(p))).collect()
+            let has = |p: &&str| names.iter().any(|name| name.as_str() == Some(p));
+            let are_plain = names.iter().all(|name| name.as_str().is_some_and(|name| !name.contains('.')));
+            if are_plain { PROJECTIONS.into_iter().filter(has).collect() } else { Vec::new() }
         }
         _ => return refuse("target_modules", &all()),
     };

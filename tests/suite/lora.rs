@@ -248,6 +248,35 @@ fn a_saved_adapter_is_loaded_bit_for_bit() {
 }
 
 #[test]
+fn layers_that_a_pattern_or_paths_name_are_those_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let decoder = small_decoder(8);
+    let adapter = trained(&decoder, shape(3, &["q_proj", "v_proj"]), 1);
+    peft::save(dir.path(), &adapter, "base").unwrap();
+    let path = |layer: usize, name: &str| format!("model.layers.{layer}.self_attn.{name}");
+    let all = [path(0, "q_proj"), path(0, "v_proj"), path(1, "q_proj"), path(1, "v_proj")];
+    let named = [
+        json!(r"model\.layers\.\d+\.self_attn\.(q|v)_proj"),
+        json!("^.*self_attn.*$"),
+        json!(all),
+        json!(["q_proj", "self_attn.v_proj"]),
+    ];
+    for target_modules in named {
+        edit(dir.path(), |json| json["target_modules"] = target_modules.clone());
+        let mut decoder = small_decoder(8);
+        peft::attach(dir.path(), &mut decoder).unwrap_or_else(|error| panic!("{target_modules}: {error}"));
+        assert_eq!(decoder.adapter().unwrap().shape, adapter.shape, "{target_modules}");
+    }
+    // Some layers only: what they lack is named.
+    let mut some = adapter.clone();
+    some.tensors.retain(|(name, _)| !name.contains("layers.1"));
+    peft::save(dir.path(), &some, "base").unwrap();
+    edit(dir.path(), |json| json["target_modules"] = json!(all[..2]));
+    let text = peft::attach(dir.path(), &mut small_decoder(8)).unwrap_err().to_string();
+    assert!(text.contains("layers.1.self_attn.q_proj.lora_A.weight is missing"), "{text}");
+}
+
+#[test]
 fn what_is_not_computed_is_refused_by_its_field() {
     let dir = tempfile::tempdir().unwrap();
     let decoder = small_decoder(8);

@@ -5,6 +5,7 @@ mod adamw;
 mod bad_input;
 mod best;
 mod budget;
+mod cases;
 mod circles;
 mod config_fields;
 mod configs;
