@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -57,11 +57,16 @@ impl Manifest {
         for entry in &manifest.files {
             let file = path.join(&entry.path);
             let wrong = |problem: String| Err(Error::input(file.display(), problem, fix));
+            let is_inside = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+            if !is_inside(Path::new(&entry.path)) {
+                return wrong("is named by the manifest and lies elsewhere".into());
+            }
             match std::fs::metadata(&file) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return wrong("is missing from the checkpoint".into());
                 }
                 Err(error) => return Err(Error::io(&file, "read")(error)),
+                Ok(found) if !found.is_file() => return wrong("is no file".into()),
                 Ok(found) if found.len() < entry.bytes => {
                     return wrong(format!("is truncated: {} of {} bytes", found.len(), entry.bytes));
                 }

@@ -28,6 +28,7 @@ mod export;
 mod families;
 mod first_hour;
 mod front;
+mod fuzz;
 mod gguf_parts;
 mod gpu_scripts;
 mod hub;

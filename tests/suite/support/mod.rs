@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod entries;
 pub mod golden;
 pub mod hub_server;
 pub mod losses;
