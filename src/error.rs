@@ -104,6 +104,18 @@ impl Error {
         }
     }
 
+    /// Whether room on the disk, or in a quota, is what is missing.
+    pub fn is_full_disk(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        // Tensors are written by a crate whose error is a text.
+        let says = |code: &str| source.to_string().contains(code);
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => true,
+            std::io::ErrorKind::Other => says("os error 28") || says("os error 122"),
+            _ => false,
+        }
+    }
+
     /// Whether the user's input is at fault (exit code 2) rather than the machine or the program (1).
     pub fn is_input(&self) -> bool {
         match self {

@@ -126,7 +126,14 @@ pub fn main() -> ExitCode {
         // Ours say all in one line; anyhow would repeat the cause.
         Some(ours) => {
             eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));
-            ExitCode::from(if ours.is_input() { 2 } else { 1 })
+            match last_words() {
+                // A run goes on once there is room.
+                Some(words) if ours.is_full_disk() => {
+                    eprintln!("{words}");
+                    ExitCode::from(crate::stop::EXIT_CODE)
+                }
+                _ => ExitCode::from(if ours.is_input() { 2 } else { 1 }),
+            }
         }
         None => {
             // What the operating system says without a place is of standard output: errors of files name theirs.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Before each further try: room is made by a person, or by another run that ends.
 const WAITS: [Duration; 4] =
@@ -20,7 +20,7 @@ pub fn until_there_is_room<T>(
 ) -> Result<T> {
     for (tries, time) in WAITS.into_iter().enumerate() {
         match write() {
-            Err(error) if is_full(&error) => {
+            Err(error) if error.is_full_disk() => {
                 if tries == 0 {
                     let all: u64 = WAITS.iter().map(Duration::as_secs).sum();
                     say(format!("{error}. The run waits for room, {all} s at most, and tries again"));
@@ -33,23 +33,12 @@ pub fn until_there_is_room<T>(
     write()
 }
 
-/// Whether room on the disk, or in a quota, is what is missing.
-fn is_full(error: &Error) -> bool {
-    let Error::Io { source, .. } = error else { return false };
-    let kind = source.kind();
-    if matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
-        return true;
-    }
-    // Tensors are written by a crate whose error is a text.
-    let text = source.to_string();
-    kind == std::io::ErrorKind::Other && ["os error 28", "os error 122"].iter().any(|of| text.contains(of))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Error as IoError, ErrorKind};
 
     use super::*;
+    use crate::error::Error;
 
     fn full() -> Error {
         Error::io("runs/a/checkpoints/.step-9.partial", "write")(ErrorKind::StorageFull.into())

@@ -39,14 +39,14 @@ impl Meter {
     /// stage at its pace so far, where it has a price.
     pub fn metrics(&self, step: u64, steps: u64) -> Metrics {
         let RunConfig { price_per_hour, max_hours, .. } = self.config;
-        let mut metrics = Metrics::default();
+        let (mut metrics, hours) = (Metrics::default(), self.hours());
         if price_per_hour.or(max_hours).is_some() {
-            metrics.insert("hours", self.hours());
+            metrics.insert("hours", hours);
         }
         if let Some(price) = price_per_hour {
             let (since, done) = self.stage;
             let each = ((self.clock)() - since) / step.saturating_sub(done).max(1) as f64;
-            metrics.insert("cost", self.hours() * price);
+            metrics.insert("cost", hours * price);
             metrics.insert("cost_to_come", each * steps.saturating_sub(step) as f64 / 3600.0 * price);
         }
         metrics

@@ -83,13 +83,13 @@ fn a_bound_that_would_do_nothing_is_refused() {
     }
 }
 
-/// No machine has the memory of this model: its weights alone are terabytes.
+/// No machine has the memory of this rollout: a group of it takes terabytes.
 #[test]
 fn train_refuses_what_cannot_fit_before_it_loads_anything() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let large =
-        ["model.random.hidden_size=16384", "model.random.intermediate_size=65536", "model.random.layers=400"];
+        ["grpo.group_size=65536", "grpo.max_completion_tokens=1000000", "model.max_positions=2000000"];
     let (code, text) = train(dir, &large);
     assert_eq!(code, Some(2), "{text}");
     let error = text.lines().find(|line| line.starts_with("error: ")).unwrap();

@@ -181,6 +181,9 @@ pub fn comparison(all: &[Planned], cheapest: Option<&Planned>) {
         None if all.iter().all(|planned| planned.fits() == Some(false)) => {
             println!("None fits; what to change is said above for the one with the most memory.");
         }
+        None if all.iter().any(|planned| planned.duration.as_ref().is_some_and(|d| d.price.is_some())) => {
+            println!("Which is cheapest takes the whole run's time, and a price of each card that fits.");
+        }
         None => println!("Which is cheapest takes a price of each: --price h100=2.50,l40s=0.90"),
     }
 }
