@@ -27,6 +27,7 @@ use crate::hub::Parts;
 use crate::model::decoder::Decoder;
 use crate::observe::{JsonlSink, Sinks, WorkDisplay};
 use crate::run::replace_file;
+use crate::stop;
 use crate::task::Task;
 use crate::text::PromptEncoder;
 use crate::train::place;
@@ -138,6 +139,7 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    stop::heed();
     let task = args.given().task(args.task.as_deref())?;
     let data = args.data.as_deref().map(rows).transpose()?;
     if let (true, Some(model), Some(data)) = (args.fit_threshold || args.use_threshold, &args.model, &data) {

@@ -24,6 +24,7 @@ mod init;
 mod machine;
 mod man;
 mod of_run;
+mod partial;
 pub mod plan;
 pub mod predict;
 pub mod report;

@@ -28,12 +28,22 @@ impl Given<'_> {
     /// # Errors
     /// As [`Task::load`] and [`Config::load`].
     pub fn task(self, named: Option<&str>) -> Result<Task> {
-        if let Some(named) = named {
-            return Task::load(named);
+        let source = self.task_source(named)?;
+        if named.is_none() && self.config()?.is_some() {
+            eprintln!("task {source}, the run's");
         }
-        let Some(config) = self.config()? else { return Task::load(TASK) };
-        eprintln!("task {}, the run's", config.task);
-        Task::load(&config.task)
+        Task::load(&source)
+    }
+
+    /// What [`Self::task`] loads.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn task_source(self, named: Option<&str>) -> Result<String> {
+        match named {
+            Some(named) => Ok(named.into()),
+            None => Ok(self.config()?.map_or(TASK.into(), |of_run| of_run.task)),
+        }
     }
 
     /// `asked`, or the budget of the run's evaluations.

@@ -1,15 +1,15 @@
 //! `rlvr predict`: verdicts on rows without labels.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use rayon::prelude::*;
 
 use super::hub::{adapter, folder, rows};
 use super::machine;
 use super::of_run::Given;
+use super::partial::Lines;
 use super::text::TextArgs;
 use crate::config::DeviceKind;
 use crate::config::model::DtypeKind;
@@ -20,6 +20,9 @@ use crate::eval::threshold::Threshold;
 use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
+use crate::run::sha256;
+use crate::stop;
+use crate::task::Task;
 use crate::train::place;
 
 /// Rows answered at a time, and written before the next.
@@ -46,9 +49,13 @@ pub struct Args {
     /// none.
     #[arg(long)]
     task: Option<String>,
-    /// JSONL to write, a line for each row as soon as it is answered. Default: stdout.
+    /// JSONL to write, a line for each row; the file has its name once it is whole. Default: stdout, each row as soon as it is
+    /// answered.
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Keep the rows in FILE.partial that an earlier try of the same model, data and flags has answered.
+    #[arg(long, value_name = "auto", value_parser = ["auto"], requires = "out")]
+    resume: Option<String>,
     #[command(flatten)]
     text: TextArgs,
     /// Flag by the verdict of the answer, although a threshold was saved with the model.
@@ -81,6 +88,7 @@ pub struct Args {
 const SHUT: u8 = 3;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    stop::heed();
     super::use_threads(args.threads)?;
     let given = Given { model: Some(&args.model), adapter: args.adapter.as_deref() };
     let max_completion_tokens = given.max_completion_tokens(args.max_completion_tokens)?;
@@ -126,9 +134,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         max_prompt_tokens: args.max_prompt_tokens.min(room),
         max_completion_tokens,
     };
-    let mut out = output(args.out.as_deref())?;
+    let of = match &args.resume {
+        Some(_) => Some(identity(
+            args,
+            &given.task_source(args.task.as_deref())?,
+            &model.dir,
+            adapter_dir.as_deref(),
+            &data,
+        )?),
+        None => None,
+    };
+    let (mut out, kept) = Lines::open(args.out.as_deref(), of.as_ref(), ROWS)?;
+    if !kept.is_empty() {
+        eprintln!("{} rows are answered already", kept.len());
+    }
+    let mut kept = kept.into_iter();
     let mut marked = 0;
-    let place = args.out.clone().unwrap_or_else(|| "stdout".into());
     let (mut answered, mut passed) = (0, 0);
     loop {
         let chunk = rows.next_rows(ROWS)?;
@@ -136,15 +157,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             break;
         }
         marked += chunk.iter().filter(|row| !row.control_texts.is_empty()).count();
-        for prediction in predictor.predict(&chunk)? {
+        if kept.len() > 0 {
+            let earlier = kept.by_ref().take(chunk.len());
+            passed += earlier.filter(|line| line["flagged"] == false && line["label"].is_string()).count();
+            answered += chunk.len();
+            continue;
+        }
+        let predictions = match predictor.predict(&chunk) {
+            Err(Error::Stopped) => {
+                let again = match (&args.resume, &args.out) {
+                    (Some(_), _) => ": the same command goes on",
+                    (None, Some(_)) => "; only --resume auto would go on with them",
+                    (None, None) => "",
+                };
+                eprintln!("stopped: {answered} rows are answered{again}");
+                return Ok(ExitCode::from(stop::EXIT_CODE));
+            }
+            predictions => predictions?,
+        };
+        for prediction in predictions {
             answered += 1;
             passed += usize::from(prediction.passes());
-            let mut text = serde_json::to_vec(&prediction).map_err(|e| Error::Compute(e.into()))?;
-            text.push(b'\n');
-            out.write_all(&text).map_err(Error::io(&place, "write the predictions"))?;
+            out.write(&prediction)?;
         }
-        out.flush().map_err(Error::io(&place, "write the predictions"))?;
+        out.flush()?;
     }
+    out.finish()?;
     if marked > 0 {
         eprintln!(
             "{marked} rows have a control token in a text, which was read as text: `control_tokens` names it"
@@ -160,12 +198,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if args.gate && passed < answered { ExitCode::from(SHUT) } else { ExitCode::SUCCESS })
 }
 
-fn output(path: Option<&Path>) -> Result<Box<dyn Write>> {
-    Ok(match path {
-        Some(path) => {
-            let file = File::create(path).map_err(Error::io(path, "write the predictions"))?;
-            Box::new(BufWriter::new(file))
-        }
-        None => Box::new(std::io::stdout().lock()),
-    })
+/// What the answers depend on: the contents of all files, and the flags.
+fn identity(
+    args: &Args,
+    task: &str,
+    model: &Path,
+    adapter: Option<&Path>,
+    data: &Path,
+) -> Result<serde_json::Value> {
+    if !data.is_file() {
+        let fix = "Write the rows to a file, or leave --resume out";
+        return Err(Error::input(data.display(), "is no file, so it is not read twice", fix).into());
+    }
+    let mut files = vec![data.to_path_buf()];
+    for folder in [Some(model), adapter].into_iter().flatten() {
+        let entries = std::fs::read_dir(folder).map_err(Error::io(folder, "read"))?;
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let paths: Vec<PathBuf> = paths.collect::<std::io::Result<_>>().map_err(Error::io(folder, "read"))?;
+        files.extend(paths.into_iter().filter(|path| path.is_file()));
+    }
+    files.extend(args.text.files());
+    files[1..].sort();
+    let digests = files.par_iter().map(|path| sha256(path)).collect::<crate::error::Result<Vec<_>>>()?;
+    let Args { no_threshold, probabilities, max_prompt_tokens, max_completion_tokens, .. } = args;
+    Ok(serde_json::json!({
+        "files": digests, "task": Task::text(task)?, "text": format!("{:?}", args.text), "no_threshold": no_threshold,
+        "probabilities": probabilities, "max_prompt_tokens": max_prompt_tokens,
+        "max_completion_tokens": max_completion_tokens, "dtype": args.dtype.to_string(),
+    }))
 }

@@ -25,6 +25,13 @@ pub struct TextArgs {
 }
 
 impl TextArgs {
+    /// What is read in the place of the model's own.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let tokenizer = self.tokenizer.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten());
+        let files = tokenizer.flatten().map(|entry| entry.path()).filter(|path| path.is_file());
+        files.chain(self.chat_template.clone()).collect()
+    }
+
     /// # Errors
     /// As [`PromptEncoder::load`]; a `--template-arg` without `=`.
     pub fn encoder(&self, model: &Path) -> Result<PromptEncoder> {

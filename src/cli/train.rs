@@ -36,6 +36,22 @@ pub struct Args {
     /// run or go on with it, whatever is there; one that is done ends with 0.
     #[arg(long, value_name = "RUN_DIR|auto")]
     resume: Option<PathBuf>,
+    /// Go on although data, task, tokenizer, chat template or base model have changed since the checkpoint.
+    #[arg(long)]
+    allow_changed: bool,
+}
+
+/// What a run may do all the same.
+#[derive(Clone, Copy)]
+struct Allowed {
+    over_budget: bool,
+    changed: bool,
+}
+
+impl Args {
+    fn allowed(&self) -> Allowed {
+        Allowed { over_budget: self.allow_over_budget, changed: self.allow_changed }
+    }
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -47,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
             let fix = "Give --resume alone, or edit config.resolved.toml there";
             return Err(Error::input(path.display(), problem, fix).into());
         }
-        return go_on(&RunDirectory::open_for_resume(path)?, args.allow_over_budget);
+        return go_on(&RunDirectory::open_for_resume(path)?, args.allowed());
     }
     let Some(source) = &args.config else {
         let fix = "Write rlvr train CONFIG --resume auto, or --resume ./auto for a run of that name";
@@ -61,7 +77,10 @@ pub fn run(args: &Args) -> Result<()> {
         return dry_run::run(loaded);
     }
     if resume.is_some() {
-        return start_or_go_on(loaded.config, args.allow_over_budget);
+        return start_or_go_on(loaded.config, args.allowed());
+    }
+    if args.allow_changed {
+        return Err(Error::input("--allow-changed", "has no effect without --resume", "Remove it").into());
     }
     let mut fetched = fetch(loaded.config)?;
     fetched.allow_over_budget = args.allow_over_budget;
@@ -79,8 +98,8 @@ fn again(run: &Path) -> String {
     format!("rlvr train --resume {}", run.display())
 }
 
-/// `--resume auto`. `may_exceed`: memory or disk.
-fn start_or_go_on(config: Config, may_exceed: bool) -> Result<()> {
+/// `--resume auto`.
+fn start_or_go_on(config: Config, allowed: Allowed) -> Result<()> {
     let Some(name) = config.run.name.clone() else {
         let (want, why) = ("a name of your choice", "--resume auto finds the run by it");
         return Err(Error::config("run.name", "absent", want, why).into());
@@ -89,7 +108,7 @@ fn start_or_go_on(config: Config, may_exceed: bool) -> Result<()> {
     if run.is_new() {
         let give_back = |_: &_| drop(std::fs::remove_dir_all(run.path()));
         let mut fetched = fetch(config).inspect_err(give_back)?;
-        fetched.allow_over_budget = may_exceed;
+        fetched.allow_over_budget = allowed.over_budget;
         super::use_threads(fetched.config.threads)?;
         launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
         return Ok(());
@@ -100,12 +119,12 @@ fn start_or_go_on(config: Config, may_exceed: bool) -> Result<()> {
         eprintln!("done already: {}", run.model().display());
         return Ok(());
     }
-    go_on(&run, may_exceed)
+    go_on(&run, allowed)
 }
 
-fn go_on(run: &RunDirectory, may_exceed: bool) -> Result<()> {
+fn go_on(run: &RunDirectory, allowed: Allowed) -> Result<()> {
     let mut fetched = fetch(Config::of_run(&run.config())?)?;
-    fetched.allow_over_budget = may_exceed;
+    fetched.allow_over_budget = allowed.over_budget;
     super::use_threads(fetched.config.threads)?;
     let Some(latest) = Checkpoint::latest(run.path())? else {
         if run.model().exists() {
@@ -120,7 +139,8 @@ fn go_on(run: &RunDirectory, may_exceed: bool) -> Result<()> {
     };
     let edits = launch::edits(&latest.checkpoint, run)?;
     let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
-    launch::resume(&fetched, run, latest, edits, sinks(run.path(), Some(kept), again(run.path())))?;
+    let sinks = sinks(run.path(), Some(kept), again(run.path()));
+    launch::resume(&fetched, run, latest, edits, allowed.changed, sinks)?;
     Ok(())
 }
 

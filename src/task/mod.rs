@@ -14,6 +14,7 @@ mod paper;
 mod row;
 mod verdict;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -97,8 +98,15 @@ enum Target {
 impl Task {
     /// `source` is the name of a built-in task (`riskcue`, `demo`) or the path of a task file.
     pub fn load(source: &str) -> Result<Self> {
-        if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == source) {
-            return file::parse(text, &format!("built-in task {name}"));
+        let is_built_in = BUILT_IN.iter().any(|(name, _)| *name == source);
+        let place = if is_built_in { format!("built-in task {source}") } else { source.into() };
+        file::parse(&Self::text(source)?, &place)
+    }
+
+    /// The text that [`Self::load`] reads.
+    pub fn text(source: &str) -> Result<Cow<'static, str>> {
+        if let Some((_, text)) = BUILT_IN.iter().find(|(name, _)| *name == source) {
+            return Ok(Cow::Borrowed(text));
         }
         let path = Path::new(source);
         if !path.exists() && path.extension().is_none() {
@@ -109,7 +117,7 @@ impl Task {
         if path.is_dir() {
             return Err(Error::input(source, "is a folder, not a task file", "Name a TOML file in it"));
         }
-        file::parse(&disk::read_text(path)?, source)
+        Ok(Cow::Owned(disk::read_text(path)?))
     }
 
     /// JSON schema of a task file.

@@ -73,6 +73,10 @@ impl Objective for Enumerate<'_> {
     fn optim(&self) -> &OptimConfig {
         &self.config.optim
     }
+
+    fn reference(&self) -> Option<&str> {
+        self.reference.as_ref().and_then(Reference::digest)
+    }
 }
 
 /// What the gradient of a step depends on besides the rows.

@@ -113,6 +113,10 @@ impl Objective for Grpo<'_> {
         &self.config.optim
     }
 
+    fn reference(&self) -> Option<&str> {
+        self.reference.as_ref().and_then(Reference::digest)
+    }
+
     fn difficulty(&self) -> Option<&Difficulty> {
         self.prompts.difficulty()
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::inputs::Inputs;
 use super::lora::{Adapters, base_digest, check_base};
 use super::materials::Materials;
 use super::meter::Meter;
@@ -97,6 +98,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
             cursor.base = Some(base_digest(&decoder)?);
         }
         let adapters = Adapters::start(config, &mut decoder)?;
+        cursor.inputs = Inputs::of(config, run.path())?;
         Ok((materials, decoder, cursor, adapters))
     };
     let (materials, decoder, cursor, adapters) = prepare(&mut sinks).inspect_err(|error| {
@@ -164,18 +166,32 @@ fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mu
     Ok(config)
 }
 
-/// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run.
+/// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run. `allow_changed`: also with other
+/// data, task, tokenizer, chat template or base model than the run had.
 pub fn resume(
     fetched: &Fetched,
     run: &RunDirectory,
     latest: Latest,
     mut warnings: Vec<String>,
+    allow_changed: bool,
     mut sinks: Sinks,
 ) -> Result<PathBuf> {
     let (began, config) = (Instant::now(), &fetched.config);
-    let cursor = state::read_cursor(&latest.checkpoint.path)?;
+    let checkpoint: &Path = &latest.checkpoint.path;
+    let mut cursor = state::read_cursor(checkpoint)?;
     let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
     meter.check()?;
+    let inputs = Inputs::of(config, run.path())?;
+    let changed = inputs.changed(&cursor.inputs, config.model.path.is_none());
+    let knows_inputs = !cursor.inputs.is_empty();
+    if knows_inputs && !changed.is_empty() {
+        let problem = format!("what it reads has changed since the checkpoint: {}", changed.join(", "));
+        if !allow_changed {
+            let fix = "Put it back, or add --allow-changed to go on with what is there now";
+            return Err(Error::input(run.path().display(), problem, fix));
+        }
+        warnings.push(problem);
+    }
     watch(config, run, &mut sinks)?;
     sinks.add(SampleFiles::new(run));
     warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
@@ -192,9 +208,14 @@ pub fn resume(
         sinks.add(TensorBoard::resume(run.path(), lines, &hparams(&fetched.recorded)?)?);
     }
     warnings.into_iter().for_each(|text| sinks.warn(text));
-    let checkpoint: &Path = &latest.checkpoint.path;
+    if !knows_inputs {
+        let text = "the checkpoint is of an earlier rlvr and knows no digests of data, task and tokenizer: they are not compared";
+        sinks.emit(&Event::Note { text: text.into() });
+    }
     let (materials, mut decoder) =
         Materials::prepare(config, run.path(), fetched.allow_over_budget, &mut sinks)?;
+    // The run may have made its tokenizer just now.
+    cursor.inputs = if config.model.path.is_none() { Inputs::of(config, run.path())? } else { inputs };
     cursor.choice.restore(run, checkpoint)?;
     let adapters = if config.lora.is_some() {
         check_base(config, &decoder, cursor.base.as_deref())?;

@@ -6,6 +6,7 @@ mod dump;
 pub mod enumerate;
 pub mod full_disk;
 pub mod grpo;
+mod inputs;
 pub mod launch;
 pub mod learner;
 pub mod lora;

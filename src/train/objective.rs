@@ -24,6 +24,8 @@ pub struct Surroundings<'a> {
     pub done: u64,
     /// Steps of the stages before it.
     pub before: u64,
+    /// What [`Objective::reference`] was at the checkpoint that it goes on from.
+    pub reference: Option<&'a str>,
 }
 
 /// One optimiser step of a stage.
@@ -46,6 +48,11 @@ pub trait Objective {
     /// Whether the stage is evaluated between its steps as well, every `eval.every_steps`.
     fn is_evaluated_within(&self) -> bool {
         true
+    }
+
+    /// SHA-256 of the weights that its KL penalty holds the policy to.
+    fn reference(&self) -> Option<&str> {
+        None
     }
 
     /// What of its state a checkpoint has to keep.

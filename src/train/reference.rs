@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use super::objective::Surroundings;
 use super::state;
 use crate::algo::kl::kl;
@@ -11,12 +13,14 @@ use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
 use crate::model::keep::Keep;
 use crate::pack::runs;
-use crate::run::Checkpoint;
+use crate::run::{Checkpoint, hex, sha256};
 use crate::types::{Group, PackedBatch};
 
 /// The weights at the start of the stage, or after the last step that the reference was synced at.
 pub struct Reference<'a> {
     weights: Decoder,
+    /// Of its files, where it has some.
+    digest: Option<String>,
     around: Surroundings<'a>,
     sync_steps: Option<u64>,
 }
@@ -25,24 +29,32 @@ impl<'a> Reference<'a> {
     /// For a stage that starts, or that goes on after `around.done` steps.
     pub fn open(around: Surroundings<'a>, policy: &Decoder, sync_steps: Option<usize>) -> Result<Self> {
         let sync_steps = sync_steps.map(|n| n as u64);
-        let weights = match around.done {
+        let (weights, digest) = match around.done {
             0 => keep(&around, 0, policy)?,
             done => {
                 let of = sync_steps.map_or(0, |n| done - done % n);
                 let dir = dir(&around, of);
-                match around.adapters {
+                let digest = digest(&dir)?;
+                if around.reference.is_some() && around.reference != digest.as_deref() {
+                    let problem =
+                        "holds other weights than when the checkpoint was written: its SHA-256 differs";
+                    let fix = "Put the folder back, or start a new run: the KL penalty would pull elsewhere";
+                    return Err(Error::input(dir.display(), problem, fix));
+                }
+                let weights = match around.adapters {
                     Some(adapters) => adapters.load_reference(policy, around.stage, of, &dir)?,
                     None => load_decoder(&dir, around.config.model.max_positions, &policy.place())?,
-                }
+                };
+                (weights, digest)
             }
         };
-        Ok(Self { weights, around, sync_steps })
+        Ok(Self { weights, digest, around, sync_steps })
     }
 
     /// Follows the policy where a sync is due after `step` steps of the stage.
     pub fn after_step(&mut self, step: u64, policy: &Decoder) -> Result<()> {
         let Some(every) = self.sync_steps.filter(|n| step.is_multiple_of(*n)) else { return Ok(()) };
-        self.weights = keep(&self.around, step, policy)?;
+        (self.weights, self.digest) = keep(&self.around, step, policy)?;
         // A resume reads the reference of its checkpoint; that of this step is not written yet.
         let checkpoints = Checkpoint::steps(self.around.run)?;
         let of_stage = checkpoints.into_iter().filter_map(|all| all.checked_sub(self.around.before));
@@ -57,6 +69,10 @@ impl<'a> Reference<'a> {
             std::fs::remove_dir_all(&dir).map_err(Error::io(&dir, "remove an old reference"))?;
         }
         Ok(())
+    }
+
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.as_deref()
     }
 
     pub fn weights(&self) -> &Decoder {
@@ -100,14 +116,40 @@ pub fn logps(weights: &Decoder, batch: &PackedBatch, temperature: f32) -> Result
 }
 
 /// The policy as it is after `step` steps of the stage, in memory of its own and on disk.
-fn keep(around: &Surroundings, step: u64, policy: &Decoder) -> Result<Decoder> {
+fn keep(around: &Surroundings, step: u64, policy: &Decoder) -> Result<(Decoder, Option<String>)> {
     let dir = dir(around, step);
-    if let Some(adapters) = around.adapters {
-        return adapters.keep_reference(policy, around.stage, step, &dir);
+    let weights = match around.adapters {
+        Some(adapters) => adapters.keep_reference(policy, around.stage, step, &dir)?,
+        None => {
+            std::fs::create_dir_all(&dir)
+                .map_err(Error::io(&dir, "create the folder of reference weights"))?;
+            state::save_weights(&dir, policy)?;
+            policy.deep_copy()?
+        }
+    };
+    Ok((weights, digest(&dir)?))
+}
+
+/// Over the weights' files in a folder, by name; `None` where there are none, as of an adapter that changes nothing.
+fn digest(dir: &Path) -> Result<Option<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        entries => entries.map_err(Error::io(dir, "read the reference weights"))?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::io(dir, "read the reference weights"))?.path();
+        if path.extension().is_some_and(|ending| ending == "safetensors") {
+            files.push(path);
+        }
     }
-    std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "create the folder of reference weights"))?;
-    state::save_weights(&dir, policy)?;
-    policy.deep_copy()
+    files.sort();
+    let mut hash = Sha256::new();
+    for path in &files {
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update(sha256(path)?);
+    }
+    Ok((!files.is_empty()).then(|| hex(&hash.finalize())))
 }
 
 /// The folder of the reference that counts from `step` on.

@@ -149,8 +149,17 @@ impl Training<'_> {
         let (materials, adapters) = (&*materials, adapters.as_ref());
         let before = record.cursor.total_steps.saturating_sub(done);
         let stage_index = record.cursor.stage;
-        let around =
-            Surroundings { config, run: record.run, materials, adapters, stage: stage_index, done, before };
+        let reference = record.cursor.reference.clone();
+        let around = Surroundings {
+            config,
+            run: record.run,
+            materials,
+            adapters,
+            stage: stage_index,
+            done,
+            before,
+            reference: reference.as_deref(),
+        };
         let mut objective = objective(stage, around, &decoder, record.cursor.difficulty.clone())?;
         let (steps, optim) = (objective.steps(), objective.optim().clone());
         record.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done, before });
@@ -181,6 +190,7 @@ impl Training<'_> {
                 // Without the optimiser, and before the evaluation: that may take longer than a stop lets it.
                 record.cursor.owes_evaluation = true;
                 (record.cursor.optimizer_updates, record.cursor.difficulty) = (None, None);
+                record.cursor.reference = None;
                 record.keep(adapters, &decoder, None)?;
                 record.evaluate(materials, adapters, &decoder, stage.name(), steps)?
             }
@@ -296,6 +306,7 @@ impl<'a> Record<'a> {
         if self.cursor.step > 0 {
             self.cursor.optimizer_updates = Some(learner.optimizer().updates());
             self.cursor.difficulty = objective.difficulty().cloned();
+            self.cursor.reference = objective.reference().map(Into::into);
         }
         self.keep(adapters, learner.decoder(), Some(learner.optimizer()))
     }

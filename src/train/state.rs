@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::best::{self, Choice, Evaluated};
+use super::inputs::Inputs;
 use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
 use crate::formats::hf::weights::{self, SaveOptions};
@@ -34,6 +35,12 @@ pub struct Cursor {
     /// `lora::base_digest` of the weights that a run with adapters started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// Digests of what the run reads.
+    #[serde(default, skip_serializing_if = "Inputs::is_empty")]
+    pub inputs: Inputs,
+    /// SHA-256 of the weights that a KL penalty holds the policy to, within a stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
     /// Running success rates, of a stage that orders its prompts by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difficulty: Option<Difficulty>,
@@ -52,7 +59,7 @@ impl Cursor {
         self.stage += 1;
         self.step = 0;
         self.optimizer_updates = None;
-        self.difficulty = None;
+        (self.difficulty, self.reference) = (None, None);
         self.owes_evaluation = false;
         self.choice.enter_stage();
     }

@@ -4,11 +4,11 @@
 //! a step of a checkpoint's write. `RLVR_STOPS=50` tries that many of each kind instead of a few.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support::runs::rows;
+use crate::support::runs::{rlvr, rows, stdout, text};
 use crate::support::seed;
 
 const TERM: u32 = 15;
@@ -45,6 +45,10 @@ impl Small {
 
     /// `rlvr train demo --resume auto`, with a signal at a visit.
     fn train(&self, name: &str, signal: Option<(u32, u64)>) -> Output {
+        self.command(name, signal).output().unwrap()
+    }
+
+    fn command(&self, name: &str, signal: Option<(u32, u64)>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
         command.args(["train", "demo", "--resume", "auto", "--set", &format!("run.name={name}")]);
         for set in &self.sets {
@@ -53,7 +57,7 @@ impl Small {
         if let Some((signal, visit)) = signal {
             command.env("RLVR_SIGNAL_AT", format!("{signal}:{visit}"));
         }
-        command.output().unwrap()
+        command
     }
 
     /// Visits of a whole run, which it makes.
@@ -185,4 +189,235 @@ fn a_run_with_adapters_stopped_anywhere_is_bit_for_bit_an_unbroken_one() {
         [stages, "enumerate.steps=3", "enumerate.prompts_per_step=2", "lora.rank=2", "lora.stages=fresh"];
     let small = Small::new(dir.path(), &more);
     broken_runs_are_as_unbroken(&small, dir.path(), TERM, times().div_ceil(2));
+}
+
+/// A run over files that stopped after its first checkpoint within GRPO, and what it reads.
+struct Stopped {
+    root: tempfile::TempDir,
+    run: PathBuf,
+}
+
+impl Stopped {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let data = at("data");
+        stdout(&["data", "synth", "--out", text(&data), "--seed", "1", "--valid-rows", "8"]);
+        let task = Path::new(env!("CARGO_MANIFEST_DIR")).join("tasks/demo.toml");
+        std::fs::copy(task, at("task.toml")).unwrap();
+        let config = format!(
+            "preset = \"demo\"\ntask = {:?}\n[data]\ntrain = {:?}\nvalid = {:?}\nmax_train_rows = 32\n",
+            at("task.toml"),
+            data.join("train.jsonl"),
+            data.join("valid.jsonl"),
+        );
+        std::fs::write(at("config.toml"), config).unwrap();
+        let run = at("a");
+        let runs = format!("run.root={}", root.path().display());
+        let sets = [
+            "device=cpu",
+            "threads=2",
+            "sft.rows_per_step=4",
+            "sft.steps=2",
+            "grpo.steps=3",
+            "grpo.prompts_per_step=2",
+            "grpo.group_size=4",
+            "checkpoint.every_steps=1",
+            "checkpoint.keep_last=9",
+            "eval.every_steps=0",
+            "run.name=a",
+            &runs,
+        ]
+        .map(|set| ["--set", set])
+        .concat();
+        let output = rlvr(&[&["train", text(&at("config.toml"))], sets.as_slice()].concat());
+        assert!(output.status.success(), "{}", said(&output));
+        std::fs::remove_dir_all(run.join("model")).unwrap();
+        std::fs::remove_dir_all(run.join("checkpoints/step-5")).unwrap();
+        Self { root, run }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// Flips the lowest bit of the last byte.
+    fn flip(&self, name: &str) {
+        let path = self.at(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn resume(&self, more: &[&str]) -> (Option<i32>, String) {
+        let output = rlvr(&[&["train", "--resume", text(&self.run)], more].concat());
+        (output.status.code(), said(&output))
+    }
+
+    fn refuses(&self, words: &str) {
+        let (code, said) = self.resume(&[]);
+        assert!(code == Some(2) && said.contains(words), "{words}: {code:?} {said}");
+    }
+}
+
+#[test]
+fn what_a_run_reads_is_known_again() {
+    let stopped = Stopped::new();
+    let path = |name: &str| stopped.at(name);
+    let train = std::fs::read_to_string(path("data/train.jsonl")).unwrap();
+    let fewer: String = train.split_inclusive('\n').take(20).collect();
+    std::fs::write(path("data/train.jsonl"), fewer).unwrap();
+    let task = std::fs::read_to_string(path("task.toml")).unwrap();
+    std::fs::write(path("task.toml"), format!("{task}\n# Another reward.\n")).unwrap();
+    stopped.refuses("what it reads has changed since the checkpoint: data.train, task. Put it back");
+    // What is refused is left as it was.
+    std::fs::write(path("data/train.jsonl"), &train).unwrap();
+    std::fs::write(path("task.toml"), &task).unwrap();
+    let template = path("a/tokenizer/tokenizer_config.json");
+    let before = std::fs::read_to_string(&template).unwrap();
+    std::fs::write(&template, format!("{before} ")).unwrap();
+    stopped.refuses("tokenizer/tokenizer_config.json");
+    let (code, said) = stopped.resume(&["--allow-changed"]);
+    assert_eq!(code, Some(0), "{said}");
+    let metrics = std::fs::read_to_string(path("a/metrics.jsonl")).unwrap();
+    assert!(
+        metrics.contains("what it reads has changed since the checkpoint: tokenizer/tokenizer_config.json")
+    );
+}
+
+#[test]
+fn a_reference_with_a_flipped_bit_is_refused_and_a_flipped_manifest_passed_over() {
+    let stopped = Stopped::new();
+    stopped.flip("a/reference/model.safetensors");
+    stopped.refuses("a/reference: holds other weights than when the checkpoint was written");
+    stopped.flip("a/reference/model.safetensors");
+    let manifest = stopped.at("a/checkpoints/step-4/manifest.json");
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let line = text.lines().find(|line| line.contains("metrics_bytes")).unwrap();
+    let (key, number) = line.split_once(": ").unwrap();
+    let digit = if number.starts_with('1') { 2 } else { 1 };
+    let fewer = format!("{key}: {digit}{}", &number[1..]);
+    std::fs::write(&manifest, text.replace(line, &fewer)).unwrap();
+    let (code, said) = stopped.resume(&[]);
+    let damaged =
+        said.lines().find(|line| line.contains("passed over a damaged checkpoint")).unwrap_or_default();
+    assert!(code == Some(0) && damaged.contains("manifest.json: is damaged"), "{said}");
+}
+
+#[test]
+fn a_checkpoint_of_before_digests_is_gone_on_with_and_that_is_said() {
+    let stopped = Stopped::new();
+    let checkpoint = stopped.at("a/checkpoints/step-4");
+    let rewrite = |name: &str, edit: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let path = checkpoint.join(name);
+        let mut object: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(object.as_object_mut().unwrap());
+        std::fs::write(&path, object.to_string()).unwrap();
+        path
+    };
+    let state = rewrite("state.json", &|state| {
+        assert!(state.remove("inputs").is_some() && state.remove("reference").is_some());
+    });
+    let (bytes, digest) = (std::fs::metadata(&state).unwrap().len(), rlvr::run::sha256(&state).unwrap());
+    rewrite("manifest.json", &|manifest| {
+        manifest.remove("seal");
+        manifest.insert("format".into(), 1.into());
+        for file in manifest["files"].as_array_mut().unwrap().iter_mut().filter(|f| f["path"] == "state.json")
+        {
+            (file["bytes"], file["sha256"]) = (bytes.into(), digest.clone().into());
+        }
+    });
+    let (code, said) = stopped.resume(&[]);
+    assert!(code == Some(0) && said.contains("knows no digests"), "{said}");
+}
+
+#[test]
+fn a_run_is_named_to_be_found_again_and_its_config_stays_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::new(dir.path(), &["stages=[\"sft\"]", "sft.steps=2"]);
+    let nameless = rlvr(&["train", "demo", "--resume", "auto"]);
+    let text = said(&nameless);
+    assert!(
+        nameless.status.code() == Some(2) && text.contains("run.name = absent") && text.contains("--set"),
+        "{text}"
+    );
+    // Before the first step: there is nothing to keep, and the same command starts it again.
+    let stopped = small.train("a", Some((TERM, 6)));
+    let text = said(&stopped);
+    assert!(
+        stopped.status.code() == Some(75) && text.contains("has no checkpoint yet. Start it again with"),
+        "{text}"
+    );
+    let again = small.train("a", None);
+    assert!(again.status.success() && said(&again).contains("it starts at step 0"), "{}", said(&again));
+    let longer = Small::new(dir.path(), &["stages=[\"sft\"]", "sft.steps=3"]).train("a", None);
+    let text = said(&longer);
+    assert!(longer.status.code() == Some(2) && text.contains("sft.steps was 2, is 3"), "{text}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_terminal_that_closes_ends_no_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::new(dir.path(), &["stages=[\"sft\"]"]);
+    let mut command = small.command("a", Some((1, 40)));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Nobody reads what it says, either.
+    drop((child.stdout.take(), child.stderr.take()));
+    assert!(child.wait().unwrap().success());
+    assert!(dir.path().join("a/model").is_dir());
+}
+
+#[test]
+fn predictions_that_were_stopped_or_killed_are_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::new(dir.path(), &["stages=[\"sft\"]", "sft.steps=30", "data.synthetic.valid_rows=60"]);
+    assert!(small.train("a", None).status.success());
+    let data = dir.path().join("data");
+    stdout(&["data", "synth", "--out", text(&data), "--seed", "1", "--valid-rows", "60"]);
+    let (model, rows) = (dir.path().join("a/model"), data.join("valid.jsonl"));
+    let predict = |out: &Path, at: Option<(u32, u64)>, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
+        command.args([
+            "predict",
+            text(&model),
+            text(&rows),
+            "--task",
+            "demo",
+            "--device",
+            "cpu",
+            "--threads",
+            "2",
+        ]);
+        command.args(["--max-completion-tokens", "12", "--resume", "auto", "-o", text(out)]).args(more);
+        if let Some((signal, visit)) = at {
+            command.env("RLVR_SIGNAL_AT", format!("{signal}:{visit}"));
+        }
+        command.output().unwrap()
+    };
+    let whole = dir.path().join("whole.jsonl");
+    let output = predict(&whole, Some((0, 0)), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    let visits =
+        said(&output).lines().find_map(|line| line.strip_prefix("visits: ")?.parse::<u64>().ok()).unwrap();
+    let want = std::fs::read_to_string(&whole).unwrap();
+    assert_eq!(want.lines().count(), 60);
+    for (signal, code) in [(TERM, Some(75)), (KILL, None)] {
+        let out = dir.path().join(format!("{signal}.jsonl"));
+        let output = predict(&out, Some((signal, visits * 3 / 4)), &[]);
+        assert_eq!(output.status.code(), code, "{}", said(&output));
+        assert!(!out.exists() && dir.path().join(format!("{signal}.jsonl.partial")).is_file());
+        let refused = predict(&out, None, &["--max-prompt-tokens", "999"]);
+        assert!(
+            refused.status.code() == Some(2) && said(&refused).contains("other flags"),
+            "{}",
+            said(&refused)
+        );
+        let output = predict(&out, None, &[]);
+        let said = said(&output);
+        let kept = said.lines().find_map(|line| line.strip_suffix(" rows are answered already"));
+        assert!(output.status.success() && kept.is_some_and(|count| count != "0"), "{said}");
+        assert!(std::fs::read_to_string(&out).unwrap() == want);
+        assert!(!dir.path().join(format!("{signal}.jsonl.partial.json")).exists());
+    }
 }
