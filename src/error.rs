@@ -24,6 +24,9 @@ pub enum Error {
     /// A model computes what is no number.
     #[error("{model}: {NO_DISTRIBUTION}. Check its weights, and those of its adapter")]
     NoDistribution { model: String },
+    /// A run ended where its config says so; it can be gone on with (exit code 75).
+    #[error("step {step}: {problem}. {fix}")]
+    Halted { step: u64, problem: String, fix: String },
     /// A file that was written does not hold what was to be written.
     #[error("{}: what was read back is not what is in memory: {problem}. Nothing was kept", path.display())]
     Unfaithful { path: PathBuf, problem: String },
@@ -125,7 +128,8 @@ impl Error {
                 source.kind() == std::io::ErrorKind::NotFound
                     && (action.starts_with("read") || action.starts_with("open"))
             }
-            Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Stopped | Self::Compute(_) => false,
+            Self::Halted { .. } | Self::Stopped => false,
+            Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
         }
     }
 }

@@ -42,9 +42,6 @@ pub fn run(args: &Args) -> Result<()> {
     let mut ablation = AblationConfig::load(&args.ablation)?;
     ablation.set.extend(args.overrides.iter().cloned());
     ablation.price_per_hour = args.price_per_hour.unwrap_or(ablation.price_per_hour);
-    if !(ablation.price_per_hour >= 0.0 && ablation.price_per_hour.is_finite()) {
-        bail!(Error::config("--price-per-hour", ablation.price_per_hour, "0 or more", "it is a price"));
-    }
     // An arm may set what the others lack: then there is nothing to say of all.
     if let Ok(loaded) = Loaded::read(&ablation.config, &ablation.set) {
         loaded.notes.iter().for_each(|note| eprintln!("note: {note}"));

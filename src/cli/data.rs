@@ -389,7 +389,12 @@ mod tests {
         std::fs::write(&path, config).unwrap();
         let (text, result) = data(dir.path(), &["check", "--config", path.to_str().unwrap()]);
         result.unwrap();
-        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(['d', 'k', 'w'])).collect();
+        let mut lines: Vec<&str> = text.lines().filter(|line| line.starts_with(['d', 'k', 'w'])).collect();
+        let labels = lines.pop().unwrap();
+        assert!(
+            labels.starts_with("warning     no row of data.train is labelled `Sensitive Data"),
+            "{labels}"
+        );
         let want = [
             "dropped          1  prompt longer than max_prompt_tokens = 40",
             "kept             1  Safe 1 of 1, Denial-of-Service 0 of 1",

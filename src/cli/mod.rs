@@ -6,6 +6,7 @@ mod out;
 
 mod ablate;
 pub mod bench;
+mod bounds;
 mod completions;
 pub mod data;
 mod data_audit;
@@ -35,7 +36,7 @@ pub mod train;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::Error;
 use crate::text::watched;
@@ -91,7 +92,11 @@ pub fn main() -> ExitCode {
         }
     }));
     // clap exits with 2 on a bad command line by itself.
-    let command = Cli::parse().command;
+    let matches = bounds::bounded(Cli::command()).get_matches();
+    let command = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli.command,
+        Err(error) => error.exit(),
+    };
     // Whose reader goes away has let nothing through.
     let gate = matches!(&command, Command::Predict(args) if args.gate);
     let result = match command {
@@ -133,7 +138,11 @@ pub fn main() -> ExitCode {
                     eprintln!("{words}");
                     ExitCode::from(crate::stop::EXIT_CODE)
                 }
-                _ => ExitCode::from(if ours.is_input() { 2 } else { 1 }),
+                _ => ExitCode::from(match ours {
+                    Error::Halted { .. } => crate::stop::EXIT_CODE,
+                    ours if ours.is_input() => 2,
+                    _ => 1,
+                }),
             }
         }
         None => {

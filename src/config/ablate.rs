@@ -37,12 +37,14 @@ pub struct AblationConfig {
     /// Overrides of it for every arm, as `--set` takes them.
     pub set: Vec<String>,
     /// A run of every arm for each.
+    #[schemars(inner(range(max = i64::MAX)))]
     pub seeds: Vec<u64>,
     /// In the order of the table.
     pub arms: Vec<String>,
     /// The arm that all others are compared with.
     pub baseline: String,
     /// What an hour of the machine costs, in any currency. 0 leaves the price out.
+    #[schemars(range(min = 0, max = 1e12))]
     pub price_per_hour: f64,
     /// Folder of the ablation. Absent: `runs/` and the name of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,8 +154,8 @@ impl AblationConfig {
             let want = format!("one of {}", self.arms.join(", "));
             return Err(Error::config("baseline", &self.baseline, want, "the others are compared with it"));
         }
-        if !(self.price_per_hour >= 0.0 && self.price_per_hour.is_finite()) {
-            return Err(Error::config("price_per_hour", self.price_per_hour, "0 or more", "it is a price"));
+        if !(0.0..=1e12).contains(&self.price_per_hour) {
+            return Err(Error::config("price_per_hour", self.price_per_hour, "0 to 1e12", "it is a price"));
         }
         for definition in &self.definitions {
             let known = KNOWN_ARMS.iter().any(|(name, _, _)| *name == definition.name);

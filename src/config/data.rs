@@ -19,12 +19,16 @@ pub struct DataConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<SyntheticConfig>,
     /// Longer prompts are dropped and counted, never truncated. Tokens.
+    #[schemars(range(max = 1 << 20))]
     pub max_prompt_tokens: usize,
     /// Longer SFT answers are dropped and counted. Tokens, end token included.
+    #[schemars(range(max = 1 << 20))]
     pub max_target_tokens: usize,
     /// Rows of `train` to use at most, from the top; 0 uses all.
+    #[schemars(range(max = 1_000_000_000))]
     pub max_train_rows: usize,
     /// Rows of `valid` to use at most, from the top; 0 uses all.
+    #[schemars(range(max = 1_000_000_000))]
     pub max_valid_rows: usize,
 }
 
@@ -33,12 +37,16 @@ pub struct DataConfig {
 #[serde(deny_unknown_fields)]
 pub struct SyntheticConfig {
     /// Rows for the SFT warm-up.
+    #[schemars(range(max = 100_000))]
     pub sft_rows: usize,
     /// Share of them that is Safe. RiskCue's training set has 0.235: a warm-up on it over-flags.
+    #[schemars(range(min = 0, max = 1))]
     pub sft_safe_share: f64,
     /// Prompts for GRPO, half of them Safe.
+    #[schemars(range(max = 100_000))]
     pub grpo_rows: usize,
     /// Held-out rows of another style, half of them Safe.
+    #[schemars(range(max = 100_000))]
     pub valid_rows: usize,
 }
 

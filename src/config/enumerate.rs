@@ -23,21 +23,27 @@ pub enum ScaleExpected {
 #[serde(default, deny_unknown_fields)]
 pub struct EnumerateConfig {
     /// Optimiser steps.
+    #[schemars(range(max = 1_000_000_000))]
     pub steps: usize,
     /// Prompts per optimiser step.
+    #[schemars(range(max = 1 << 20))]
     pub prompts_per_step: usize,
     /// Divides the logits.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub temperature: f32,
     /// What divides the gradient of a prompt's expected reward.
     pub scale_rewards: ScaleExpected,
     /// Added to the standard deviation that divides.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub advantage_eps: f64,
     /// Which prompts a step sees.
     pub balance: Balance,
     /// KL penalty weight (beta), over whole answers, exact. 0 keeps no reference model.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub kl_coef: f64,
     /// Every so many steps the reference becomes the policy of that step. Default: it stays that of the start.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_000_000_000))]
     pub reference_sync_steps: Option<usize>,
     pub optim: OptimConfig,
 }

@@ -3,8 +3,11 @@
 use std::sync::LazyLock;
 
 use serde_json::Value;
+use toml::Table;
 
+use super::range::Range;
 use super::schema;
+use crate::error::{Error, Result};
 
 /// One key, and what is known of it without a config.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +25,8 @@ pub struct Key {
     pub types: Vec<String>,
     /// Whether the user names the keys below it.
     pub open: bool,
+    /// Of its number, or of each in its list.
+    pub range: Option<Range>,
 }
 
 impl Key {
@@ -49,6 +54,45 @@ pub static CONFIG: LazyLock<Vec<Section>> = LazyLock::new(|| sections(&schema::c
 /// All keys of [`CONFIG`].
 pub fn all() -> impl Iterator<Item = &'static Key> {
     CONFIG.iter().flat_map(|section| &section.keys)
+}
+
+/// Range of the number that a key takes.
+pub fn range(path: &str) -> Option<Range> {
+    all().find(|key| key.path == path)?.range
+}
+
+/// # Errors
+/// A number of the table, or of a list in it, lies outside of its key's range.
+pub(super) fn check(table: &Table) -> Result<()> {
+    for key in all() {
+        let (Some(range), Some(value)) = (key.range, at(table, &key.path)) else { continue };
+        refuse_outside(key, range, value)?;
+    }
+    Ok(())
+}
+
+fn refuse_outside(key: &Key, range: Range, value: &toml::Value) -> Result<()> {
+    let number = match value {
+        toml::Value::Integer(whole) => *whole as f64,
+        toml::Value::Float(number) => *number,
+        toml::Value::Array(list) => {
+            return list.iter().try_for_each(|value| refuse_outside(key, range, value));
+        }
+        _ => return Ok(()),
+    };
+    match range.contains(number) {
+        true => Ok(()),
+        false => {
+            let why = "docs/config-reference.md states this range";
+            Err(Error::config(&key.path, written(value), format!("from {range}"), why))
+        }
+    }
+}
+
+fn at<'a>(table: &'a Table, path: &str) -> Option<&'a toml::Value> {
+    let mut parts = path.split('.');
+    let first = table.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| value.get(part))
 }
 
 /// Sections of the object that `schema` describes.
@@ -126,7 +170,8 @@ fn key(path: String, schema: &Value) -> Key {
     let takes = match schema["type"].as_str() {
         _ if !values.is_empty() => one_of(&values),
         Some("array") => list(schema),
-        Some("integer") => "whole number".into(),
+        Some("integer") => ranged("whole number", schema),
+        Some("number") => ranged("number", schema),
         Some("boolean") => "true or false".into(),
         Some("object") => "table".into(),
         Some("string") => "text".into(),
@@ -134,7 +179,12 @@ fn key(path: String, schema: &Value) -> Key {
         None => alternatives(schema),
     };
     let default = schema.get("default").map(toml_text);
-    Key { path, doc: text(schema, "description"), takes, values, default, types: Vec::new(), open }
+    let (doc, range) = (text(schema, "description"), Range::of(schema));
+    Key { path, doc, takes, values, default, types: Vec::new(), open, range }
+}
+
+fn ranged(kind: &str, schema: &Value) -> String {
+    Range::of(schema).map_or_else(|| kind.into(), |range| format!("{kind}, {range}"))
 }
 
 fn one_of(values: &[(String, String)]) -> String {
@@ -154,14 +204,16 @@ fn choices(schema: &Value) -> Vec<(String, String)> {
 
 fn list(schema: &Value) -> String {
     let items = &schema["items"];
+    let each = Range::of(items).map_or(String::new(), |range| format!(", each {range}"));
     let one = match items {
-        Value::Array(several) => return format!("list of {} numbers", several.len()),
+        Value::Array(several) => return format!("list of {} numbers{each}", several.len()),
         item => key(String::new(), item).takes,
     };
+    let one = one.split(',').next().filter(|_| !each.is_empty()).map_or(one.clone(), String::from);
     match schema["minItems"].as_u64().filter(|least| schema["maxItems"].as_u64() == Some(*least)) {
-        Some(count) => format!("list of {count} numbers"),
+        Some(count) => format!("list of {count} numbers{each}"),
         None if one.contains('"') => format!("list of {one}"),
-        None => format!("list of {one}s"),
+        None => format!("list of {one}s{each}"),
     }
 }
 

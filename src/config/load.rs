@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::layers::{Layers, Origin, is_under, leaves, merge, parse};
-use super::{Config, PRESETS, exclusive, suggest};
+use super::{Config, PRESETS, exclusive, keys, suggest};
 use crate::error::{Error, Result};
 
 /// A config, and how it came to be so.
@@ -71,6 +71,7 @@ fn finish(mut layers: Layers, place: &str) -> Result<Loaded> {
     // Defaults lie below by key, not by section: one key of a section leaves the rest of it as it was.
     let mut whole = parse("the defaults", &Config::default().to_toml()?)?;
     merge(&mut whole, layers.table);
+    let written = whole.clone();
     let origins = layers.origins;
     let config: Config = serde_path_to_error::deserialize(whole).map_err(|error| {
         let key = error.path().to_string();
@@ -89,6 +90,7 @@ fn finish(mut layers: Layers, place: &str) -> Result<Loaded> {
         Error::input(place, problem, suggest::EVERY_KEY)
     })?;
     config.validate()?;
+    keys::check(&written)?;
     notes.extend(exclusive::idle(&config, &origins));
     Ok(Loaded { config, origins, notes })
 }

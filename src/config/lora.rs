@@ -15,14 +15,17 @@ pub const PROJECTIONS: [&str; 7] =
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
     /// Rows of A and columns of B (r in the paper).
+    #[schemars(range(max = 1 << 16))]
     pub rank: usize,
     /// `y = W x + (alpha / rank) B A x`.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub alpha: f64,
     /// Scale by `alpha / sqrt(rank)` instead, Kalajdzievski, arXiv:2312.03732.
     pub rslora: bool,
     /// Which layers get an adapter: "all-linear", or some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.
     pub targets: Targets,
     /// Share of the adapter's inputs that is dropped while training. Only 0 so far.
+    #[schemars(range(min = 0, max = 1))]
     pub dropout: f64,
     /// What happens to the adapter between two stages.
     pub stages: LoraStages,

@@ -71,14 +71,17 @@ pub struct ClipConfig {
     pub ratio: Option<RatioLevel>,
     /// The ratio is clipped below at `1 - epsilon_low`. Default 0.2.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub epsilon_low: Option<f64>,
     /// The ratio is clipped above at `1 + epsilon_high`. Default 0.2; DAPO (arXiv:2503.14476) uses 0.28.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub epsilon_high: Option<f64>,
     /// Upper bound of the unclipped ratio, which else has none where the advantage is negative
     /// (INTELLECT-2, arXiv:2505.07291). Dual-clip PPO (arXiv:1912.09729) is the same function with `c` for
     /// delta, hence the other name. Default: no bound.
     #[serde(skip_serializing_if = "Option::is_none", alias = "dual_clip")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub delta: Option<f64>,
 }
 
@@ -91,6 +94,7 @@ pub struct CispoConfig {
     pub ratio: Option<RatioLevel>,
     /// Upper bound of the ratio that weighs a token, TRL's `epsilon_high`. Default 5 (ScaleRL, arXiv:2510.13786).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub max_ratio: Option<f64>,
 }
 
@@ -103,9 +107,11 @@ pub struct SapoConfig {
     pub ratio: Option<RatioLevel>,
     /// Steepness for positive advantages. Default 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub temperature_pos: Option<f32>,
     /// Steepness for the others. Default 1.05: a bad completion's gradient fades sooner.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub temperature_neg: Option<f32>,
 }
 
@@ -115,15 +121,19 @@ pub struct SapoConfig {
 pub struct VespoConfig {
     /// Power of the ratio for advantages of 0 or more. Default 2.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub k_pos: Option<f32>,
     /// Rate of the decay for advantages of 0 or more. Default 3.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub lambda_pos: Option<f32>,
     /// Power for negative advantages. Default 3.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub k_neg: Option<f32>,
     /// Rate for negative advantages. Default 2.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub lambda_neg: Option<f32>,
 }
 

@@ -32,6 +32,7 @@ pub struct ModelConfig {
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub template_args: toml::Table,
     /// Longest sequence, prompt plus completion, in tokens. Sizes the position tables only.
+    #[schemars(range(max = 1 << 21))]
     pub max_positions: usize,
     /// Type of weights and activations: "auto" is bf16 on a CUDA device and f32 on the CPU, where
     /// bf16 is slower.
@@ -103,18 +104,25 @@ impl fmt::Display for DtypeKind {
 #[serde(deny_unknown_fields)]
 pub struct RandomModelConfig {
     /// Width of the residual stream. A multiple of twice `attention_heads`.
+    #[schemars(range(max = 1 << 16))]
     pub hidden_size: usize,
     /// Width of the feed-forward layer.
+    #[schemars(range(max = 1 << 20))]
     pub intermediate_size: usize,
     /// Blocks.
+    #[schemars(range(max = 1 << 10))]
     pub layers: usize,
     /// Query heads of a block.
+    #[schemars(range(max = 1 << 10))]
     pub attention_heads: usize,
     /// Key and value heads of a block, a divisor of `attention_heads`.
+    #[schemars(range(max = 1 << 10))]
     pub key_value_heads: usize,
     /// Entries of the byte-level tokenizer, special tokens included.
+    #[schemars(range(max = 1 << 20))]
     pub vocab_size: usize,
     /// Base of the rotary angles.
+    #[schemars(range(min = 0, max = 1e12))]
     pub rope_theta: f64,
 }
 

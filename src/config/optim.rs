@@ -10,18 +10,24 @@ use crate::error::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
     /// Peak learning rate, reached after the warm-up.
+    #[schemars(range(min = 0, max = 1e38))]
     pub learning_rate: f64,
     /// What happens to it after the warm-up.
     pub schedule: ScheduleConfig,
     /// Share of the stage's steps that warm up. Give this or `warmup_steps`.
+    #[schemars(range(min = 0, max = 1))]
     pub warmup_ratio: f64,
     /// Steps that warm up. Give this or `warmup_ratio`.
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup_steps: u64,
     /// Decay rates of the first and second moment.
+    #[schemars(inner(range(min = 0, max = 1)))]
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub eps: f64,
     /// Decoupled: each step shrinks a weight by `learning_rate * weight_decay` of itself.
+    #[schemars(range(min = 0, max = 1e38))]
     pub weight_decay: f64,
     /// How the moments are kept.
     pub moments: MomentsConfig,
@@ -30,6 +36,7 @@ pub struct OptimConfig {
     /// Type that the gradients of matrices are summed in; of norms it is f32. bf16 beside bf16 weights only.
     pub gradients: GradientsConfig,
     /// Gradients with a larger L2 norm over all weights are scaled down to it. 0 switches the clip off.
+    #[schemars(range(min = 0, max = 1e38))]
     pub max_grad_norm: f64,
 }
 
@@ -76,12 +83,14 @@ pub enum ScheduleConfig {
     Linear {
         /// What it falls to.
         #[serde(default)]
+        #[schemars(range(min = 0, max = 1e38))]
         min_learning_rate: f64,
     },
     /// Falls along half a cosine to `min_learning_rate`.
     Cosine {
         /// What it falls to.
         #[serde(default)]
+        #[schemars(range(min = 0, max = 1e38))]
         min_learning_rate: f64,
     },
 }

@@ -21,6 +21,7 @@ pub enum ActivationMemory {
 pub struct PackConfig {
     /// Tokens that go through the model in one training pack; a group's prompt counts once, and the last token of a
     /// completion, which predicts nothing, not at all.
+    #[schemars(range(max = 1 << 24))]
     pub max_tokens_per_pack: usize,
     /// Tokens whose keys and values are alive at once while sampling. `"auto"`: on a GPU a whole step's, or a half, a
     /// third and so on, whichever its memory has room for beside what is kept; on the CPU 32768.
@@ -101,7 +102,7 @@ impl JsonSchema for TokenBudget {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "enum": ["auto"] }] })
+        json_schema!({ "anyOf": [{ "type": "integer", "minimum": 0, "maximum": 1 << 24 }, { "type": "string", "enum": ["auto"] }] })
     }
 }
 

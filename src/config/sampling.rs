@@ -8,12 +8,16 @@ use crate::error::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingConfig {
     /// Divides the logits; the trainer's log-probs use the same. 0 is greedy (evaluation only).
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub temperature: f32,
     /// Keep the k most probable tokens; 0 keeps all.
+    #[schemars(range(max = 1 << 24))]
     pub top_k: usize,
     /// Keep the smallest set of tokens with this much probability; 1 keeps all.
+    #[schemars(range(min = 0, max = 1))]
     pub top_p: f32,
     /// Keep tokens with at least this share of the largest probability; 0 keeps all.
+    #[schemars(range(min = 0, max = 1))]
     pub min_p: f32,
     /// Log-probs are those of the distribution that was cut: the trainer cuts its own in the same way, and the
     /// sampled token is always part of it. Else top_k, top_p and min_p choose the tokens, and log-probs are those of

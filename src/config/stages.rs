@@ -14,11 +14,14 @@ use crate::error::{Error, Result};
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
     /// Optimiser steps. 0: as many as `epochs` takes. Give this or `epochs`.
+    #[schemars(range(max = 1_000_000_000))]
     pub steps: usize,
     /// How often each row is learned from. Give this or `steps`. Default 1 where neither is given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub epochs: Option<f64>,
     /// Rows an optimiser step averages over.
+    #[schemars(range(max = 1 << 20))]
     pub rows_per_step: usize,
     pub optim: OptimConfig,
 }
@@ -91,17 +94,22 @@ pub enum Balance {
 #[serde(default, deny_unknown_fields)]
 pub struct GrpoConfig {
     /// Optimiser steps.
+    #[schemars(range(max = 1_000_000_000))]
     pub steps: usize,
     /// Prompts per optimiser step. Rollouts per step = `prompts_per_step * group_size`.
+    #[schemars(range(max = 1 << 20))]
     pub prompts_per_step: usize,
     /// Completions sampled per prompt (G in the paper). At least 2: one has no group to compare with.
+    #[schemars(range(max = 4096))]
     pub group_size: usize,
     /// Completion budget in tokens.
+    #[schemars(range(max = 1 << 20))]
     pub max_completion_tokens: usize,
     pub sampling: SamplingConfig,
     /// How rewards become advantages.
     pub scale_rewards: ScaleRewards,
     /// Added to the standard deviation that divides the advantages.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub advantage_eps: f64,
     /// What a completion's reward is compared with.
     pub baseline: Baseline,
@@ -113,25 +121,32 @@ pub struct GrpoConfig {
     pub order: PromptOrder,
     /// Rounds of new prompts in the place of those whose completions all earned the same, until a step has
     /// `prompts_per_step` groups to learn from (dynamic sampling, DAPO). 0: dead groups stay.
+    #[schemars(range(max = 1 << 16))]
     pub max_resamples: usize,
     /// What is learned from a completion that the budget cut off.
     pub truncated: TruncatedCompletions,
     /// A completion loses up to `overlong_penalty` of its reward over the last so many tokens of the budget
     /// (DAPO's soft punishment). 0: none.
+    #[schemars(range(max = 1 << 20))]
     pub overlong_buffer_tokens: usize,
     /// Reward that is lost at the end of the budget. Default 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub overlong_penalty: Option<f64>,
     /// Upper bound of `exp(trainer logp - sampler logp)`, with which a token's loss is multiplied when it is given
     /// (truncated importance sampling, arXiv:2510.13786). Only where a rollout's activations are not used again can
     /// it differ from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub importance_cap: Option<f64>,
     /// Weight of the mean entropy of the step's tokens, which is added to the objective.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub entropy_coef: f64,
     /// Optimiser steps on each rollout (mu). Above 1 the ratio leaves 1 and clipping starts to matter.
+    #[schemars(range(max = 1 << 16))]
     pub updates_per_rollout: usize,
     /// KL penalty weight (beta), per token in nats. 0 keeps no reference model.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub kl_coef: f64,
     /// Which estimate of the distance to the reference. Default: `k3` in the loss, `k1` in the reward.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,10 +156,12 @@ pub struct GrpoConfig {
     pub kl_in: Option<KlPlace>,
     /// Every so many steps the reference becomes the policy of that step. Default: it stays that of the start.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_000_000_000))]
     pub reference_sync_steps: Option<usize>,
     pub loss: LossConfig,
     pub optim: OptimConfig,
     /// Warn when |sampler logprob - trainer logprob| exceeds this on any token.
+    #[schemars(range(min = 0, max = 1_000_000))]
     pub max_logprob_difference: f32,
 }
 
@@ -153,10 +170,13 @@ pub struct GrpoConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// Steps of GRPO between two evaluations. 0: only at the ends of stages.
+    #[schemars(range(max = 1_000_000_000))]
     pub every_steps: usize,
     /// Completions per prompt, each counted.
+    #[schemars(range(max = 4096))]
     pub samples_per_prompt: usize,
     /// Completion budget in tokens.
+    #[schemars(range(max = 1 << 20))]
     pub max_completion_tokens: usize,
     pub sampling: SamplingConfig,
     /// The score by which `model/` is chosen among the evaluations after some training, ties to the earlier; "last" takes
@@ -165,6 +185,7 @@ pub struct EvalConfig {
     /// Evaluations in a row, within a stage, without a better one than the stage had, after which it ends. Default: a
     /// stage makes all its steps.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1_000_000_000))]
     pub patience: Option<usize>,
 }
 

@@ -22,7 +22,7 @@ pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item>
     let within = config.checkpoint.every_steps > 0 || config.checkpoint.every_minutes > 0.0;
     let state = config.optims().map(|(_, optim)| state(&sum, optim)).max().unwrap_or(0);
     let checkpoint = trained + if within { state } else { 0 };
-    let kept = config.checkpoint.keep_last as u64;
+    let kept = config.checkpoint.kept() as u64;
     let references = config.stages.iter().filter(|stage| match stage {
         Stage::Sft => false,
         Stage::Grpo => config.grpo.kl_coef != 0.0,
@@ -35,7 +35,18 @@ pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item>
         (true, false) => weights,
     };
     [
-        (format!("{} checkpoints (checkpoint.keep_last + 1)", kept + 1), (kept + 1) * checkpoint),
+        (
+            format!(
+                "{} checkpoints ({})",
+                kept + 1,
+                if config.checkpoint.keep_last < 2 {
+                    "two always stay, and the next"
+                } else {
+                    "checkpoint.keep_last + 1"
+                }
+            ),
+            (kept + 1) * checkpoint,
+        ),
         ("references (kl_coef)".into(), references.count() as u64 * trained),
         ("the best so far (eval.keep_best)".into(), best),
         ("the final model".into(), weights + adapter),
@@ -86,7 +97,7 @@ mod tests {
             "checkpoint.keep_last=1",
             "eval.keep_best=\"last\"",
         ];
-        assert_eq!(gib(&few).iter().map(|(_, gib)| *gib).collect::<Vec<_>>(), [29.92, 14.96]);
+        assert_eq!(gib(&few).iter().map(|(_, gib)| *gib).collect::<Vec<_>>(), [44.88, 14.96]);
     }
 
     #[test]

@@ -110,12 +110,28 @@ impl Checkpoint {
         sync_folder(&folder)
     }
 
+    /// Takes the checkpoint of `step` out of those that a resume looks at: training broke at once on its weights. Returns where
+    /// it is now; none where there is none.
+    pub fn condemn(run: &RunDirectory, step: u64) -> Result<Option<PathBuf>> {
+        let path = run.checkpoints().join(format!("step-{step}"));
+        let aside = path.with_file_name(format!("diverged-step-{step}"));
+        if !path.is_dir() {
+            return Ok(None);
+        }
+        if aside.is_dir() {
+            std::fs::remove_dir_all(&aside).map_err(Error::io(&aside, "remove"))?;
+        }
+        std::fs::rename(&path, &aside).map_err(Error::io(&path, "move the checkpoint aside"))?;
+        Ok(Some(aside))
+    }
+
     /// Removes all but this checkpoint, just written, and the `keep - 1` before it. Later ones belong to a
     /// course that was left by resuming before them, and go as well.
     pub fn keep_last(&self, run: &RunDirectory, keep: usize) -> Result<()> {
         let folder = run.checkpoints();
         let (later, mine): (Vec<_>, Vec<_>) =
             newest_first(&folder)?.into_iter().partition(|(step, _)| *step > self.step);
+        remove_condemned(&folder, self.step)?;
         for (_, path) in later.iter().chain(mine.iter().skip(keep.max(1))) {
             move_away(path, REMOVED)?;
             stop::visit();
@@ -132,6 +148,19 @@ impl Checkpoint {
     pub fn steps(run: &RunDirectory) -> Result<Vec<u64>> {
         Ok(newest_first(&run.checkpoints())?.into_iter().map(|(step, _)| step).collect())
     }
+}
+
+/// Removes the condemned checkpoints up to a step that was reached on another way.
+fn remove_condemned(checkpoints: &Path, step: u64) -> Result<()> {
+    for entry in std::fs::read_dir(checkpoints).map_err(Error::io(checkpoints, "read"))? {
+        let path = entry.map_err(Error::io(checkpoints, "read"))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of = name.strip_prefix("diverged-step-").and_then(|step| step.parse::<u64>().ok());
+        if of.is_some_and(|of| of <= step) {
+            std::fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

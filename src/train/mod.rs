@@ -2,6 +2,7 @@
 
 mod best;
 pub mod corpus;
+mod divergence;
 mod dump;
 pub mod enumerate;
 pub mod full_disk;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::best::{self, Candidate, Evaluated};
+use super::divergence;
 use super::enumerate::Enumerate;
 use super::full_disk::until_there_is_room;
 use super::grpo::Grpo;
@@ -263,6 +264,7 @@ impl<'a> Record<'a> {
         adapters: Option<&Adapters>,
     ) -> Result<Option<EvalReport>> {
         let (config, optim, steps) = (self.config, objective.optim().clone(), objective.steps());
+        let (done, mut warned) = (self.cursor.step, false);
         while self.cursor.step < steps {
             let step = self.cursor.step;
             if self.cursor.owes_evaluation {
@@ -284,8 +286,11 @@ impl<'a> Record<'a> {
             }
             let start = Instant::now();
             let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
-            let metrics = objective.step(learner, at, &mut self.sinks).map_err(|e| e.at_step(step + 1))?;
+            let metrics = objective.step(learner, at, &mut self.sinks);
+            let metrics = metrics.map_err(|e| self.broken(e.at_step(step + 1), step > done))?;
+            let loss = metrics.get("loss");
             self.step(stage, (step + 1, steps), metrics, start, learner.decoder())?;
+            self.watch(step + 1, loss, &mut warned)?;
             self.cursor.owes_evaluation =
                 objective.is_evaluated_within() && is_due(step + 1, config.eval.every_steps);
             if let Some(text) = self.meter.reached().filter(|_| step + 1 < steps) {
@@ -341,6 +346,53 @@ impl<'a> Record<'a> {
         Ok(())
     }
 
+    /// Says once that the loss is far above that of the stage's first step.
+    ///
+    /// # Errors
+    /// It is, and that is to end the run.
+    fn watch(&mut self, step: u64, loss: Option<f64>, warned: &mut bool) -> Result<()> {
+        let Some(loss) = loss else { return Ok(()) };
+        let first = *self.cursor.first_loss.get_or_insert(loss);
+        let Some(text) = divergence::far_above(first, loss).filter(|_| !*warned) else { return Ok(()) };
+        *warned = true;
+        self.sinks.warn(format!("step {step}: {text}"));
+        match self.config.run.stop_on_divergence {
+            true => Err(divergence::halted(step, text)),
+            false => Ok(()),
+        }
+    }
+
+    /// What ended a step. Where training had brought the weights to it (`moved`), a checkpoint of them is no place to go on
+    /// from.
+    fn broken(&mut self, error: Error, moved: bool) -> Error {
+        let Error::Diverged { step, problem, mut fix } = error else { return error };
+        let total = self.cursor.total_steps;
+        if moved {
+            match Checkpoint::condemn(self.run, total) {
+                Ok(Some(aside)) => {
+                    let path = aside.display();
+                    self.sinks.warn(format!("the checkpoint of step {total} is broken, and is now {path}"));
+                }
+                Ok(None) => {}
+                Err(error) => self.sinks.warn(error.to_string()),
+            }
+        } else if total > 0 {
+            fix +=
+                &format!("; if it stays so, move checkpoints/step-{total} away to go on from an older one");
+        }
+        self.ended(Error::Diverged { step, problem, fix })
+    }
+
+    /// As the config wants a run to end where it diverges.
+    fn ended(&self, error: Error) -> Error {
+        match error {
+            Error::Diverged { step, problem, .. } if self.config.run.stop_on_divergence => {
+                divergence::halted(step, problem)
+            }
+            other => other,
+        }
+    }
+
     /// After some training, the weights are kept where they are the best so far.
     fn evaluate(
         &mut self,
@@ -359,7 +411,8 @@ impl<'a> Record<'a> {
             seed: self.config.seed,
         };
         let at = eval::At { stage, step };
-        let report = evaluator.evaluate(decoder, at, &mut self.sinks).map_err(|e| e.at_step(step))?;
+        let report = evaluator.evaluate(decoder, at, &mut self.sinks);
+        let report = report.map_err(|e| self.broken(e.at_step(step), true))?;
         if stage != VANILLA {
             // The evaluation has been told: what follows from it is not left half done.
             let _whole = stop::hold();
@@ -376,6 +429,7 @@ impl<'a> Record<'a> {
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
+        divergence::judge(decoder, self.cursor.total_steps).map_err(|error| self.ended(error))?;
         let Self { config, run, cursor, sinks, meter, keeping } = self;
         let step = cursor.total_steps;
         let last = keeping.last.as_ref();
@@ -406,7 +460,7 @@ impl<'a> Record<'a> {
             })
         };
         let checkpoint = until_there_is_room(|text| sinks.warn(text), pass_unless_stopped, write)?;
-        checkpoint.keep_last(run, config.checkpoint.keep_last)?;
+        checkpoint.keep_last(run, config.checkpoint.kept())?;
         let advice = Cadence::advice(start.elapsed(), interval);
         // At the end of a stage, and at a stop, the interval is not the chosen one.
         let chosen = optimizer.is_some() && !stop::is_asked() && !keeping.advised;

@@ -50,6 +50,9 @@ pub struct Cursor {
     /// The evaluation that is due after the last step is still to come.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub owes_evaluation: bool,
+    /// Loss of the stage's first step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_loss: Option<f64>,
     /// Evaluations for the final table.
     pub results: Vec<Evaluated>,
 }
@@ -61,6 +64,7 @@ impl Cursor {
         self.optimizer_updates = None;
         (self.difficulty, self.reference) = (None, None);
         self.owes_evaluation = false;
+        self.first_loss = None;
         self.choice.enter_stage();
     }
 }

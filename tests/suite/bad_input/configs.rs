@@ -21,7 +21,7 @@ fn settings_that_cannot_work_are_named_by_key() {
         ("device=gpu", &["device", "unknown variant"]),
         ("device=cpu sft.optim.bf16_weights=masters", &["sft.optim.bf16_weights = masters", "f32"]),
         ("device=cpu sft.optim.gradients=bf16", &["sft.optim.gradients = bf16", "f32"]),
-        ("threads=100000", &["threads = 100000", "at most 1024"]),
+        ("threads=100000", &["threads = 100000", "from 0 to 1024"]),
         ("model.max_positions=63", &["model.max_positions = 63", "at least 64", "completion budget"]),
         (
             "data.max_prompt_tokens=5",
@@ -31,7 +31,7 @@ fn settings_that_cannot_work_are_named_by_key() {
             "data.max_target_tokens=1",
             &["good.jsonl: all 2 rows are dropped", "max_target_tokens = 1", "Raise"],
         ),
-        ("sft.rows_per_step=9223372036854775807", &["sft.rows_per_step = 9223", "at most 1048576"]),
+        ("sft.rows_per_step=9223372036854775807", &["sft.rows_per_step = 9223", "from 0 to 1048576"]),
         ("sft.steps=0 sft.epochs=0", &["sft.epochs = 0", "above 0"]),
         ("sft.optim.betas=[0.9,1.0]", &["sft.optim.betas = 1", "below 1"]),
         ("sft.optim.betas=[0.9]", &["--set sft.optim.betas=[0.9]: ", "length 2"]),
