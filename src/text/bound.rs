@@ -151,7 +151,8 @@ mod tests {
         };
         // Its tokens of bytes are not in the vocabulary of the special ones.
         assert!(most(&fallback).is_some_and(|most| most >= added));
-        let changes: [(&str, fn(&mut Value)); 6] = [
+        type Change = fn(&mut Value);
+        let changes: [(&str, Change); 6] = [
             ("lower", |file| file["normalizer"] = json!({"type": "Lowercase"})),
             ("words", |file| file["pre_tokenizer"] = json!({"type": "WhitespaceSplit"})),
             ("strip", |file| file["added_tokens"][0]["rstrip"] = json!(true)),

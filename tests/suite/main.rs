@@ -47,6 +47,7 @@ mod lora;
 mod losses;
 mod missing_ids;
 mod model_parity;
+mod node_scripts;
 mod ops;
 mod policy;
 mod probabilities;

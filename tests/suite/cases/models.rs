@@ -138,7 +138,8 @@ fn what_must_change_nothing() {
     fn with_tokenizer(room: &Room, change: fn(&mut Value)) {
         room.edit("model/tokenizer_config.json", change);
     }
-    let changes: [(&str, fn(&Room)); 12] = [
+    type Change = fn(&Room);
+    let changes: [(&str, Change); 12] = [
         ("a template in a file of its own", |room| {
             let text = usual_template(room);
             template(room, &text);
