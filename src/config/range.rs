@@ -21,7 +21,7 @@ impl Range {
     }
 
     pub fn contains(self, number: f64) -> bool {
-        self.least <= number && number <= self.most
+        (self.least..=self.most).contains(&number)
     }
 }
 

@@ -19,7 +19,7 @@ const FIX: &str =
 pub fn judge(decoder: &Decoder, step: u64) -> Result<()> {
     for (name, weight) in decoder.trainable() {
         let squares = sum_squares(&[weight])?;
-        if squares.is_nan() || squares > f64::from(f32::MAX) {
+        if !squares.is_finite() || squares > f64::from(f32::MAX) {
             let problem = format!("{name} has become too large or is not finite; it is not written");
             return Err(Error::Diverged { step, problem, fix: format!("{FIX}, from its last checkpoint") });
         }
