@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::hub::data_files;
 use crate::run::{hex, sha256};
 use crate::task::Task;
 
@@ -41,13 +42,19 @@ impl Inputs {
                 files.push((name.into(), path));
             }
         };
-        for (name, path) in [
-            ("data.train", &config.data.train),
-            ("data.valid", &config.data.valid),
-            ("model.chat_template", &config.model.chat_template),
-        ] {
-            path.iter().for_each(|path| add(name, path.clone()));
+        for (name, path) in [("data.train", &config.data.train), ("data.valid", &config.data.valid)] {
+            let Some(path) = path else { continue };
+            match data_files(path)?.as_slice() {
+                [single] => add(name, single.clone()),
+                // Of a data set of the hub.
+                several => {
+                    for (at, file) in several.iter().enumerate() {
+                        add(&format!("{name}, file {}", at + 1), file.clone());
+                    }
+                }
+            }
         }
+        config.model.chat_template.iter().for_each(|path| add("model.chat_template", path.clone()));
         let model = config.model.path.as_deref();
         let own = run.join("tokenizer");
         let text = config.model.tokenizer.as_deref().or(model).unwrap_or(&own);
