@@ -88,8 +88,7 @@ fn a_bound_that_would_do_nothing_is_refused() {
 fn train_refuses_what_cannot_fit_before_it_loads_anything() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
-    let large =
-        ["grpo.group_size=65536", "grpo.max_completion_tokens=1000000", "model.max_positions=2000000"];
+    let large = ["grpo.group_size=4096", "grpo.max_completion_tokens=1000000", "model.max_positions=2000000"];
     let (code, text) = train(dir, &large);
     assert_eq!(code, Some(2), "{text}");
     let error = text.lines().find(|line| line.starts_with("error: ")).unwrap();

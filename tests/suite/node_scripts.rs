@@ -58,7 +58,10 @@ fn what_kubernetes_and_skypilot_start_is_a_command_of_this_rlvr() {
         // Everything is read before the model, which is not here, is missed.
         let root = tempfile::tempdir().unwrap();
         let root = format!("run.root={}", root.path().display());
-        let out = rlvr(&[&args[..], &["--set", "model.path=/none", "--set", &root]].concat());
+        let mut args = [&args[..], &["--set", "model.path=/none", "--set", &root]].concat();
+        // The other one is of a GPU alone.
+        args[1] = "riskcue-smollm2-135m";
+        let out = rlvr(&args);
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.code() == Some(2) && said.contains("/none"), "{args:?}: {said}");
     }
