@@ -47,7 +47,7 @@ if [[ $(printf '%s\n' "$wanted" "$(version)" | sort -V | head -n 1) != "$wanted"
     sum=$(curl --proto '=https' --tlsv1.2 -sSf "$url.sha256" | cut -d' ' -f1)
     sha256sum --check --quiet <<<"$sum  $work/rustup-init"
     chmod +x "$work/rustup-init"
-    "$work/rustup-init" -y --quiet --profile minimal --no-modify-path
+    "$work/rustup-init" -y --quiet --profile minimal --no-modify-path >/dev/null
     rm -rf "$work"
 fi
 

@@ -72,7 +72,7 @@ wait_for() { # SECONDS WHAT CONDITION
 wait_for 60 "the tenth step" '(($(steps) >= 10))'
 scontrol requeue "$job"
 echo "requeued after $(steps) lines with a step"
-wait_for 600 "the end" '[[ -z $(state) || $(state) == COMPLETED ]]'
+wait_for 1200 "the end" '[[ -z $(state) || $(state) == COMPLETED ]]'
 log=rlvr-$job.log
 echo "restarts: $(grep -c 'train --\|going on\|resum' "$log" || true); stops said: $(grep -c '^stopped' "$log" || true)"
 grep -E '^(stopped|slurmstepd)' "$log" || true
