@@ -41,19 +41,22 @@ fn write_audit(found: &Audit, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "task {}, {} rows\n", found.task, found.rows)?;
     let all = || found.constant.iter().chain(&found.without_answers).chain(&found.recorded);
     let width = all().map(|s| s.name.chars().count()).max().unwrap_or(0);
+    // A task without [paper] has one rule.
+    let of_paper = |text: String| if all().any(|s| s.report.has_paper) { text } else { String::new() };
     let head = |out: &mut dyn Write, name: &str| {
-        writeln!(out, "{name:<width$}  reward  strict  paper's  exact  recall    FPR  answered")
+        let paper = of_paper("  paper's".into());
+        writeln!(out, "{name:<width$}  reward  strict{paper}  exact  recall    FPR  answered")
     };
     let line = |out: &mut dyn Write, s: &Strategy| {
         let cell = |value: Option<f64>| value.map_or("-".into(), |v| format!("{v:.3}"));
         let (strict, paper) = (&s.report.strict, &s.report.paper);
         writeln!(
             out,
-            "{:<width$}  {:>6.3}  {:>6}  {:>7}  {:>5}  {:>6}  {:>5}  {:>8}",
+            "{:<width$}  {:>6.3}  {:>6}{}  {:>5}  {:>6}  {:>5}  {:>8}",
             s.name,
             s.reward,
             cell(strict.accuracy),
-            cell(paper.accuracy),
+            of_paper(format!("  {:>7}", cell(paper.accuracy))),
             cell(s.report.exact_label_accuracy),
             cell(strict.recall),
             cell(strict.false_positive_rate),
