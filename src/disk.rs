@@ -30,12 +30,27 @@ pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).map_err(not_text)
 }
 
+/// What a folder has, in order of the names.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let list = || -> io::Result<Vec<PathBuf>> {
+        std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect()
+    };
+    let mut paths = list().map_err(Error::io(folder, "read"))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// The name of `path` until it is whole.
+pub fn aside(path: &Path) -> PathBuf {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".partial");
+    aside.into()
+}
+
 /// A new file beside `path` for what will get its name. What a killed command left there is removed first; a link is not
 /// followed, so that nothing outside of the folder is written.
 pub fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".partial");
-    let aside = PathBuf::from(aside);
+    let aside = aside(path);
     match std::fs::remove_file(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -19,6 +19,10 @@
 //!
 //! Rooms import downward only; see `docs/design.md` for the floors and `tests/suite/layering.rs` for the check.
 #![deny(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable, clippy::todo)
+)]
 
 pub mod ablate;
 pub mod algo;

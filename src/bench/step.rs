@@ -16,6 +16,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Placement};
 use crate::observe::Metrics;
 use crate::ops::memory::synchronize;
+use crate::plan::time::Parts;
 use crate::plan::work::Work;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request, Rollouts};
@@ -40,28 +41,14 @@ pub struct StepShape {
     pub activations: ActivationMemory,
 }
 
-/// Seconds of one step's phases.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Phases {
-    pub prefill: f64,
-    pub decode: f64,
-    pub update: f64,
-    pub optimizer: f64,
-}
-
 /// One step: what its phases took, what they had to compute, and what the learner says of it.
 #[derive(Clone, Debug)]
 pub struct Stepped {
-    pub phases: Phases,
+    /// Seconds.
+    pub phases: Parts,
     pub work: Work,
     /// Of the update: loss, grad_norm, sampling/*, num_tokens, num_tokens_reused.
     pub metrics: Metrics,
-}
-
-impl Phases {
-    pub fn total(&self) -> f64 {
-        self.prefill + self.decode + self.update + self.optimizer
-    }
 }
 
 impl StepShape {
@@ -107,7 +94,7 @@ impl StepShape {
                 .taping(self.activations.into(), self.max_reused_tokens)
                 .generate(&requests, Draws { seed: 1, purpose: Purpose::Bench, step })?;
         let mut phases =
-            Phases { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Phases::default() };
+            Parts { prefill: timing.prefill_seconds, decode: timing.decode_seconds, ..Parts::default() };
         let start = Instant::now();
         let (work, mut metrics) = self.update(learner, groups, tapes)?;
         synchronize(learner.decoder().device())?;

@@ -115,7 +115,6 @@ fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
                 &directory,
                 latest,
                 Vec::new(),
-                false,
                 train::sinks(&folder, Some(kept), again()),
             )?;
             return Ok(());
@@ -137,6 +136,6 @@ fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
     let directory = create()?;
     directory.write_config(&resolved)?;
     latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
-    launch::resume(&fetched, &directory, latest, Vec::new(), false, train::sinks(&folder, None, again()))?;
+    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, None, again()))?;
     Ok(())
 }

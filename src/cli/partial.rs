@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::disk;
+use crate::disk::{aside, create_aside};
 use crate::error::{Error, Result};
 use crate::run::replace_file;
 
@@ -41,7 +41,7 @@ impl Lines {
             None => Vec::new(),
         };
         let (aside, mut file) = match kept.is_empty() {
-            true => disk::create_aside(path).map_err(Error::io(path, ACTION))?,
+            true => create_aside(path).map_err(Error::io(path, ACTION))?,
             false => {
                 let aside = aside(path);
                 let file = File::options().append(true).open(&aside).map_err(Error::io(&aside, ACTION))?;
@@ -79,18 +79,10 @@ impl Lines {
     }
 }
 
-fn aside(path: &Path) -> PathBuf {
-    ending(path, ".partial")
-}
-
 /// Says what the lines so far depend on.
 fn note(path: &Path) -> PathBuf {
-    ending(path, ".partial.json")
-}
-
-fn ending(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
+    let mut name = aside(path).into_os_string();
+    name.push(".json");
     name.into()
 }
 

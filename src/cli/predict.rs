@@ -14,6 +14,7 @@ use super::text::TextArgs;
 use crate::config::DeviceKind;
 use crate::config::model::DtypeKind;
 use crate::data::unlabelled::{Answers, Unlabelled};
+use crate::disk;
 use crate::error::Error;
 use crate::eval::predict::Predictor;
 use crate::eval::threshold::Threshold;
@@ -212,10 +213,7 @@ fn identity(
     }
     let mut files = vec![data.to_path_buf()];
     for folder in [Some(model), adapter].into_iter().flatten() {
-        let entries = std::fs::read_dir(folder).map_err(Error::io(folder, "read"))?;
-        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-        let paths: Vec<PathBuf> = paths.collect::<std::io::Result<_>>().map_err(Error::io(folder, "read"))?;
-        files.extend(paths.into_iter().filter(|path| path.is_file()));
+        files.extend(disk::entries(folder)?.into_iter().filter(|path| path.is_file()));
     }
     files.extend(args.text.files());
     files[1..].sort();

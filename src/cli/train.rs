@@ -41,19 +41,6 @@ pub struct Args {
     allow_changed: bool,
 }
 
-/// What a run may do all the same.
-#[derive(Clone, Copy)]
-struct Allowed {
-    over_budget: bool,
-    changed: bool,
-}
-
-impl Args {
-    fn allowed(&self) -> Allowed {
-        Allowed { over_budget: self.allow_over_budget, changed: self.allow_changed }
-    }
-}
-
 pub fn run(args: &Args) -> Result<()> {
     stop::heed();
     let is_auto = args.resume.as_deref() == Some(Path::new("auto"));
@@ -63,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
             let fix = "Give --resume alone, or edit config.resolved.toml there";
             return Err(Error::input(path.display(), problem, fix).into());
         }
-        return go_on(&RunDirectory::open_for_resume(path)?, args.allowed());
+        return go_on(&RunDirectory::open_for_resume(path)?, args);
     }
     let Some(source) = &args.config else {
         let fix = "Write rlvr train CONFIG --resume auto, or --resume ./auto for a run of that name";
@@ -77,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         return dry_run::run(loaded);
     }
     if resume.is_some() {
-        return start_or_go_on(loaded.config, args.allowed());
+        return start_or_go_on(loaded.config, args);
     }
     if args.allow_changed {
         return Err(Error::input("--allow-changed", "has no effect without --resume", "Remove it").into());
@@ -99,7 +86,7 @@ fn again(run: &Path) -> String {
 }
 
 /// `--resume auto`.
-fn start_or_go_on(config: Config, allowed: Allowed) -> Result<()> {
+fn start_or_go_on(config: Config, args: &Args) -> Result<()> {
     let Some(name) = config.run.name.clone() else {
         let (want, why) = ("a name of your choice", "--resume auto finds the run by it");
         return Err(Error::config("run.name", "absent", want, why).into());
@@ -108,7 +95,7 @@ fn start_or_go_on(config: Config, allowed: Allowed) -> Result<()> {
     if run.is_new() {
         let give_back = |_: &_| drop(std::fs::remove_dir_all(run.path()));
         let mut fetched = fetch(config).inspect_err(give_back)?;
-        fetched.allow_over_budget = allowed.over_budget;
+        fetched.allow_over_budget = args.allow_over_budget;
         super::use_threads(fetched.config.threads)?;
         launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
         return Ok(());
@@ -119,12 +106,12 @@ fn start_or_go_on(config: Config, allowed: Allowed) -> Result<()> {
         eprintln!("done already: {}", run.model().display());
         return Ok(());
     }
-    go_on(&run, allowed)
+    go_on(&run, args)
 }
 
-fn go_on(run: &RunDirectory, allowed: Allowed) -> Result<()> {
+fn go_on(run: &RunDirectory, args: &Args) -> Result<()> {
     let mut fetched = fetch(Config::of_run(&run.config())?)?;
-    fetched.allow_over_budget = allowed.over_budget;
+    (fetched.allow_over_budget, fetched.allow_changed) = (args.allow_over_budget, args.allow_changed);
     super::use_threads(fetched.config.threads)?;
     let Some(latest) = Checkpoint::latest(run.path())? else {
         if run.model().exists() {
@@ -140,7 +127,7 @@ fn go_on(run: &RunDirectory, allowed: Allowed) -> Result<()> {
     let edits = launch::edits(&latest.checkpoint, run)?;
     let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
     let sinks = sinks(run.path(), Some(kept), again(run.path()));
-    launch::resume(&fetched, run, latest, edits, allowed.changed, sinks)?;
+    launch::resume(&fetched, run, latest, edits, sinks)?;
     Ok(())
 }
 

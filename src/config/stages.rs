@@ -253,6 +253,14 @@ impl SftConfig {
         self.epochs.unwrap_or(1.0)
     }
 
+    /// Optimiser steps over so many rows.
+    pub fn steps_of(&self, rows: usize) -> u64 {
+        match self.steps {
+            0 => ((self.epochs() * rows as f64 / self.rows_per_step as f64).ceil() as u64).max(1),
+            steps => steps as u64,
+        }
+    }
+
     pub fn validate(&self) -> Result<()> {
         at_least("sft.rows_per_step", self.rows_per_step, 1, "a step averages over rows")?;
         let epochs = self.epochs();

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -122,7 +123,7 @@ pub struct Status {
 /// Ends its thread when dropped.
 struct Server {
     address: SocketAddr,
-    ended: Arc<Mutex<bool>>,
+    ended: Arc<AtomicBool>,
 }
 
 impl Status {
@@ -175,11 +176,11 @@ impl Server {
         };
         let listener = TcpListener::bind(address).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        let ended = Arc::new(Mutex::new(false));
+        let ended = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&ended);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                if *over.lock().unwrap_or_else(PoisonError::into_inner) {
+                if over.load(Ordering::SeqCst) {
                     return;
                 }
                 // A client that goes away, or sends what is no request, has no answer.
@@ -192,7 +193,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ended.store(true, Ordering::SeqCst);
         // The thread waits for somebody to come.
         let _ = TcpStream::connect_timeout(&self.address, PATIENCE);
     }

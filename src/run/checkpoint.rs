@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{self, Manifest, sync_file};
 use super::{RunDirectory, sync_folder};
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::observe::EVENTS_FILE;
 use crate::stop;
@@ -152,8 +153,7 @@ impl Checkpoint {
 
 /// Removes the condemned checkpoints up to a step that was reached on another way.
 fn remove_condemned(checkpoints: &Path, step: u64) -> Result<()> {
-    for entry in std::fs::read_dir(checkpoints).map_err(Error::io(checkpoints, "read"))? {
-        let path = entry.map_err(Error::io(checkpoints, "read"))?.path();
+    for path in disk::entries(checkpoints)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let of = name.strip_prefix("diverged-step-").and_then(|step| step.parse::<u64>().ok());
         if of.is_some_and(|of| of <= step) {
@@ -171,22 +171,25 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// Copies a folder's files, and folders in it: linked where the disk can, for weights are large and nothing here is written in place.
 pub fn link_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).map_err(Error::io(to, "create the directory"))?;
-    for entry in std::fs::read_dir(from).map_err(Error::io(from, "read"))? {
-        let source = entry.map_err(Error::io(from, "read"))?.path();
+    for source in disk::entries(from)? {
         let target = to.join(source.file_name().unwrap_or_default());
         if source.is_dir() {
             link_folder(&source, &target)?;
-        } else if std::fs::hard_link(&source, &target).is_err() {
-            copy(&source, &target)?;
+        } else {
+            link_file(&source, &target)?;
         }
     }
     sync_folder(to)
 }
 
+/// A file of [`link_folder`].
+pub fn link_file(from: &Path, to: &Path) -> Result<()> {
+    std::fs::hard_link(from, to).or_else(|_| copy(from, to))
+}
+
 /// Removes what a killed write or removal left behind, and gives a checkpoint its name back whose successor has not come to it.
 pub(super) fn remove_leftovers(checkpoints: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(checkpoints).map_err(Error::io(checkpoints, "read"))? {
-        let path = entry.map_err(Error::io(checkpoints, "read"))?.path();
+    for path in disk::entries(checkpoints)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let replaced = name.strip_prefix('.').and_then(|name| name.strip_suffix(REPLACED));
         if let Some(whole) = replaced.map(|name| checkpoints.join(name)).filter(|whole| !whole.exists()) {
@@ -215,15 +218,14 @@ fn move_away(path: &Path, ending: &str) -> Result<()> {
 
 fn newest_first(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
-    let entries = match std::fs::read_dir(checkpoints) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        entries => entries.map_err(Error::io(checkpoints, "read"))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(Error::io(checkpoints, "read"))?;
-        let name = entry.file_name();
-        let step = name.to_str().and_then(|name| name.strip_prefix("step-")).and_then(|n| n.parse().ok());
-        found.extend(step.map(|step: u64| (step, entry.path())));
+    // What cannot be read is an error, not a run without checkpoints.
+    if !checkpoints.try_exists().map_err(Error::io(checkpoints, "read"))? {
+        return Ok(found);
+    }
+    for path in disk::entries(checkpoints)? {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let step = name.and_then(|name| name.strip_prefix("step-")).and_then(|n| n.parse().ok());
+        found.extend(step.map(|step: u64| (step, path)));
     }
     found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
     Ok(found)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::remove_leftovers;
 use super::lock::Lock;
 use super::replace_file;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::hub::{RUN_CONFIG as CONFIG, RUN_MODEL};
 
@@ -197,17 +198,15 @@ fn check_name(name: &str) -> Result<()> {
 
 /// A lock may lie in it.
 fn check_empty(path: &Path) -> Result<()> {
-    for entry in std::fs::read_dir(path).map_err(Error::io(path, "read"))? {
-        let entry = entry.map_err(Error::io(path, "read"))?;
-        if entry.file_name() != LOCK {
-            return Err(Error::input(
-                path.display(),
-                format!("is not empty (it has {})", entry.file_name().display()),
-                "Choose another run.name, or go on with that run with --resume",
-            ));
-        }
+    let found = disk::entries(path)?;
+    match found.iter().filter_map(|path| path.file_name()).find(|name| *name != LOCK) {
+        None => Ok(()),
+        Some(name) => Err(Error::input(
+            path.display(),
+            format!("is not empty (it has {})", name.display()),
+            "Choose another run.name, or go on with that run with --resume",
+        )),
     }
-    Ok(())
 }
 
 #[cfg(test)]

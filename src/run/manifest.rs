@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::sync_folder;
+use crate::disk;
 use crate::error::{Error, Result};
 
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -112,10 +113,8 @@ pub(super) fn seal(aside: &Path, step: u64, metrics_bytes: u64) -> Result<()> {
 }
 
 fn seal_folder(folder: &Path, inside: &str, files: &mut Vec<FileEntry>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "read"))? {
-        let entry = entry.map_err(Error::io(folder, "read"))?;
-        let path = entry.path();
-        let name = format!("{inside}{}", entry.file_name().to_string_lossy());
+    for path in disk::entries(folder)? {
+        let name = format!("{inside}{}", path.file_name().unwrap_or_default().to_string_lossy());
         let metadata = std::fs::metadata(&path).map_err(Error::io(&path, "read"))?;
         if metadata.is_dir() {
             seal_folder(&path, &format!("{name}/"), files)?;

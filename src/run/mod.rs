@@ -8,7 +8,7 @@ mod manifest;
 mod samples;
 
 pub use cadence::Cadence;
-pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, link_folder};
+pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, link_file, link_folder};
 pub use directory::RunDirectory;
 pub use manifest::{hex, sha256};
 pub use samples::{SampleFiles, prompts_file};

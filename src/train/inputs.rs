@@ -1,6 +1,6 @@
 //! What a run reads beside its config, by digest: a run that goes on is to go on with the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::disk;
+use crate::error::Result;
 use crate::hub::data_files;
 use crate::run::{hex, sha256};
 use crate::task::Task;
@@ -62,8 +63,7 @@ impl Inputs {
         if let Some(model) = model {
             SHAPE.iter().for_each(|name| add(&format!("model/{name}"), model.join(name)));
             if config.lora.is_some() {
-                for entry in std::fs::read_dir(model).map_err(Error::io(model, "read"))? {
-                    let path = entry.map_err(Error::io(model, "read"))?.path();
+                for path in disk::entries(model)? {
                     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                     if name.ends_with(".safetensors") {
                         add(&format!("model/{name}"), path);
@@ -85,7 +85,7 @@ impl Inputs {
 
     /// What is not as it was in `then`. `makes_tokenizer`: the run makes one where it has none.
     pub fn changed(&self, then: &Self, makes_tokenizer: bool) -> Vec<String> {
-        let names: std::collections::BTreeSet<&String> = self.0.keys().chain(then.0.keys()).collect();
+        let names: BTreeSet<&String> = self.0.keys().chain(then.0.keys()).collect();
         let made = |name: &str| makes_tokenizer && name.starts_with(TOKENIZER) && !self.0.contains_key(name);
         let changed = names.into_iter().filter(|name| self.0.get(*name) != then.0.get(*name) && !made(name));
         let how = |name: &String| match (then.0.contains_key(name), self.0.contains_key(name)) {

@@ -32,13 +32,16 @@ pub struct Fetched {
     pub data: Vec<String>,
     /// Start although memory or disk are less than the run can take; it is a warning then.
     pub allow_over_budget: bool,
+    /// Go on although data, task, tokenizer, chat template or base model are not what they were at the checkpoint; it is a warning then.
+    pub allow_changed: bool,
 }
 
 impl From<Config> for Fetched {
     /// A config that names folders already, or no model.
     fn from(config: Config) -> Self {
         let recorded = config.clone();
-        Self { recorded, config, pinned: Vec::new(), data: Vec::new(), allow_over_budget: false }
+        let (pinned, data) = (Vec::new(), Vec::new());
+        Self { recorded, config, pinned, data, allow_over_budget: false, allow_changed: false }
     }
 }
 
@@ -166,14 +169,12 @@ fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mu
     Ok(config)
 }
 
-/// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run. `allow_changed`: also with other
-/// data, task, tokenizer, chat template or base model than the run had.
+/// Trains the rest of a run after `latest`, its last checkpoint. `warnings`: to be kept with the run.
 pub fn resume(
     fetched: &Fetched,
     run: &RunDirectory,
     latest: Latest,
     mut warnings: Vec<String>,
-    allow_changed: bool,
     mut sinks: Sinks,
 ) -> Result<PathBuf> {
     let (began, config) = (Instant::now(), &fetched.config);
@@ -186,7 +187,7 @@ pub fn resume(
     let knows_inputs = !cursor.inputs.is_empty();
     if knows_inputs && !changed.is_empty() {
         let problem = format!("what it reads has changed since the checkpoint: {}", changed.join(", "));
-        if !allow_changed {
+        if !fetched.allow_changed {
             let fix = "Put it back, or add --allow-changed to go on with what is there now";
             return Err(Error::input(run.path().display(), problem, fix));
         }

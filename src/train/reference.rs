@@ -8,6 +8,7 @@ use super::objective::Surroundings;
 use super::state;
 use crate::algo::kl::kl;
 use crate::config::loss::KlEstimator;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
@@ -132,18 +133,9 @@ fn keep(around: &Surroundings, step: u64, policy: &Decoder) -> Result<(Decoder, 
 
 /// Over the weights' files in a folder, by name; `None` where there are none, as of an adapter that changes nothing.
 fn digest(dir: &Path) -> Result<Option<String>> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        entries => entries.map_err(Error::io(dir, "read the reference weights"))?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(Error::io(dir, "read the reference weights"))?.path();
-        if path.extension().is_some_and(|ending| ending == "safetensors") {
-            files.push(path);
-        }
-    }
-    files.sort();
+    let there = dir.try_exists().map_err(Error::io(dir, "read the reference weights"))?;
+    let mut files = if there { disk::entries(dir)? } else { Vec::new() };
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));
     let mut hash = Sha256::new();
     for path in &files {
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());

@@ -32,13 +32,7 @@ impl<'a> Sft<'a> {
 
 impl Objective for Sft<'_> {
     fn steps(&self) -> u64 {
-        match self.config.steps {
-            0 => {
-                let rows = self.config.epochs() * self.rows.len() as f64;
-                ((rows / self.config.rows_per_step as f64).ceil() as u64).max(1)
-            }
-            steps => steps as u64,
-        }
+        self.config.steps_of(self.rows.len())
     }
 
     fn optim(&self) -> &OptimConfig {

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::best::{self, Choice, Evaluated};
 use super::inputs::Inputs;
 use crate::data::difficulty::Difficulty;
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::decoder::Decoder;
 use crate::optim::adamw::AdamW;
-use crate::run::{link_folder, replace_file};
+use crate::run::{link_file, link_folder, replace_file};
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -94,19 +95,14 @@ pub fn save_weights(dir: &Path, decoder: &Decoder) -> Result<()> {
 
 /// Takes weights and optimiser from a checkpoint of the same step, whose files nobody writes to.
 pub fn link(from: &Path, dir: &Path, with_optimizer: bool) -> Result<()> {
-    for entry in std::fs::read_dir(from).map_err(Error::io(from, "read"))? {
-        let source = entry.map_err(Error::io(from, "read"))?.path();
+    for source in disk::entries(from)? {
         let name = source.file_name().unwrap_or_default();
         let is_optimizer = name == OPTIMIZER;
         let is_weight = name.to_string_lossy().contains(".safetensors") || name == "config.json";
         if source.is_dir() && name != best::FOLDER {
             link_folder(&source, &dir.join(name))?;
         } else if is_optimizer && with_optimizer || is_weight && !is_optimizer {
-            let target = dir.join(name);
-            let linked = std::fs::hard_link(&source, &target);
-            linked
-                .or_else(|_| std::fs::copy(&source, &target).map(|_| ()))
-                .map_err(Error::io(&target, "write"))?;
+            link_file(&source, &dir.join(name))?;
         }
     }
     Ok(())

@@ -4,36 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::runs::{rlvr, rows, stdout, text};
-
-const TASK: &str = r#"
-name = "logs"
-[input]
-template = "{text}"
-[gold]
-path = "label"
-[labels]
-negative = "fine"
-positive = ["flood", "leak"]
-[sft.target_template]
-negative = "fine"
-positive = "{label}"
-[[verdict]]
-regex = '^(flood|leak)$'
-label = "$1"
-[[verdict]]
-regex = '^fine$'
-label = "@negative"
-[[verdict]]
-default = "@malformed"
-[reward]
-exact_positive = 1.0
-exact_negative = 1.0
-wrong_label = 0.0
-false_positive = 0.0
-false_negative = 0.0
-malformed = 0.0
-"#;
+use crate::support::runs::{label_task, rlvr, rows, stdout, text};
 
 /// Logs of 30 servers, four each. Servers differ in their words.
 fn logs() -> Vec<Value> {
@@ -60,7 +31,7 @@ fn lines(path: &Path, rows: &[Value]) {
 
 fn task(dir: &Path) -> String {
     let path = dir.join("task.toml");
-    std::fs::write(&path, TASK).unwrap();
+    std::fs::write(&path, label_task("fine", &["flood", "leak"])).unwrap();
     text(&path).to_string()
 }
 
@@ -164,10 +135,12 @@ fn parts_share_no_server_and_no_near_copy_and_check_finds_what_leaks() {
 fn a_conversation_that_ends_with_the_answer_is_prompt_and_target() {
     let dir = tempfile::tempdir().unwrap();
     let (path, file) = (dir.path().join("task.toml"), dir.path().join("rows.jsonl"));
-    let of_messages = TASK.replace("template = \"{text}\"", "messages = \"messages\"").replace(
-        "[sft.target_template]\nnegative = \"fine\"\npositive = \"{label}\"",
-        "[sft]\ntarget = \"messages[-1].content\"",
-    );
+    let of_messages = label_task("fine", &["flood", "leak"])
+        .replace("template = \"{text}\"", "messages = \"messages\"")
+        .replace(
+            "[sft.target_template]\nnegative = \"fine\"\npositive = \"{label}\"",
+            "[sft]\ntarget = \"messages[-1].content\"",
+        );
     std::fs::write(&path, of_messages).unwrap();
     let said = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
     let short = |answer: &str| serde_json::json!({"messages": [said("user", "a log"), said("assistant", answer)], "label": "fine"});

@@ -2,20 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use hf_hub::Cache;
 use rlvr::error::Result;
 use rlvr::formats::hf::config_json;
-use rlvr::hub::{Hub, Parts, Progress, RepoName, Snapshot, Token};
+use rlvr::hub::{Hub, Parts, RepoName, Snapshot, Token};
 use rlvr::model::decoder::Decoder;
 use rlvr::text::byte_tokenizer;
 use rlvr::train::state::save_weights;
 use serde_json::json;
-use tempfile::TempDir;
 
-use crate::support::hub_server::{COMMIT, Manners, Server, sha256};
+use crate::support::hub_place::{HubPlace, Notes};
+use crate::support::hub_server::{COMMIT, Manners, sha256};
 
 const ID: &str = "some-org/tiny-llama";
 const WEIGHTS: &str = "model.safetensors";
@@ -42,23 +39,14 @@ max_completion_tokens = 2
 name = "a"
 "#;
 
-/// Hears nothing but the notes.
-#[derive(Default)]
-struct Notes(Vec<String>);
+struct Place(HubPlace);
 
-impl Progress for Notes {
-    fn file(&mut self, _: &str, _: u64, _: u64) {}
-    fn at(&mut self, _: u64) {}
-    fn done(&mut self) {}
-    fn note(&mut self, text: &str) {
-        self.0.push(text.into());
+impl std::ops::Deref for Place {
+    type Target = HubPlace;
+
+    fn deref(&self) -> &HubPlace {
+        &self.0
     }
-}
-
-/// A hub with one repository, and a cache of our own.
-struct Place {
-    server: Server,
-    home: TempDir,
 }
 
 impl Place {
@@ -76,18 +64,7 @@ impl Place {
     }
 
     fn with(files: BTreeMap<String, Vec<u8>>) -> Self {
-        Self { server: Server::start(ID, files), home: tempfile::tempdir().unwrap() }
-    }
-
-    fn hub(&self) -> Hub {
-        Hub {
-            endpoint: self.server.endpoint(),
-            cache: Cache::new(self.home.path().join("hub")),
-            token: None,
-            offline: false,
-            tries: 3,
-            wait: Duration::ZERO,
-        }
+        Self(HubPlace::of_model(ID, files))
     }
 
     fn fetch(&self, hub: &Hub, name: &str) -> Result<Snapshot> {
@@ -108,19 +85,6 @@ impl Place {
 
     fn snapshot_names(&self) -> Vec<String> {
         self.names(&format!("snapshots/{COMMIT}"))
-    }
-
-    /// Exit code, stdout and stderr of the program with its cache and hub here.
-    fn rlvr(&self, words: &[&str], more: &[(&str, &str)]) -> (Option<i32>, String, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "SSL_CERT_FILE"] {
-            command.env_remove(name);
-        }
-        command.env("HF_HOME", self.home.path()).env("HF_ENDPOINT", self.server.endpoint());
-        command.envs(more.iter().copied()).args(words).current_dir(self.home.path());
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
     }
 }
 

@@ -2,42 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
 
-use hf_hub::Cache;
 use rlvr::error::Result;
-use rlvr::hub::{Data, DataName, Hub, Progress};
-use tempfile::TempDir;
+use rlvr::hub::{Data, DataName, Hub};
 
-use crate::support::hub_server::{COMMIT, Manners, Server, sha256};
+use crate::support::hub_place::{HubPlace, Notes};
+use crate::support::hub_server::{COMMIT, Manners, sha256};
+use crate::support::runs::label_task;
 
 const ID: &str = "some-org/rows";
-const TASK: &str = r#"
-name = "logs"
-[input]
-template = "{text}"
-[gold]
-path = "label"
-[labels]
-negative = "Safe"
-positive = ["Denial-of-Service"]
-[sft.target_template]
-negative = "Safe"
-positive = "{label}"
-[[verdict]]
-regex = '^(Safe|Denial-of-Service)$'
-label = "$1"
-[[verdict]]
-default = "@malformed"
-[reward]
-exact_positive = 1.0
-exact_negative = 1.0
-wrong_label = 0.0
-false_positive = 0.0
-false_negative = 0.0
-malformed = 0.0
-"#;
 const CONFIG: &str = r#"
 task = "task.toml"
 stages = ["sft"]
@@ -71,21 +44,14 @@ fn golden(name: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/data-files").join(name)).unwrap()
 }
 
-#[derive(Default)]
-struct Notes(Vec<String>);
+struct Place(HubPlace);
 
-impl Progress for Notes {
-    fn file(&mut self, _: &str, _: u64, _: u64) {}
-    fn at(&mut self, _: u64) {}
-    fn done(&mut self) {}
-    fn note(&mut self, text: &str) {
-        self.0.push(text.into());
+impl std::ops::Deref for Place {
+    type Target = HubPlace;
+
+    fn deref(&self) -> &HubPlace {
+        &self.0
     }
-}
-
-struct Place {
-    server: Server,
-    home: TempDir,
 }
 
 impl Place {
@@ -105,21 +71,11 @@ impl Place {
     fn with(files: &[(&str, Vec<u8>)]) -> Self {
         let files: BTreeMap<_, _> =
             files.iter().map(|(name, bytes)| (name.to_string(), bytes.clone())).collect();
-        let place = Self { server: Server::of_data(ID, files), home: tempfile::tempdir().unwrap() };
-        std::fs::write(place.home.path().join("task.toml"), TASK).unwrap();
+        let place = Self(HubPlace::of_data(ID, files));
+        std::fs::write(place.home.path().join("task.toml"), label_task("Safe", &["Denial-of-Service"]))
+            .unwrap();
         std::fs::write(place.home.path().join("config.toml"), CONFIG).unwrap();
         place
-    }
-
-    fn hub(&self) -> Hub {
-        Hub {
-            endpoint: self.server.endpoint(),
-            cache: Cache::new(self.home.path().join("hub")),
-            token: None,
-            offline: false,
-            tries: 3,
-            wait: Duration::ZERO,
-        }
     }
 
     fn data(&self, hub: &Hub, name: &str) -> Result<Data> {
@@ -128,18 +84,6 @@ impl Place {
 
     fn snapshot(&self) -> PathBuf {
         self.home.path().join("hub/datasets--some-org--rows/snapshots").join(COMMIT)
-    }
-
-    fn rlvr(&self, words: &[&str], more: &[(&str, &str)]) -> (Option<i32>, String, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
-        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "SSL_CERT_FILE"] {
-            command.env_remove(name);
-        }
-        command.env("HF_HOME", self.home.path()).env("HF_ENDPOINT", self.server.endpoint());
-        command.envs(more.iter().copied()).args(words).current_dir(self.home.path());
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code(), text(output.stdout), text(output.stderr))
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 
 use crate::bench::ops::Maker;
-use crate::bench::step::{Phases, StepShape};
+use crate::bench::step::StepShape;
 use crate::bench::timing::{ceiling_size, ceilings};
 use crate::config::Config;
 use crate::data::raw;
@@ -341,11 +341,11 @@ fn timed(step: &Measured, place: &Placement) -> Result<Parts> {
     shape.run(&mut learner, 0)?;
     let mut sum = Parts::default();
     for step in 1..=TIMED_STEPS {
-        let Phases { prefill, decode, update, optimizer } = shape.run(&mut learner, step)?.phases;
-        sum.prefill += prefill;
-        sum.decode += decode;
-        sum.update += update;
-        sum.optimizer += optimizer;
+        let one = shape.run(&mut learner, step)?.phases;
+        sum.prefill += one.prefill;
+        sum.decode += one.decode;
+        sum.update += one.update;
+        sum.optimizer += one.optimizer;
     }
     let steps = TIMED_STEPS as f64;
     Ok(sum.over(Parts { prefill: steps, decode: steps, update: steps, optimizer: steps }))

@@ -119,13 +119,11 @@ pub fn total(legs: &[Leg]) -> Option<f64> {
     legs.iter().map(Leg::seconds).sum()
 }
 
-/// As `train::sft` counts them, if every row has an answer that fits.
+/// If every row has an answer that fits.
 fn sft_steps(config: &Config, rows: Option<usize>) -> Option<u64> {
-    let sft = &config.sft;
-    if sft.steps > 0 {
-        return Some(sft.steps as u64);
-    }
-    Some(((sft.epochs() * rows? as f64 / sft.rows_per_step as f64).ceil() as u64).max(1))
+    // A number of steps asks for no rows.
+    let rows = rows.or((config.sft.steps > 0).then_some(0))?;
+    Some(config.sft.steps_of(rows))
 }
 
 /// One before any training, one after each stage, and those between the steps of a stage.

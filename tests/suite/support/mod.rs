@@ -6,6 +6,7 @@ pub mod attention;
 pub mod cuda;
 pub mod entries;
 pub mod golden;
+pub mod hub_place;
 pub mod hub_server;
 pub mod losses;
 pub mod models;

@@ -97,3 +97,38 @@ pub fn records(path: &Path) -> Vec<Vec<u8>> {
     assert_eq!(at, content.len());
     all
 }
+
+/// A task of rows with `text` and `label`, answered with the label.
+pub fn label_task(negative: &str, positive: &[&str]) -> String {
+    let any = positive.join("|");
+    format!(
+        r#"
+name = "logs"
+[input]
+template = "{{text}}"
+[gold]
+path = "label"
+[labels]
+negative = "{negative}"
+positive = {positive:?}
+[sft.target_template]
+negative = "{negative}"
+positive = "{{label}}"
+[[verdict]]
+regex = '^({any})$'
+label = "$1"
+[[verdict]]
+regex = '^{negative}$'
+label = "@negative"
+[[verdict]]
+default = "@malformed"
+[reward]
+exact_positive = 1.0
+exact_negative = 1.0
+wrong_label = 0.0
+false_positive = 0.0
+false_negative = 0.0
+malformed = 0.0
+"#
+    )
+}

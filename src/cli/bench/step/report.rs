@@ -6,9 +6,10 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Args, Setup};
-use crate::bench::step::{Phases, Stepped};
+use crate::bench::step::Stepped;
 use crate::cli::bench::on::peak_gib;
 use crate::ops::cuda;
+use crate::plan::time::Parts;
 use crate::plan::work::Work;
 
 /// One step as it ends. `flop` are those that had to be computed, `flop_done` with the blocks that were computed again.
@@ -28,17 +29,17 @@ pub fn line(args: &Args, setup: &Setup, step: usize, stepped: &Stepped) -> Resul
     Ok(out.flush()?)
 }
 
-pub fn print(args: &Args, setup: &Setup, phases: &[Phases], work: Work) -> Result<()> {
-    let mean = |f: fn(&Phases) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;
+pub fn print(args: &Args, setup: &Setup, phases: &[Parts], work: Work) -> Result<()> {
+    let mean = |f: fn(&Parts) -> f64| phases.iter().map(f).sum::<f64>() / phases.len() as f64;
     let (prefill, decode) = (mean(|p| p.prefill), mean(|p| p.decode));
     let (update, optimizer) = (mean(|p| p.update), mean(|p| p.optimizer));
-    let total = mean(Phases::total);
+    let total = mean(|parts| parts.total());
     let (step_rate, update_rate) = (work.flop() / total, work.update_flop / update);
     let device = &setup.place.device;
     let peak_gib = peak_gib(device)?;
     let peak_tflops = setup.peak_tflops(args);
     let mfu = |rate: f64| peak_tflops.map(|peak| rate / (peak * 1e12));
-    let seconds: Vec<f64> = phases.iter().map(Phases::total).collect();
+    let seconds: Vec<f64> = phases.iter().map(|parts| parts.total()).collect();
     let dtype = setup.place.dtype.as_str();
     if args.json || args.json_lines {
         let name = device.is_cuda().then(|| cuda::describe(device).map(|d| d.name)).transpose()?;
