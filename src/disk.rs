@@ -59,6 +59,56 @@ pub fn create_aside(path: &Path) -> io::Result<(PathBuf, File)> {
     Ok((aside, file))
 }
 
+/// Gives `fill` the path `<target>.partial` to write and then moves it to `target`, over what is there. If `fill`
+/// fails, both are gone or as before.
+///
+/// # Errors
+/// Those of `fill`, and of the disk.
+pub fn named_when_done<T>(target: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let aside = aside(target);
+    remove(&aside)?;
+    if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(Error::io(parent, "create the folder"))?;
+    }
+    let done = fill(&aside).and_then(|done| {
+        remove(target)?;
+        std::fs::rename(&aside, target).map_err(Error::io(target, "give the finished files their name"))?;
+        Ok(done)
+    });
+    done.inspect_err(|_| {
+        let _ = remove(&aside);
+    })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Err(_) => return Ok(()),
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+    };
+    removed.map_err(Error::io(path, "remove what was there"))
+}
+
+/// Refuses what [`named_when_done`] should not replace: a folder that has something in it, or in which the user stands.
+pub fn refuse_filled(folder: &Path) -> Result<()> {
+    let filled = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io(folder, "list")(e)),
+    };
+    if folder.canonicalize().is_ok_and(|folder| std::env::current_dir().is_ok_and(|here| here == folder)) {
+        return Err(Error::input(folder.display(), "is the current directory", "Name one in it"));
+    }
+    if filled {
+        return Err(Error::input(
+            folder.display(),
+            "the output directory is not empty",
+            "Name a new or an empty one",
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

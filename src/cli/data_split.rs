@@ -11,6 +11,7 @@ use crate::data::near::NEAR;
 use crate::data::overlap::{self, Read};
 use crate::data::predictions::field_text;
 use crate::data::split::{Item, Parts, split};
+use crate::disk::create_aside;
 use crate::error::Error;
 use crate::task::Task;
 
@@ -116,11 +117,19 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
         );
     }
     std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out, "create the folder"))?;
+    let mut asides = Vec::new();
     for ((name, _), part) in shares.iter().zip(&parts.parts) {
         let path = args.out.join(name);
         let mut text = String::new();
         part.iter().for_each(|at| text.extend([rows[*at].row.to_string(), "\n".into()]));
-        std::fs::write(&path, text).map_err(Error::io(&path, "write"))?;
+        let (aside, mut file) = create_aside(&path).map_err(Error::io(&path, "write"))?;
+        file.write_all(text.as_bytes()).map_err(Error::io(&aside, "write"))?;
+        asides.push(aside);
+    }
+    // Named together, so that one that was killed is not in the way of the next.
+    for (((name, _), part), aside) in shares.iter().zip(&parts.parts).zip(asides) {
+        let path = args.out.join(name);
+        std::fs::rename(aside, &path).map_err(Error::io(&path, "write"))?;
         writeln!(out, "{}: {} rows: {}", path.display(), part.len(), labels(&task, &rows, part))?;
     }
     writeln!(

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::hub::{adapter, folder, rows};
 use super::machine;
 use super::of_run::Given;
+use super::partial::{self, Lines};
 use super::text::TextArgs;
 use crate::config::model::DtypeKind;
 use crate::config::sampling::SamplingConfig;
@@ -25,7 +26,7 @@ use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
 use crate::model::decoder::Decoder;
-use crate::observe::{JsonlSink, Sinks, WorkDisplay};
+use crate::observe::{JsonlSink, SampleRecord, Sinks, WorkDisplay};
 use crate::run::replace_file;
 use crate::stop;
 use crate::task::Task;
@@ -102,6 +103,12 @@ pub struct Args {
     /// Probability of a flag's first token, or of the exact answers of all labels that flag.
     #[arg(long, value_enum, requires = "fit_threshold", default_value = "first-token")]
     score: ScoreArg,
+    /// Write every answer with its verdict to this file, each as soon as it is judged; `rlvr eval --predictions` reads it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["predictions", "fit_threshold", "use_threshold", "exact"])]
+    answers: Option<PathBuf>,
+    /// Keep the answers in FILE.partial of --answers that an earlier try of the same model, data and flags has made.
+    #[arg(long, value_name = "auto", value_parser = ["auto"], requires = "answers")]
+    resume: Option<String>,
     /// Print the whole report as JSON instead of the tables.
     #[arg(long)]
     json: bool,
@@ -202,6 +209,8 @@ const SHOWN: usize = 20;
 
 /// A model and the rows to hold it against.
 struct Subject {
+    model: PathBuf,
+    /// The adapter's folder where there is one, else the model's.
     dir: PathBuf,
     encoder: PromptEncoder,
     rows: Vec<EncodedRow>,
@@ -239,8 +248,8 @@ impl Subject {
         if let Some(text) = &opened.fell_back {
             eprintln!("{text}");
         }
-        let dir = adapter.unwrap_or(model.dir);
-        Ok(Self { dir, encoder, rows: dataset.rows, decoder })
+        let dir = adapter.unwrap_or_else(|| model.dir.clone());
+        Ok(Self { model: model.dir, dir, encoder, rows: dataset.rows, decoder })
     }
 
     /// Each row's value of --group-by; empty without it.
@@ -281,11 +290,55 @@ fn of_model(args: &Args, task: &Task, model: &Path, data: &Path) -> Result<Summa
         seed: args.seed,
     };
     let at = At { stage: "eval", step: 0 };
-    let mut judgements = evaluator.judgements(&subject.decoder, at, &mut sinks)?;
+    let of = args.resume.as_ref().map(|_| identity(args, &config, &subject, data)).transpose()?;
+    let (mut lines, kept) = match &args.answers {
+        None => (None, Vec::new()),
+        Some(path) => {
+            let ends = evaluator.call_ends();
+            let whole = |count| {
+                let ends = ends.iter().map(|end| end * config.samples_per_prompt);
+                ends.take_while(|end| *end <= count).last().unwrap_or(0)
+            };
+            let (lines, kept) = Lines::open(Some(path), of.as_ref(), whole)?;
+            (Some(lines), kept)
+        }
+    };
+    if !kept.is_empty() {
+        eprintln!("{} answers are there already", kept.len());
+    }
+    let kept = kept.into_iter().map(serde_json::from_value).collect::<serde_json::Result<Vec<_>>>();
+    let kept =
+        kept.map_err(|e| Error::input("--resume", format!("{e}"), "Remove FILE.partial and start again"))?;
+    let each = |answers: &[SampleRecord]| {
+        let Some(lines) = &mut lines else { return Ok(()) };
+        answers.iter().try_for_each(|answer| lines.write(answer))?;
+        lines.flush()
+    };
+    let mut judgements = evaluator.judgements(&subject.decoder, at, &mut sinks, kept, each)?;
+    if let Some(lines) = lines {
+        lines.finish()?;
+    }
     for judgement in &mut judgements {
         judgement.group = groups.get(judgement.prompt).cloned();
     }
     Ok(Summary::new(task, &judgements))
+}
+
+/// What the answers depend on.
+fn identity(args: &Args, config: &EvalConfig, subject: &Subject, data: &Path) -> Result<serde_json::Value> {
+    let task = args.given().task_source(args.task.as_deref())?;
+    let folders: Vec<&Path> =
+        [Some(subject.model.as_path()), args.adapter.as_ref().map(|_| subject.dir.as_path())]
+            .into_iter()
+            .flatten()
+            .collect();
+    let flags = serde_json::json!({
+        "task": Task::text(&task)?, "text": format!("{:?}", args.text), "temperature": args.temperature,
+        "samples": args.samples, "seed": args.seed, "max_rows": args.max_rows,
+        "max_prompt_tokens": args.max_prompt_tokens, "max_completion_tokens": config.max_completion_tokens,
+        "dtype": args.dtype.to_string(),
+    });
+    Ok(partial::identity(data, &folders, args.text.files(), flags)?)
 }
 
 /// Fits a threshold, or holds the saved one against other rows.

@@ -4,24 +4,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use rayon::prelude::*;
 
 use super::hub::{adapter, folder, rows};
 use super::machine;
 use super::of_run::Given;
-use super::partial::Lines;
+use super::partial::{self, Lines};
 use super::text::TextArgs;
 use crate::config::DeviceKind;
 use crate::config::model::DtypeKind;
 use crate::data::unlabelled::{Answers, Unlabelled};
-use crate::disk;
 use crate::error::Error;
 use crate::eval::predict::Predictor;
 use crate::eval::threshold::Threshold;
 use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::Parts;
-use crate::run::sha256;
 use crate::stop;
 use crate::task::Task;
 use crate::train::place;
@@ -145,7 +142,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         )?),
         None => None,
     };
-    let (mut out, kept) = Lines::open(args.out.as_deref(), of.as_ref(), ROWS)?;
+    let (mut out, kept) = Lines::open(args.out.as_deref(), of.as_ref(), |count| count / ROWS * ROWS)?;
     if !kept.is_empty() {
         eprintln!("{} rows are answered already", kept.len());
     }
@@ -164,19 +161,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             answered += chunk.len();
             continue;
         }
-        let predictions = match predictor.predict(&chunk) {
-            Err(Error::Stopped) => {
-                let again = match (&args.resume, &args.out) {
-                    (Some(_), _) => ": the same command goes on",
-                    (None, Some(_)) => "; only --resume auto would go on with them",
-                    (None, None) => "",
-                };
-                eprintln!("stopped: {answered} rows are answered{again}");
-                return Ok(ExitCode::from(stop::EXIT_CODE));
-            }
-            predictions => predictions?,
-        };
-        for prediction in predictions {
+        for prediction in predictor.predict(&chunk)? {
             answered += 1;
             passed += usize::from(prediction.passes());
             out.write(&prediction)?;
@@ -199,7 +184,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if args.gate && passed < answered { ExitCode::from(SHUT) } else { ExitCode::SUCCESS })
 }
 
-/// What the answers depend on: the contents of all files, and the flags.
+/// What the answers depend on.
 fn identity(
     args: &Args,
     task: &str,
@@ -207,21 +192,12 @@ fn identity(
     adapter: Option<&Path>,
     data: &Path,
 ) -> Result<serde_json::Value> {
-    if !data.is_file() {
-        let fix = "Write the rows to a file, or leave --resume out";
-        return Err(Error::input(data.display(), "is no file, so it is not read twice", fix).into());
-    }
-    let mut files = vec![data.to_path_buf()];
-    for folder in [Some(model), adapter].into_iter().flatten() {
-        files.extend(disk::entries(folder)?.into_iter().filter(|path| path.is_file()));
-    }
-    files.extend(args.text.files());
-    files[1..].sort();
-    let digests = files.par_iter().map(|path| sha256(path)).collect::<crate::error::Result<Vec<_>>>()?;
+    let folders: Vec<&Path> = [Some(model), adapter].into_iter().flatten().collect();
     let Args { no_threshold, probabilities, max_prompt_tokens, max_completion_tokens, .. } = args;
-    Ok(serde_json::json!({
-        "files": digests, "task": Task::text(task)?, "text": format!("{:?}", args.text), "no_threshold": no_threshold,
+    let flags = serde_json::json!({
+        "task": Task::text(task)?, "text": format!("{:?}", args.text), "no_threshold": no_threshold,
         "probabilities": probabilities, "max_prompt_tokens": max_prompt_tokens,
         "max_completion_tokens": max_completion_tokens, "dtype": args.dtype.to_string(),
-    }))
+    });
+    Ok(partial::identity(data, &folders, args.text.files(), flags)?)
 }

@@ -8,6 +8,7 @@ use crate::observe::{Event, Sink};
 
 /// Of the run that trains just now.
 static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
+static KEPT: Mutex<Option<String>> = Mutex::new(None);
 
 #[derive(Clone, Debug, PartialEq)]
 struct Running {
@@ -73,12 +74,21 @@ impl Running {
     }
 }
 
+/// What is kept of a command that is no run; nothing of it once it is whole.
+pub fn keeps(words: Option<String>) {
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = words;
+}
+
 /// What a command says that keeps nothing of its work.
 pub const NOTHING_KEPT: &str = "stopped: nothing was written. Start again with the same command";
 
-/// What a process says when it is interrupted: nothing, unless it trains.
+/// What a process says when it is interrupted: nothing, unless it keeps something.
 pub fn last_words() -> Option<String> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Running::words)
+    let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    running
+        .as_ref()
+        .map(Running::words)
+        .or_else(|| KEPT.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 #[cfg(test)]

@@ -20,13 +20,13 @@ use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, Metrics, SampleKind, Sinks, Work};
+use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks, Work};
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::rollout::judge::{Judged, judge};
 use crate::task::{EvalReport, Task};
 use crate::text::PromptEncoder;
-use crate::types;
+use crate::types::{self, FinishReason};
 
 /// Prompts, and tokens of prompts, that are answered between two signs of life.
 const PROMPTS_PER_CALL: usize = 64;
@@ -63,7 +63,7 @@ impl At<'_> {
 impl Evaluator<'_> {
     /// Samples, judges, and emits `Samples` and their `Evaluation`.
     pub fn evaluate(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<EvalReport> {
-        let judgements = self.judgements(decoder, at, sinks)?;
+        let judgements = self.judgements(decoder, at, sinks, Vec::new(), |_| Ok(()))?;
         Ok(Summary::new(self.task, &judgements).report)
     }
 
@@ -95,8 +95,28 @@ impl Evaluator<'_> {
         &left[..lengths.take_while(|sum| *sum <= most).count().max(1)]
     }
 
-    /// [`Self::evaluate`], answer by answer; prompts are numbered as the rows are.
-    pub fn judgements(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<Vec<Judgement>> {
+    /// Rows that are answered by the end of each call.
+    pub fn call_ends(&self) -> Vec<usize> {
+        let mut ends = Vec::new();
+        let mut done = 0;
+        while done < self.rows.len() {
+            let most = if done == 0 { FIRST_TOKENS } else { TOKENS_PER_CALL };
+            done += self.next_rows(done, most).len();
+            ends.push(done);
+        }
+        ends
+    }
+
+    /// [`Self::evaluate`], answer by answer; prompts are numbered as the rows are. `kept` are the answers of whole calls that an
+    /// earlier evaluation of the same made, in order; `each` is given the others, call by call.
+    pub fn judgements(
+        &self,
+        decoder: &Decoder,
+        at: At,
+        sinks: &mut Sinks,
+        kept: Vec<SampleRecord>,
+        mut each: impl FnMut(&[SampleRecord]) -> Result<()>,
+    ) -> Result<Vec<Judgement>> {
         let completions = Completions {
             per_prompt: self.config.samples_per_prompt,
             max_tokens: self.config.max_completion_tokens,
@@ -110,38 +130,19 @@ impl Evaluator<'_> {
         let (start, what) = (Instant::now(), format!("evaluating {}", at.name()));
         let all_tokens: usize = self.rows.iter().map(|row| self.tokens(row)).sum();
         let (mut done, mut tokens) = (0, 0);
-        while done < self.rows.len() {
+        let mut kept = kept.into_iter();
+        for end in self.call_ends() {
             let (what, total) = (what.clone(), self.rows.len());
             let share = tokens as f64 / all_tokens.max(1) as f64;
             let work = Work { share, ..Work::new(what, "rows", done, total, start) };
             sinks.emit(&Event::Work(work));
-            let most = if done == 0 { FIRST_TOKENS } else { TOKENS_PER_CALL };
-            let rows = self.next_rows(done, most);
-            let requests: Vec<Request> = rows
-                .iter()
-                .enumerate()
-                .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (done + i) as u32 })
-                .collect();
-            let groups = engine.generate(&requests, draws)?.groups;
-            let mut judged = self.judge_groups(rows, &groups)?;
-            for retry in 1..=self.retries() {
-                let bad = |of_one: &Vec<Judged>| of_one.iter().any(|judged| judged.verdict.is_malformed());
-                let again: Vec<usize> = (0..rows.len()).filter(|i| bad(&judged[*i])).collect();
-                if again.is_empty() {
-                    break;
-                }
-                let draws = Draws { seed: retry_seed(self.seed, retry), ..draws };
-                let asked: Vec<Request> = again.iter().map(|i| requests[*i]).collect();
-                let groups = engine.generate(&asked, draws)?.groups;
-                let asked: Vec<EncodedRow> = again.iter().map(|i| rows[*i].clone()).collect();
-                for (i, answers) in again.into_iter().zip(self.judge_groups(&asked, &groups)?) {
-                    for (kept, answer) in judged[i].iter_mut().zip(answers) {
-                        if kept.verdict.is_malformed() {
-                            *kept = answer;
-                        }
-                    }
-                }
-            }
+            let rows = &self.rows[done..end];
+            let earlier = kept.len() > 0;
+            let judged = match earlier {
+                true => self.judged_earlier(rows, &mut kept),
+                false => self.judged_now(&engine, draws, done, rows)?,
+            };
+            let first = samples.len();
             for ((i, row), answers) in rows.iter().enumerate().zip(judged) {
                 for (sample, judged) in answers.into_iter().enumerate() {
                     judgements.push(Judgement {
@@ -155,7 +156,10 @@ impl Evaluator<'_> {
                     samples.push(judged.record(self.task, row));
                 }
             }
-            done += rows.len();
+            if !earlier {
+                each(&samples[first..])?;
+            }
+            done = end;
             tokens += rows.iter().map(|row| self.tokens(row)).sum::<usize>();
         }
         sinks.emit(&Event::work(what, "rows", done, done, start));
@@ -167,6 +171,57 @@ impl Evaluator<'_> {
         sinks.emit(&Event::Samples { kind, stage: stage.clone(), step: at.step, samples });
         sinks.emit(&Event::Evaluation { stage, step: at.step, metrics, report: json });
         Ok(judgements)
+    }
+
+    /// Answers to the rows from number `first` on, those that are malformed asked for again.
+    fn judged_now(
+        &self,
+        engine: &Engine,
+        draws: Draws,
+        first: usize,
+        rows: &[EncodedRow],
+    ) -> Result<Vec<Vec<Judged>>> {
+        let requests: Vec<Request> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (first + i) as u32 })
+            .collect();
+        let groups = engine.generate(&requests, draws)?.groups;
+        let mut judged = self.judge_groups(rows, &groups)?;
+        for retry in 1..=self.retries() {
+            let bad = |of_one: &Vec<Judged>| of_one.iter().any(|judged| judged.verdict.is_malformed());
+            let again: Vec<usize> = (0..rows.len()).filter(|i| bad(&judged[*i])).collect();
+            if again.is_empty() {
+                break;
+            }
+            let draws = Draws { seed: retry_seed(self.seed, retry), ..draws };
+            let asked: Vec<Request> = again.iter().map(|i| requests[*i]).collect();
+            let groups = engine.generate(&asked, draws)?.groups;
+            let asked: Vec<EncodedRow> = again.iter().map(|i| rows[*i].clone()).collect();
+            for (i, answers) in again.into_iter().zip(self.judge_groups(&asked, &groups)?) {
+                for (kept, answer) in judged[i].iter_mut().zip(answers) {
+                    if kept.verdict.is_malformed() {
+                        *kept = answer;
+                    }
+                }
+            }
+        }
+        Ok(judged)
+    }
+
+    fn judged_earlier(
+        &self,
+        rows: &[EncodedRow],
+        kept: &mut impl Iterator<Item = SampleRecord>,
+    ) -> Vec<Vec<Judged>> {
+        let one = |row: &EncodedRow, record: SampleRecord| {
+            let finish = record.finish.unwrap_or(FinishReason::Stop);
+            Judged::new(self.task, row.gold, record.completion, record.tokens.unwrap_or(0), finish)
+        };
+        let all = rows.iter().map(|row| {
+            kept.by_ref().take(self.config.samples_per_prompt).map(|record| one(row, record)).collect()
+        });
+        all.collect()
     }
 }
 

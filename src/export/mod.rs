@@ -1,7 +1,6 @@
 //! A model as files for other programs: Hugging Face folder, GGUF, PEFT adapter. What is written is read back and held
 //! against the weights in memory before it gets its name.
 
-pub mod aside;
 pub mod check;
 pub mod probe;
 pub mod rounding;
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 pub use source::{Format, Source};
 
+use crate::disk::named_when_done;
 use crate::error::{Error, Result};
 use crate::formats::hf::folder;
 use crate::formats::{Written, gguf, peft};
@@ -34,7 +34,7 @@ pub struct ExportReport {
 /// further from that in memory than its type rounds.
 pub fn export(source: Source, format: Format, target: &Path) -> Result<ExportReport> {
     refuse_present(target)?;
-    aside::named_when_done(target, |aside| {
+    named_when_done(target, |aside| {
         let Source { decoder, companions, name, .. } = &source;
         let written = match format {
             Format::Folder(options) => folder::write(aside, decoder, companions, options)?,

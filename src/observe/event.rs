@@ -7,6 +7,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::work::Work;
+use crate::types::FinishReason;
 
 /// One thing that happened. `stage` is `sft`, `grpo` or, before any training, `vanilla`; `step` counts the
 /// optimiser steps of the stage, from 1.
@@ -119,6 +120,9 @@ pub struct SampleRecord {
     /// Of the completion, its end token included. Earlier versions did not keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<usize>,
+    /// Earlier versions did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish: Option<FinishReason>,
     pub completion: String,
 }
 

@@ -138,15 +138,20 @@ fn event(step: u64, summary: &[u8], time: f64) -> Vec<u8> {
 
 /// A `Summary {1: Value {1: tag, 2: simple_value}}`. Numbers that are not finite are left out.
 fn scalars(prefix: &str, metrics: &Metrics) -> Vec<u8> {
-    let is_bound =
-        |name: &str| name.starts_with("verdict/") && (name.ends_with("_low") || name.ends_with("_high"));
-    let shown = metrics.iter().filter(|(name, value)| value.is_finite() && !is_bound(name));
-    let value = |(name, value): (&str, f64)| {
-        let tag = bytes(1, format!("{prefix}/{name}").as_bytes());
+    let value = |(tag, value): (String, f64)| {
+        let tag = bytes(1, tag.as_bytes());
         let number = [&[2 << 3 | 5][..], &(value as f32).to_le_bytes()].concat();
         bytes(1, &[tag, number].concat())
     };
-    shown.flat_map(value).collect()
+    tagged(prefix, metrics).filter(|(_, value)| value.is_finite()).flat_map(value).collect()
+}
+
+/// Numbers by `<prefix>/<metric>`, without the bounds of intervals.
+pub(super) fn tagged(prefix: &str, metrics: &Metrics) -> impl Iterator<Item = (String, f64)> {
+    let is_bound =
+        |name: &str| name.starts_with("verdict/") && (name.ends_with("_low") || name.ends_with("_high"));
+    let shown = metrics.iter().filter(move |(name, _)| !is_bound(name));
+    shown.map(move |(name, value)| (format!("{prefix}/{name}"), value))
 }
 
 /// A `Summary` of a text: `Value {1: tag, 8: TensorProto {1: DT_STRING, 2: no dimensions, 8: text}, 9: metadata}`.
@@ -275,6 +280,7 @@ mod tests {
             reward: 0.0,
             advantage: None,
             tokens: None,
+            finish: None,
             completion: "one\n<b>two</b>".into(),
         };
         let stage = "grpo".to_string();

@@ -203,6 +203,7 @@ mod tests {
             reward: 0.0,
             advantage: Some(-1.0),
             tokens: Some(3),
+            finish: None,
             completion: format!("{completion}{line}"),
         };
         let mut run = Run { name: "a".into(), ..Run::default() };

@@ -5,12 +5,13 @@ use crate::error::Result;
 use crate::observe::SampleRecord;
 use crate::task::{LabelId, Outcome, Task, Verdict};
 use crate::text::PromptEncoder;
-use crate::types::Rollout;
+use crate::types::{FinishReason, Rollout};
 
 /// A completion as the task sees it.
 pub struct Judged {
     pub completion: String,
     pub tokens: usize,
+    pub finish: FinishReason,
     pub verdict: Verdict,
     pub outcome: Outcome,
     pub reward: f32,
@@ -19,13 +20,17 @@ pub struct Judged {
 /// Decodes a rollout and judges it.
 pub fn judge(task: &Task, encoder: &PromptEncoder, gold: LabelId, rollout: &Rollout) -> Result<Judged> {
     let completion = encoder.decode_completion(&rollout.token_ids)?;
-    let verdict = task.judge(&completion, rollout.finish);
-    let outcome = Outcome::of(gold, verdict);
-    let tokens = rollout.token_ids.len();
-    Ok(Judged { completion, tokens, verdict, outcome, reward: task.reward(outcome) })
+    Ok(Judged::new(task, gold, completion, rollout.token_ids.len(), rollout.finish))
 }
 
 impl Judged {
+    /// `tokens`: of the completion, its end token included.
+    pub fn new(task: &Task, gold: LabelId, completion: String, tokens: usize, finish: FinishReason) -> Self {
+        let verdict = task.judge(&completion, finish);
+        let outcome = Outcome::of(gold, verdict);
+        Self { completion, tokens, finish, verdict, outcome, reward: task.reward(outcome) }
+    }
+
     pub fn record(self, task: &Task, row: &EncodedRow) -> SampleRecord {
         SampleRecord {
             line: row.line,
@@ -34,6 +39,7 @@ impl Judged {
             reward: self.reward,
             advantage: None,
             tokens: Some(self.tokens),
+            finish: Some(self.finish),
             completion: self.completion,
         }
     }

@@ -124,6 +124,7 @@ mod tests {
             reward: 0.0,
             advantage: None,
             tokens: Some(3),
+            finish: None,
             completion: "two\nlines".into(),
         };
         let event = Event::Samples {

@@ -147,6 +147,7 @@ mod tests {
                 reward: task.reward(crate::task::Outcome::of(label, verdict)),
                 advantage: None,
                 tokens: None,
+                finish: None,
                 completion: answer.into(),
             }
         };

@@ -420,6 +420,12 @@ fn a_filled_output_directory_is_left_alone() {
     let error = import(&gguf, dir.path(), DType::BF16).unwrap_err().to_string();
     assert!(error.contains("the output directory is not empty"), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    // What a killed import left is not in the way, and is no model that another command could take.
+    let (out, partial) = (dir.path().join("model"), dir.path().join("model.partial"));
+    std::fs::create_dir(&partial).unwrap();
+    std::fs::write(partial.join("config.json"), "{").unwrap();
+    import(&gguf, &out, DType::BF16).unwrap();
+    assert!(out.join("model.safetensors").is_file() && !partial.exists());
     let error =
         import(&dir.path().join("none.gguf"), &dir.path().join("o"), DType::BF16).unwrap_err().to_string();
     assert!(error.contains("none.gguf: cannot open"), "{error}");

@@ -369,17 +369,17 @@ fn a_terminal_that_closes_ends_no_run() {
 }
 
 #[test]
-fn predictions_that_were_stopped_or_killed_are_gone_on_with() {
+fn answers_that_were_stopped_or_killed_are_gone_on_with() {
     let dir = tempfile::tempdir().unwrap();
     let small = Small::new(dir.path(), &["stages=[\"sft\"]", "sft.steps=30", "data.synthetic.valid_rows=60"]);
     assert!(small.train("a", None).status.success());
     let data = dir.path().join("data");
     stdout(&["data", "synth", "--out", text(&data), "--seed", "1", "--valid-rows", "60"]);
     let (model, rows) = (dir.path().join("a/model"), data.join("valid.jsonl"));
-    let predict = |out: &Path, at: Option<(u32, u64)>, more: &[&str]| {
+    let answer = |name: &str, out: &Path, at: Option<(u32, u64)>, more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
         command.args([
-            "predict",
+            name,
             text(&model),
             text(&rows),
             "--task",
@@ -389,35 +389,57 @@ fn predictions_that_were_stopped_or_killed_are_gone_on_with() {
             "--threads",
             "2",
         ]);
-        command.args(["--max-completion-tokens", "12", "--resume", "auto", "-o", text(out)]).args(more);
+        let flag = if name == "eval" { "--answers" } else { "-o" };
+        command.args(["--max-completion-tokens", "12", "--resume", "auto", flag, text(out)]).args(more);
         if let Some((signal, visit)) = at {
             command.env("RLVR_SIGNAL_AT", format!("{signal}:{visit}"));
         }
         command.output().unwrap()
     };
-    let whole = dir.path().join("whole.jsonl");
-    let output = predict(&whole, Some((0, 0)), &[]);
-    assert!(output.status.success(), "{}", said(&output));
-    let visits =
-        said(&output).lines().find_map(|line| line.strip_prefix("visits: ")?.parse::<u64>().ok()).unwrap();
-    let want = std::fs::read_to_string(&whole).unwrap();
-    assert_eq!(want.lines().count(), 60);
-    for (signal, code) in [(TERM, Some(75)), (KILL, None)] {
-        let out = dir.path().join(format!("{signal}.jsonl"));
-        let output = predict(&out, Some((signal, visits * 3 / 4)), &[]);
-        assert_eq!(output.status.code(), code, "{}", said(&output));
-        assert!(!out.exists() && dir.path().join(format!("{signal}.jsonl.partial")).is_file());
-        let refused = predict(&out, None, &["--max-prompt-tokens", "999"]);
-        assert!(
-            refused.status.code() == Some(2) && said(&refused).contains("other flags"),
-            "{}",
-            said(&refused)
-        );
-        let output = predict(&out, None, &[]);
-        let said = said(&output);
-        let kept = said.lines().find_map(|line| line.strip_suffix(" rows are answered already"));
-        assert!(output.status.success() && kept.is_some_and(|count| count != "0"), "{said}");
-        assert!(std::fs::read_to_string(&out).unwrap() == want);
-        assert!(!dir.path().join(format!("{signal}.jsonl.partial.json")).exists());
+    for name in ["predict", "eval"] {
+        let whole = dir.path().join(format!("{name}.jsonl"));
+        let output = answer(name, &whole, Some((0, 0)), &[]);
+        assert!(output.status.success(), "{}", said(&output));
+        let visits = said(&output)
+            .lines()
+            .find_map(|line| line.strip_prefix("visits: ")?.parse::<u64>().ok())
+            .unwrap();
+        let report = output.stdout;
+        let want = std::fs::read_to_string(&whole).unwrap();
+        assert_eq!(want.lines().count(), 60);
+        for (signal, code) in [(TERM, Some(75)), (KILL, None)] {
+            let out = dir.path().join(format!("{name}-{signal}.jsonl"));
+            let output = answer(name, &out, Some((signal, visits * 3 / 4)), &[]);
+            assert_eq!(output.status.code(), code, "{}", said(&output));
+            if signal == TERM {
+                assert!(
+                    said(&output).contains("answers are written: the same command goes on"),
+                    "{}",
+                    said(&output)
+                );
+            }
+            assert!(!out.exists() && dir.path().join(format!("{name}-{signal}.jsonl.partial")).is_file());
+            let refused = answer(name, &out, None, &["--max-prompt-tokens", "999"]);
+            assert!(
+                refused.status.code() == Some(2) && said(&refused).contains("other flags"),
+                "{}",
+                said(&refused)
+            );
+            let output = answer(name, &out, None, &[]);
+            let said = said(&output);
+            let already = [" rows are answered already", " answers are there already"];
+            let kept =
+                said.lines().find_map(|line| already.iter().find_map(|words| line.strip_suffix(words)));
+            assert!(output.status.success() && kept.is_some_and(|count| count != "0"), "{said}");
+            assert!(std::fs::read_to_string(&out).unwrap() == want);
+            assert_eq!(output.stdout, report, "{name}");
+            assert!(!dir.path().join(format!("{name}-{signal}.jsonl.partial.json")).exists());
+        }
     }
+    let again =
+        stdout(&["eval", "--predictions", text(&dir.path().join("eval.jsonl")), "--task", "demo", "--json"]);
+    let first: Value =
+        serde_json::from_slice(&answer("eval", &dir.path().join("json.jsonl"), None, &["--json"]).stdout)
+            .unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&again).unwrap(), first, "the answers, judged again");
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::read::GgufModel;
+use crate::disk::{named_when_done, refuse_filled};
 use crate::error::{Error, Result};
 use crate::formats::file::write_json;
 use crate::formats::hf::generation_config;
@@ -31,18 +32,19 @@ pub struct ImportReport {
 /// Dequantises `gguf` into `out_dir` as `dtype` (bf16, f16 or f32), tensor by tensor.
 ///
 /// Writes config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
-/// special_tokens_map.json. `out_dir` must be absent or empty. Everything but the tensor data is checked before
-/// the first file is written.
+/// special_tokens_map.json. `out_dir` must be absent or empty, and has its name when it is whole.
 pub fn import(gguf: &Path, out_dir: &Path, dtype: DType) -> Result<ImportReport> {
     refuse_filled(out_dir)?;
     let model = GgufModel::open(gguf)?;
     let (config, tokenizer) = (&model.config, &model.tokenizer);
-    std::fs::create_dir_all(out_dir).map_err(Error::io(out_dir, "create the directory"))?;
-    write_json(&out_dir.join("tokenizer.json"), &tokenizer.tokenizer)?;
-    write_json(&out_dir.join("tokenizer_config.json"), &tokenizer.tokenizer_config)?;
-    write_json(&out_dir.join("special_tokens_map.json"), &tokenizer.special_tokens_map)?;
-    write_json(&out_dir.join("generation_config.json"), &generation_config(config))?;
-    let written_bytes = save_with(out_dir, config, SaveOptions::new(dtype), |name| model.tensor(name))?;
+    let written_bytes = named_when_done(out_dir, |dir| {
+        std::fs::create_dir_all(dir).map_err(Error::io(dir, "create the directory"))?;
+        write_json(&dir.join("tokenizer.json"), &tokenizer.tokenizer)?;
+        write_json(&dir.join("tokenizer_config.json"), &tokenizer.tokenizer_config)?;
+        write_json(&dir.join("special_tokens_map.json"), &tokenizer.special_tokens_map)?;
+        write_json(&dir.join("generation_config.json"), &generation_config(config))?;
+        save_with(dir, config, SaveOptions::new(dtype), |name| model.tensor(name))
+    })?;
     Ok(ImportReport {
         tensors: config.parameter_names().len(),
         parameters: config.parameter_count(),
@@ -52,20 +54,4 @@ pub fn import(gguf: &Path, out_dir: &Path, dtype: DType) -> Result<ImportReport>
         notes: model.tokenizer.notes,
         config: model.config,
     })
-}
-
-fn refuse_filled(dir: &Path) -> Result<()> {
-    let filled = match std::fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-        Err(e) => return Err(Error::io(dir, "list")(e)),
-    };
-    if filled {
-        return Err(Error::input(
-            dir.display(),
-            "the output directory is not empty",
-            "Name a new or an empty one",
-        ));
-    }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde_json::{Value, json};
 
 use crate::disk;
@@ -48,10 +49,7 @@ pub fn import(file: &Path, out: &Path) -> Result<usize> {
         let fix = "Only Llama 3's file is known; take the tokenizer.json of other models";
         return Err(Error::input(file.display(), problem, fix));
     }
-    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(Error::input(out.display(), "the output directory is not empty", "Name a new one"));
-    }
-    std::fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    disk::refuse_filled(out)?;
     let config = json!({
         "bos_token": NAMED[0], "eos_token": "<|eot_id|>", "pad_token": "<|finetune_right_pad_id|>",
         "clean_up_tokenization_spaces": false, "tokenizer_class": "PreTrainedTokenizerFast",
@@ -61,10 +59,13 @@ pub fn import(file: &Path, out: &Path) -> Result<usize> {
         ("tokenizer_config.json", format!("{config:#}\n")),
         ("chat_template.jinja", CHAT_TEMPLATE.to_string()),
     ];
-    for (name, text) in files {
-        let path = out.join(name);
-        std::fs::write(&path, text).map_err(Error::io(&path, "write"))?;
-    }
+    disk::named_when_done(out, |dir| {
+        std::fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
+        files.iter().try_for_each(|(name, text)| {
+            let path = dir.join(name);
+            std::fs::write(&path, text).map_err(Error::io(&path, "write"))
+        })
+    })?;
     Ok(tokens.len() + SPECIAL_TOKENS)
 }
 
@@ -72,31 +73,7 @@ pub fn import(file: &Path, out: &Path) -> Result<usize> {
 fn rank(line: &[u8]) -> Option<(Vec<u8>, usize)> {
     let line = std::str::from_utf8(line.trim_ascii()).ok()?;
     let (token, rank) = line.split_once(' ')?;
-    Some((base64(token)?, rank.parse().ok()?)).filter(|(token, _)| !token.is_empty())
-}
-
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digits = text.trim_end_matches('=');
-    let mut bytes = Vec::with_capacity(digits.len() * 3 / 4);
-    let (mut bits, mut held) = (0u32, 0);
-    for c in digits.bytes() {
-        let digit = match c {
-            b'A'..=b'Z' => c - b'A',
-            b'a'..=b'z' => c - b'a' + 26,
-            b'0'..=b'9' => c - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(digit);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    Some(bytes)
+    Some((BASE64_STANDARD.decode(token).ok()?, rank.parse().ok()?)).filter(|(token, _)| !token.is_empty())
 }
 
 /// Tokens by rank; every byte alone is among them.
