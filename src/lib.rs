@@ -39,6 +39,7 @@ pub mod formats;
 pub mod hub;
 pub mod init;
 pub mod model;
+pub mod net;
 pub mod observe;
 pub mod ops;
 pub mod optim;

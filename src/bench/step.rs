@@ -122,7 +122,7 @@ impl StepShape {
             max_tokens_per_pack: self.max_tokens_per_pack,
             ..Policy::plain(&loss)
         };
-        let metrics = learner.learn(&policy, &groups, tapes, &mut Vec::new())?.metrics;
+        let metrics = learner.learn(&policy, &groups, 0..groups.len(), tapes, &mut Vec::new())?.metrics;
         let reused = metrics.get("num_tokens_reused").unwrap_or(0.0);
         work.add_forward(1.0 - reused / work.packed_tokens as f64);
         if self.activations == ActivationMemory::Keep {

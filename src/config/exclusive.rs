@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 type Side = &'static [&'static str];
 
 /// Two ways of one decision: only one can count. A number of 0 is not given.
-const CHOICES: [(Side, Side); 6] = [
+const CHOICES: [(Side, Side); 7] = [
     (&["sft.steps"], &["sft.epochs"]),
+    (&["grpo.steps"], &["grpo.epochs"]),
     (&["sft.optim.warmup_steps"], &["sft.optim.warmup_ratio"]),
     (&["grpo.optim.warmup_steps"], &["grpo.optim.warmup_ratio"]),
     (&["enumerate.optim.warmup_steps"], &["enumerate.optim.warmup_ratio"]),
@@ -53,6 +54,12 @@ pub(super) fn settle(layers: &mut Layers) -> Result<Vec<String>> {
         };
         notes.push(format!("{said} takes the place of {lost} ({})", loser.origin));
         gives_way.iter().for_each(|key| layers.remove(key));
+    }
+    // The number of steps has a default, and a run keeps what counts.
+    if let Some(epochs) = given(layers, &["grpo.epochs"]) {
+        let mut over = Table::new();
+        over.insert("grpo".into(), Value::Table(Table::from_iter([("steps".into(), Value::Integer(0))])));
+        layers.lay(over, |_| epochs.origin.clone());
     }
     Ok(notes)
 }

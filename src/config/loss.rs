@@ -62,7 +62,7 @@ pub enum KlPlace {
 }
 
 /// How the ratio is clipped. On the first update of a rollout the ratio is 1 and none of these keys does
-/// anything, so giving one needs `grpo.updates_per_rollout` above 1.
+/// anything, so giving one needs `grpo.updates_per_rollout` or `grpo.minibatches` above 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClipConfig {
@@ -177,13 +177,13 @@ impl LossConfig {
     ///
     /// # Errors
     /// A value out of its range, or a key that takes no effect with this many updates per rollout.
-    pub fn validate(&self, prefix: &str, updates_per_rollout: usize) -> Result<()> {
+    pub fn validate(&self, prefix: &str, updates: usize) -> Result<()> {
         let keys = self.keys();
-        if let Some((name, ..)) = keys.iter().find(|(_, given, _)| *given && updates_per_rollout < 2) {
+        if let Some((name, ..)) = keys.iter().find(|(_, given, _)| *given && updates < 2) {
             return Err(Error::input(
                 format!("{prefix}.{name}"),
                 "has no effect: with one update per rollout the ratio is always 1",
-                "Remove the key, or set grpo.updates_per_rollout to 2 or more",
+                "Remove the key, or set grpo.updates_per_rollout or grpo.minibatches to 2 or more",
             ));
         }
         for (name, _, bound) in keys {

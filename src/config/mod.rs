@@ -5,7 +5,7 @@ pub mod choice;
 pub mod data;
 pub mod enumerate;
 mod exclusive;
-mod foreign;
+pub mod foreign;
 pub mod keys;
 mod layers;
 mod load;
@@ -157,6 +157,14 @@ pub struct RunConfig {
     pub status: Option<String>,
     /// Keep the same in the run's heartbeat.json, replaced every few seconds while something happens.
     pub heartbeat: bool,
+    /// Address of an MLflow server that gets the config, the metrics and how the run ended; files stay here. Of who asks it knows
+    /// what MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, say. A server that is away does not
+    /// stop a run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlflow: Option<String>,
+    /// The experiment there, made where there is none. Absent: "rlvr".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlflow_experiment: Option<String>,
     /// What an hour of this machine costs. With it a run shows and records what it has cost and what the stage still will.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1e12))]
@@ -227,6 +235,8 @@ impl Default for RunConfig {
             stop_on_divergence: false,
             dump_steps: Vec::new(),
             status: None,
+            mlflow: None,
+            mlflow_experiment: None,
             heartbeat: false,
             price_per_hour: None,
             max_cost: None,
@@ -261,6 +271,21 @@ impl RunConfig {
         if self.max_cost.is_some() && self.price_per_hour.is_none() {
             let fix = "Set run.price_per_hour too, or bound the time with run.max_hours";
             return Err(Error::input("run.max_cost", "has no effect: run.price_per_hour is not set", fix));
+        }
+        if self.mlflow_experiment.is_some() && self.mlflow.is_none() {
+            let fix = "Set run.mlflow to the server's address";
+            return Err(Error::input("run.mlflow_experiment", "has no effect: run.mlflow is not set", fix));
+        }
+        if let Some(address) = &self.mlflow {
+            let rest = address.strip_prefix("http://").or_else(|| address.strip_prefix("https://"));
+            let host = rest.map(|rest| rest.split('/').next().unwrap_or_default());
+            if host.is_none_or(|host| {
+                host.is_empty() || host.contains('@') || host.contains(char::is_whitespace)
+            }) {
+                let got = if address.contains('@') { "an address with a password" } else { address };
+                let why = "config.resolved.toml keeps it; passwords go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD";
+                return Err(Error::config("run.mlflow", got, "such as \"http://127.0.0.1:5000\"", why));
+            }
         }
         Ok(())
     }

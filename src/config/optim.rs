@@ -92,7 +92,48 @@ pub enum ScheduleConfig {
         #[serde(default)]
         #[schemars(range(min = 0, max = 1e38))]
         min_learning_rate: f64,
+        /// How often it falls, each time from the peak: above 1, cosine with restarts (SGDR, arXiv:1608.03983).
+        #[serde(default = "one")]
+        #[schemars(range(max = 1_000_000))]
+        cycles: u64,
     },
+    /// Stays as it is and falls to `min_learning_rate` at the end (WSD, arXiv:2404.06395).
+    WarmupStableDecay {
+        /// Share of the stage's steps that fall.
+        #[serde(default = "tenth")]
+        #[schemars(range(min = 0, max = 1))]
+        decay_ratio: f64,
+        /// Along what.
+        #[serde(default)]
+        decay: DecayShape,
+        /// What it falls to.
+        #[serde(default)]
+        #[schemars(range(min = 0, max = 1e38))]
+        min_learning_rate: f64,
+    },
+}
+
+/// How the rate falls, p from 0 to 1 over the steps that fall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DecayShape {
+    /// Half a cosine.
+    #[default]
+    #[serde(rename = "cosine")]
+    Cosine,
+    /// 1 - p.
+    #[serde(rename = "linear")]
+    Linear,
+    /// 1 - sqrt(p) (arXiv:2405.18392).
+    #[serde(rename = "1-sqrt")]
+    OneMinusSqrt,
+}
+
+fn one() -> u64 {
+    1
+}
+
+fn tenth() -> f64 {
+    0.1
 }
 
 impl Default for OptimConfig {
@@ -152,8 +193,21 @@ impl OptimConfig {
             return refuse("max_grad_norm", self.max_grad_norm, "0 or more", why);
         }
         match self.schedule {
+            ScheduleConfig::Cosine { cycles: 0, .. } => {
+                return refuse("schedule.cycles", 0.0, "at least 1", "it is how often the rate falls");
+            }
+            ScheduleConfig::WarmupStableDecay { decay_ratio: decay, .. }
+                if !(decay > 0.0 && decay + self.warmup_ratio <= 1.0) =>
+            {
+                let want = format!("above 0 and at most 1 - {prefix}.warmup_ratio");
+                return refuse("schedule.decay_ratio", decay, &want, "both are shares of the stage's steps");
+            }
+            _ => {}
+        }
+        match self.schedule {
             ScheduleConfig::Linear { min_learning_rate: min }
-            | ScheduleConfig::Cosine { min_learning_rate: min }
+            | ScheduleConfig::Cosine { min_learning_rate: min, .. }
+            | ScheduleConfig::WarmupStableDecay { min_learning_rate: min, .. }
                 if !(not_negative(min) && min < self.learning_rate) =>
             {
                 let want = format!("at least 0 and below {prefix}.learning_rate = {}", self.learning_rate);
@@ -197,7 +251,7 @@ mod tests {
         let config =
             parse("learning_rate = 1e-5\nwarmup_ratio = 0.1\nschedule = {type = \"cosine\", min_learning_rate = 1e-6}")
                 .unwrap();
-        assert_eq!(config.schedule, ScheduleConfig::Cosine { min_learning_rate: 1e-6 });
+        assert_eq!(config.schedule, ScheduleConfig::Cosine { min_learning_rate: 1e-6, cycles: 1 });
         assert!(config.validate("sft.optim").is_ok());
         assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
         assert_eq!(parse("").unwrap(), OptimConfig::default());
@@ -226,6 +280,14 @@ mod tests {
             ("betas = [0.9, 1.0]", "sft.optim.betas = 1"),
             ("eps = -1.0", "sft.optim.eps = -1"),
             ("weight_decay = -0.1", "sft.optim.weight_decay = -0.1"),
+            (
+                "schedule = {type = \"cosine\", cycles = 0}",
+                "sft.optim.schedule.cycles = 0: must be at least 1",
+            ),
+            (
+                "warmup_ratio = 0.5\nschedule = {type = \"warmup_stable_decay\", decay_ratio = 0.6}",
+                "sft.optim.schedule.decay_ratio = 0.6: must be above 0 and at most 1 - sft.optim.warmup_ratio",
+            ),
             ("max_grad_norm = inf", "sft.optim.max_grad_norm = inf"),
             (
                 "learning_rate = 1e-5\nschedule = {type = \"cosine\", min_learning_rate = 1e-4}",

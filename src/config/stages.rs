@@ -93,9 +93,13 @@ pub enum Balance {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GrpoConfig {
-    /// Optimiser steps.
+    /// Optimiser steps. 0: as many as `epochs` takes. Give this or `epochs`.
     #[schemars(range(max = 1_000_000_000))]
     pub steps: usize,
+    /// How often each prompt is sampled for, dynamic sampling not counted. Give this or `steps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub epochs: Option<f64>,
     /// Prompts per optimiser step. Rollouts per step = `prompts_per_step * group_size`.
     #[schemars(range(max = 1 << 20))]
     pub prompts_per_step: usize,
@@ -145,6 +149,10 @@ pub struct GrpoConfig {
     /// Optimiser steps on each rollout (mu). Above 1 the ratio leaves 1 and clipping starts to matter.
     #[schemars(range(max = 1 << 16))]
     pub updates_per_rollout: usize,
+    /// Parts that a step's groups are cut into, an optimiser update each: TRL's steps_per_generation, verl's train_batch_size over
+    /// ppo_mini_batch_size. From the second part on the weights are not the sampler's any more, and the ratio is clipped.
+    #[schemars(range(max = 1 << 20))]
+    pub minibatches: usize,
     /// KL penalty weight (beta), per token in nats. 0 keeps no reference model.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub kl_coef: f64,
@@ -199,6 +207,7 @@ impl Default for GrpoConfig {
     fn default() -> Self {
         Self {
             steps: 100,
+            epochs: None,
             prompts_per_step: 8,
             group_size: 8,
             max_completion_tokens: 64,
@@ -216,6 +225,7 @@ impl Default for GrpoConfig {
             importance_cap: None,
             entropy_coef: 0.0,
             updates_per_rollout: 1,
+            minibatches: 1,
             kl_coef: 0.0,
             kl_estimator: None,
             kl_in: None,
@@ -247,6 +257,18 @@ pub(super) fn at_least(key: &str, got: usize, least: usize, why: &str) -> Result
     Ok(())
 }
 
+fn steps_of_epochs(epochs: f64, rows: usize, per_step: usize) -> u64 {
+    ((epochs * rows as f64 / per_step as f64).ceil() as u64).max(1)
+}
+
+fn positive_epochs(stage: &str, epochs: f64) -> Result<()> {
+    if epochs > 0.0 && epochs.is_finite() {
+        return Ok(());
+    }
+    let why = format!("{stage}.steps is 0, so epochs decide the length");
+    Err(Error::config(&format!("{stage}.epochs"), epochs, "above 0", why))
+}
+
 impl SftConfig {
     /// What counts where `steps` is 0.
     pub fn epochs(&self) -> f64 {
@@ -256,31 +278,50 @@ impl SftConfig {
     /// Optimiser steps over so many rows.
     pub fn steps_of(&self, rows: usize) -> u64 {
         match self.steps {
-            0 => ((self.epochs() * rows as f64 / self.rows_per_step as f64).ceil() as u64).max(1),
+            0 => steps_of_epochs(self.epochs(), rows, self.rows_per_step),
             steps => steps as u64,
         }
     }
 
     pub fn validate(&self) -> Result<()> {
         at_least("sft.rows_per_step", self.rows_per_step, 1, "a step averages over rows")?;
-        let epochs = self.epochs();
-        if self.steps == 0 && !(epochs > 0.0 && epochs.is_finite()) {
-            let why = "sft.steps is 0, so epochs decide the length";
-            return Err(Error::config("sft.epochs", epochs, "above 0", why));
+        if self.steps == 0 {
+            positive_epochs("sft", self.epochs())?;
         }
         self.optim.validate("sft.optim")
     }
 }
 
 impl GrpoConfig {
+    /// Optimiser updates of a step.
+    pub fn updates(&self) -> usize {
+        self.updates_per_rollout.saturating_mul(self.minibatches)
+    }
+
+    /// Steps over so many prompts.
+    pub fn steps_of(&self, rows: usize) -> u64 {
+        match self.steps {
+            0 => steps_of_epochs(self.epochs.unwrap_or(0.0), rows, self.prompts_per_step),
+            steps => steps as u64,
+        }
+    }
+
     pub fn validate(&self) -> Result<()> {
-        at_least("grpo.steps", self.steps, 1, "the stage would do nothing")?;
+        match self.epochs {
+            Some(epochs) if self.steps == 0 => positive_epochs("grpo", epochs)?,
+            _ => at_least("grpo.steps", self.steps, 1, "the stage would do nothing")?,
+        }
         at_least("grpo.prompts_per_step", self.prompts_per_step, 1, "a step needs a prompt")?;
         at_least("grpo.group_size", self.group_size, 2, "advantages compare completions of one prompt")?;
         let why = "an empty completion has no token to learn from";
         at_least("grpo.max_completion_tokens", self.max_completion_tokens, 1, why)?;
         let why = "each rollout has to be learned from";
         at_least("grpo.updates_per_rollout", self.updates_per_rollout, 1, why)?;
+        at_least("grpo.minibatches", self.minibatches, 1, why)?;
+        if self.minibatches > self.prompts_per_step {
+            let want = format!("at most grpo.prompts_per_step = {}", self.prompts_per_step);
+            return Err(Error::config("grpo.minibatches", self.minibatches, want, "a group is not cut"));
+        }
         self.sampling.validate("grpo.sampling")?;
         if self.sampling.temperature == 0.0 {
             let why = "greedy completions of one prompt are all equal, so no group has an advantage";
@@ -299,7 +340,7 @@ impl GrpoConfig {
             let why = "it is a distance";
             return Err(Error::config("grpo.max_logprob_difference", got, "0 or more", why));
         }
-        self.loss.validate("grpo.loss", self.updates_per_rollout)?;
+        self.loss.validate("grpo.loss", self.updates())?;
         self.validate_kl()?;
         self.validate_advantage()?;
         self.optim.validate("grpo.optim")

@@ -1,6 +1,6 @@
 //! A key that there is not: what was meant?
 
-use super::foreign::{FOREIGN, FOREIGN_TRAINER, Foreign};
+use super::foreign::{self, Foreign};
 use super::keys;
 use super::layers::{Layers, Origin, is_under, leaves};
 use crate::error::{Error, Result};
@@ -56,7 +56,7 @@ pub(super) fn refuse_unknown(layers: &Layers) -> Result<()> {
 /// What may have been meant by `key`: the same in another trainer's words, the same name in another section, or
 /// something spelt like it.
 pub(super) fn suggestion(key: &str) -> String {
-    if let Some(found) = foreign(key) {
+    if let Some(found) = of_another(key) {
         let Foreign { of, name, ours, remark } = found;
         let heirs = ours.join(" and ");
         return match (ours.is_empty(), remark.is_empty()) {
@@ -85,10 +85,9 @@ pub(super) fn suggestion(key: &str) -> String {
 }
 
 /// The entry with the longest name that `key` is or ends with.
-fn foreign(key: &str) -> Option<&'static Foreign> {
+fn of_another(key: &str) -> Option<&'static Foreign> {
     let ends = |name: &str| key == name || key.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'));
-    let all = FOREIGN.iter().chain(&FOREIGN_TRAINER);
-    all.filter(|foreign| ends(foreign.name)).max_by_key(|foreign| foreign.name.len())
+    foreign::all().filter(|foreign| ends(foreign.name)).max_by_key(|foreign| foreign.name.len())
 }
 
 /// How far `key` is from a known one, in edits of its name and of its section, at most 3 of these, or of the whole path;

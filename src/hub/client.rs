@@ -5,7 +5,6 @@ use std::time::Duration;
 use serde_json::Value;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, Uri};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::faults::Fault;
@@ -13,6 +12,7 @@ use super::name::{RepoKind, is_commit};
 use super::settings::Hub;
 use super::{RepoName, SINGLE};
 use crate::error::{Error, Result};
+use crate::net::tls;
 
 const MOST_REDIRECTS: usize = 5;
 /// Tries of a request for a few bytes: without a network, nobody wants to wait for more.
@@ -49,22 +49,8 @@ impl<'a> Client<'a> {
     /// # Errors
     /// When SSL_CERT_FILE names no file with certificates.
     pub(super) fn new(hub: &'a Hub, name: &'a RepoName) -> Result<Self> {
-        let mut tls = TlsConfig::builder();
-        if let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
-            let pem = std::fs::read(&path).map_err(Error::io(&path, "read the certificates"))?;
-            let certificates = parse_pem(&pem).filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
-            });
-            let certificates: Vec<_> = certificates.collect();
-            if certificates.is_empty() {
-                let fix = "Name a PEM file, or unset SSL_CERT_FILE";
-                return Err(Error::input(path.display(), "has no certificate", fix));
-            }
-            tls = tls.root_certs(RootCerts::from(certificates));
-        }
         let config = Agent::config_builder()
-            .tls_config(tls.build())
+            .tls_config(tls()?)
             .user_agent(concat!("rlvr/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             // The token is for the hub alone: a file's bytes come from another host by a signed address.

@@ -5,6 +5,7 @@ mod event;
 mod jsonl;
 pub mod machine;
 mod memory;
+mod mlflow;
 mod printable;
 mod progress;
 mod status;
@@ -18,6 +19,7 @@ pub use event::{
 };
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
+pub use mlflow::MlFlow;
 pub use printable::printable;
 pub use progress::{Progress, WorkDisplay};
 pub use status::Status;

@@ -1,6 +1,7 @@
 //! One GRPO step: roll out -> judge -> advantage -> learn. DeepSeekMath, arXiv:2402.03300, algorithm 1.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Instant;
 
 use super::dump::{self, Trace};
@@ -77,20 +78,26 @@ impl Objective for Grpo<'_> {
 
         let Scored { groups, mut tapes, samples } = rolled.scored(advantages, config.truncated);
 
-        // On each rollout mu times: theta <- AdamW(theta, gradient of the loss of r_t A_i, its clip and the KL).
+        // On each rollout mu times, part by part: theta <- AdamW(theta, gradient of the loss of r_t A_i, its clip and the KL).
         let start = Instant::now();
         let mut old_logps = Vec::new();
         let mut traces = Vec::new();
         let mut whole = None;
         for _ in 0..config.updates_per_rollout {
             let policy = self.policy(self.around.config.run.dump_steps.contains(&(at.step + 1)));
-            let learned = learner.learn(&policy, &groups, std::mem::take(&mut tapes), &mut old_logps)?;
-            // Of several updates the last is reported, except for what only the first one has.
-            metrics.extend(learned.metrics.iter().map(|(name, value)| (name.to_string(), value)));
-            metrics.extend(learner.step(at.learning_rate)?);
-            // The weights are between two steps now: no stop before the last update.
-            whole = Some(stop::hold());
-            traces = learned.traces;
+            let mut parts = Vec::new();
+            traces.clear();
+            for part in parts_of(groups.len(), config.minibatches) {
+                let tapes = std::mem::take(&mut tapes);
+                let mut learned = learner.learn(&policy, &groups, part, tapes, &mut old_logps)?;
+                learned.metrics.extend(learner.step(at.learning_rate)?);
+                // The weights are between two steps now: no stop before the last update.
+                whole = Some(stop::hold());
+                traces.append(&mut learned.traces);
+                parts.push(learned.metrics);
+            }
+            // Of several passes over a rollout the last is reported, except for what only the first one has.
+            metrics.extend(of_parts(&parts).iter().map(|(name, value)| (name.to_string(), value)));
         }
         drop(whole);
         tried.into_iter().for_each(|(row, result)| self.prompts.tried(row, result));
@@ -106,7 +113,7 @@ impl Objective for Grpo<'_> {
     }
 
     fn steps(&self) -> u64 {
-        self.config.steps as u64
+        self.config.steps_of(self.around.materials.rows.grpo.len())
     }
 
     fn optim(&self) -> &OptimConfig {
@@ -120,6 +127,31 @@ impl Objective for Grpo<'_> {
     fn difficulty(&self) -> Option<&Difficulty> {
         self.prompts.difficulty()
     }
+}
+
+/// So many groups in `parts` updates, the last of which may be shorter; without groups, one update of none.
+fn parts_of(groups: usize, parts: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = groups.div_ceil(parts).max(1);
+    (0..groups.max(1)).step_by(size).map(move |from| from..groups.min(from + size))
+}
+
+/// Metrics of one pass from those of its updates: tokens add up, of a largest or least value that of all counts, of others the mean.
+fn of_parts(parts: &[Metrics]) -> Metrics {
+    let mut all = Metrics::default();
+    for (name, _) in parts.iter().flat_map(Metrics::iter) {
+        if all.get(name).is_some() {
+            continue;
+        }
+        let values = parts.iter().filter_map(|part| part.get(name));
+        let value = match name {
+            _ if name.starts_with("num_tokens") => values.sum(),
+            _ if name.ends_with("max") => values.fold(f64::NEG_INFINITY, f64::max),
+            _ if name.ends_with("min") => values.fold(f64::INFINITY, f64::min),
+            _ => values.clone().sum::<f64>() / values.count() as f64,
+        };
+        all.insert(name, value);
+    }
+    all
 }
 
 impl<'a> Grpo<'a> {
@@ -225,5 +257,36 @@ impl<'a> Grpo<'a> {
             prompts.push(PromptRecord { line, prompt });
         }
         Ok(prompts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_cut_into_parts_without_an_empty_one() {
+        let parts = |groups, of| parts_of(groups, of).collect::<Vec<_>>();
+        assert_eq!(parts(8, 1), [0..8]);
+        assert_eq!(parts(8, 3), [0..3, 3..6, 6..8]);
+        assert_eq!(parts(2, 4), [0..1, 1..2]);
+        assert_eq!(parts(0, 2), [0..0]);
+    }
+
+    #[test]
+    fn metrics_of_parts_add_up_where_they_count() {
+        let part = |tokens, loss, high| -> Metrics {
+            [("num_tokens", tokens), ("loss", loss), ("clip_ratio/high_max", high)].into_iter().collect()
+        };
+        let mut first = part(10.0, 1.0, 0.5);
+        first.insert("sampling/sampling_logp_difference/max", 0.25);
+        let all = of_parts(&[first, part(30.0, 2.0, 0.25)]);
+        let wanted = [
+            ("num_tokens", 40.0),
+            ("loss", 1.5),
+            ("clip_ratio/high_max", 0.5),
+            ("sampling/sampling_logp_difference/max", 0.25),
+        ];
+        assert_eq!(all.iter().collect::<Vec<_>>(), wanted);
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::hub::{self, Parts, Progress};
 use crate::model::decoder::Decoder;
-use crate::observe::{Event, JsonlSink, Sinks, Status, TensorBoard};
+use crate::observe::{Event, JsonlSink, MlFlow, Sinks, Status, TensorBoard};
 use crate::ops::cuda;
 use crate::plan::Target;
 use crate::plan::activations::{self, Settled};
@@ -95,6 +95,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     }
     let prepare = |sinks: &mut Sinks| -> Result<_> {
         watch(config, run, sinks)?;
+        track(config, recorded, run, sinks)?;
         let (materials, mut decoder) = Materials::prepare(config, run.path(), *allow_over_budget, sinks)?;
         let mut cursor = Cursor::default();
         if config.lora.is_some() {
@@ -133,6 +134,15 @@ fn watch(config: &Config, run: &RunDirectory, sinks: &mut Sinks) -> Result<()> {
             text: format!("http://{address}/healthz and /metrics say where the run is"),
         });
     }
+    Ok(())
+}
+
+/// Lets an MLflow server have the run's numbers, where its config names one.
+fn track(config: &Config, recorded: &Config, run: &RunDirectory, sinks: &mut Sinks) -> Result<()> {
+    let Some(address) = &config.run.mlflow else { return Ok(()) };
+    let name = run.path().file_name().unwrap_or_default().to_string_lossy();
+    let experiment = config.run.mlflow_experiment.as_deref().unwrap_or("rlvr");
+    sinks.add(MlFlow::new(address, experiment, &name, run.path(), hparams(recorded)?)?);
     Ok(())
 }
 
@@ -194,6 +204,7 @@ pub fn resume(
         warnings.push(problem);
     }
     watch(config, run, &mut sinks)?;
+    track(config, &fetched.recorded, run, &mut sinks)?;
     sinks.add(SampleFiles::new(run));
     warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
     let (kept, whole) =

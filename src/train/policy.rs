@@ -1,5 +1,7 @@
 //! The policy gradient of scored groups, pack by pack: GRPO training and `rlvr bench step` share it.
 
+use std::ops::Range;
+
 use super::dump::{self, Trace};
 use super::learner::{Learner, LossSlopes, mean};
 use super::reference;
@@ -67,9 +69,10 @@ struct Pack<'a> {
 }
 
 impl Learner {
-    /// Adds the gradient of the policy loss over all groups of a step. `old_logps[g]` holds group g's log-probs under
-    /// the weights that sampled it: empty on the first update of a rollout, which fills it. `tapes` are the rollout's
-    /// and serve that first update only: later ones have other weights.
+    /// Adds the gradient of the policy loss over `part` of a step's groups, all of one update. `old_logps[g]` holds group g's log-probs
+    /// under the weights that sampled it: empty on the first update of a rollout, which fills it with what it finds, as
+    /// later parts do with what the sampler found. `tapes` are the rollout's and serve that first update only: later ones have other
+    /// weights.
     ///
     /// A group without advantages adds no gradient, so without a KL penalty or an entropy bonus it is not computed at
     /// all; it still counts in the averages. A completion without tokens counts as a completion only.
@@ -77,19 +80,20 @@ impl Learner {
         &mut self,
         policy: &Policy,
         groups: &[ScoredGroup],
+        part: Range<usize>,
         mut tapes: Tapes,
         old_logps: &mut Vec<Vec<f64>>,
     ) -> Result<Learned> {
         let totals = StepTotals {
-            sequences: groups.iter().map(|g| g.group.rollouts.len()).sum(),
-            active_tokens: groups.iter().map(|g| g.group.completion_tokens()).sum(),
+            sequences: groups[part.clone()].iter().map(|g| g.group.rollouts.len()).sum(),
+            active_tokens: groups[part.clone()].iter().map(|g| g.group.completion_tokens()).sum(),
             max_completion_tokens: policy.max_completion_tokens,
         };
         let teaches = |g: &ScoredGroup| {
             let always = policy.reference.is_some() || policy.entropy_coef != 0.0;
             g.group.completion_tokens() > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
         };
-        let teaching: Vec<usize> = (0..groups.len()).filter(|g| teaches(&groups[*g])).collect();
+        let teaching: Vec<usize> = part.filter(|g| teaches(&groups[*g])).collect();
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
         let mut tally = Tally::default();
@@ -116,8 +120,9 @@ impl Learner {
             tapes.retain_for(ahead);
             let pack = Pack { policy, totals: &totals, groups, members, batch: &batch, ref_logps };
             self.backward(forward, policy.under, |now| {
-                if first_update {
-                    pack.keep_old(now, old_logps, &mut tally);
+                match first_update {
+                    true => pack.keep_old(now, old_logps, &mut tally),
+                    false => pack.keep_sampled(old_logps),
                 }
                 pack.loss(now, old_logps, &mut tally)
             })?;
@@ -160,6 +165,16 @@ impl Pack<'_> {
             let (of_group, after) = rest.split_at(self.groups[*g].group.completion_tokens());
             old_logps[*g] = of_group.iter().map(|l| f64::from(*l)).collect();
             rest = after;
+        }
+    }
+
+    /// Of groups that no update has seen.
+    fn keep_sampled(&self, old_logps: &mut [Vec<f64>]) {
+        for g in self.members {
+            let rollouts = &self.groups[*g].group.rollouts;
+            if old_logps[*g].is_empty() {
+                old_logps[*g] = rollouts.iter().flat_map(|r| &r.logprobs).map(|l| f64::from(*l)).collect();
+            }
         }
     }
 

@@ -170,7 +170,7 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
         let scored = ScoredGroup { group, rewards, advantages };
         let loss = LossConfig::Luspo(Default::default());
         let policy = Policy { under: TEMPERATURE.into(), max_completion_tokens: 2, ..Policy::plain(&loss) };
-        learner.learn(&policy, &[scored], Tapes::default(), &mut Vec::new()).unwrap();
+        learner.learn(&policy, &[scored], 0..1, Tapes::default(), &mut Vec::new()).unwrap();
         let gradient = flat(&learner);
         learner.clear();
         estimates.iter_mut().zip(&directions).for_each(|(all, d)| all.push(project(&gradient, d)));

@@ -47,7 +47,7 @@ fn plain(loss: &LossConfig) -> Policy<'_> {
 /// The metrics of an update of the weights that sampled, and a learner that holds its gradients.
 fn learned(policy: &Policy, groups: &[ScoredGroup], tapes: Tapes) -> (Metrics, Learner) {
     let mut learner = learner(small_decoder(8));
-    let metrics = learner.learn(policy, groups, tapes, &mut Vec::new()).unwrap().metrics;
+    let metrics = learner.learn(policy, groups, 0..groups.len(), tapes, &mut Vec::new()).unwrap().metrics;
     (metrics, learner)
 }
 
@@ -104,7 +104,7 @@ fn every_loss_has_one_gradient_however_its_groups_are_packed() {
     let penalty = KlPenalty { coef: 0.04, ..KlPenalty::NONE };
     let loss = LossConfig::default();
     let first = Policy { penalty, reference: Some(&reference), ..plain(&loss) };
-    learner(small_decoder(8)).learn(&first, &groups, Tapes::default(), &mut old).unwrap();
+    learner(small_decoder(8)).learn(&first, &groups, 0..groups.len(), Tapes::default(), &mut old).unwrap();
     let mut draw = Stream::new(7, Purpose::Bench, [0; 3]).sequential();
     old.iter_mut().flatten().for_each(|logp| *logp += f64::from(draw.uniform()) - 0.5);
     for (loss, penalty) in configs() {
@@ -112,7 +112,8 @@ fn every_loss_has_one_gradient_however_its_groups_are_packed() {
         let [(whole, want), (cut, got)] = [10_000, 1].map(|max_tokens_per_pack| {
             let mut learner = learner(small_decoder(8));
             let policy = Policy { max_tokens_per_pack, ..policy };
-            let learned = learner.learn(&policy, &groups, Tapes::default(), &mut old.clone()).unwrap();
+            let learned =
+                learner.learn(&policy, &groups, 0..groups.len(), Tapes::default(), &mut old.clone()).unwrap();
             (learned.metrics, learner)
         });
         let error = worst(&got, &want, 1.0);
@@ -182,4 +183,35 @@ fn an_entropy_bonus_reaches_dead_groups_and_does_not_depend_on_packs() {
     let (_, cut) = learned(&Policy { max_tokens_per_pack: 1, ..policy }, &groups, Tapes::default());
     let worst = worst(&cut, &whole, 1.0);
     assert!(worst < 1e-4, "{worst:e}");
+}
+
+/// Part after part of a rollout, an update each: what each part's update is by itself, against the log-probs that sampled it.
+#[test]
+fn a_part_of_a_rollout_is_learned_from_as_if_it_were_all_and_against_its_samplers_logprobs() {
+    let (groups, rollouts) = roll_out(&small_decoder(8), Keep::Inputs);
+    let loss = LossConfig::default();
+    let policy = plain(&loss);
+    let mut in_parts = learner(small_decoder(8));
+    let mut old = Vec::new();
+    let first = in_parts.learn(&policy, &groups, 0..3, rollouts.tapes, &mut old).unwrap().metrics;
+    let (alone_metrics, alone) = learned(&policy, &groups[..3], Tapes::default());
+    assert!((first.get("loss").unwrap() - alone_metrics.get("loss").unwrap()).abs() < 1e-6);
+    assert!(worst(&in_parts, &alone, 1.0) < 1e-5);
+    // A rate that moves the weights far enough for ratios to leave the clip's range.
+    in_parts.step(0.05).unwrap();
+    let second = in_parts.learn(&policy, &groups, 3..6, Tapes::default(), &mut old).unwrap().metrics;
+
+    let mut moved = learner(small_decoder(8));
+    moved.learn(&policy, &groups[..3], 0..3, Tapes::default(), &mut Vec::new()).unwrap();
+    moved.step(0.05).unwrap();
+    let sampled =
+        |g: &ScoredGroup| g.group.rollouts.iter().flat_map(|r| &r.logprobs).map(|l| f64::from(*l)).collect();
+    let mut known: Vec<Vec<f64>> = groups[3..].iter().map(sampled).collect();
+    let wanted = moved.learn(&policy, &groups[3..], 0..3, Tapes::default(), &mut known).unwrap().metrics;
+    for name in ["loss", "clip_ratio/region_mean", "entropy"] {
+        let (got, wanted) = (second.get(name).unwrap(), wanted.get(name).unwrap());
+        assert!((got - wanted).abs() < 1e-4 * (1.0 + wanted.abs()), "{name}: {got} {wanted}");
+    }
+    assert!(second.get("clip_ratio/region_mean").unwrap() > 0.0, "the ratio is not 1 here");
+    assert!(worst(&in_parts, &moved, 1.0) < 1e-3);
 }

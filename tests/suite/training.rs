@@ -26,7 +26,7 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
 fn a_stopped_run_resumes_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     // Every checkpoint is kept, and both a KL reference and old log-probs are in play.
-    let extra = ["checkpoint.keep_last=99", "grpo.updates_per_rollout=2"];
+    let extra = ["checkpoint.keep_last=99", "grpo.updates_per_rollout=2", "grpo.minibatches=2"];
     let whole = train(dir.path(), "whole", &extra);
     // 5 SFT steps, 6 GRPO steps: within the warm-up, at its end, within GRPO.
     resumes_bit_for_bit(dir.path(), &whole, &[2, 5, 7, 9], &["model/model.safetensors"]);

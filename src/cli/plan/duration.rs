@@ -207,7 +207,8 @@ impl Asked<'_> {
     fn rows(&self, config: &Config) -> Result<RowCounts> {
         let data = &config.data;
         if let Some(made) = &data.synthetic {
-            return Ok(RowCounts { train: Some(made.sft_rows), valid: Some(made.valid_rows) });
+            let (train, valid) = (Some(made.sft_rows), Some(made.valid_rows));
+            return Ok(RowCounts { train, grpo: Some(made.grpo_rows), valid });
         }
         let count = |given: Option<usize>, path: &Option<PathBuf>, most: usize| -> Result<_> {
             let here = path.as_ref().filter(|path| path.is_file());
@@ -220,6 +221,7 @@ impl Asked<'_> {
         };
         Ok(RowCounts {
             train: count(self.args.train_rows, &data.train, data.max_train_rows)?,
+            grpo: None,
             valid: count(self.args.valid_rows, &data.valid, data.max_valid_rows)?,
         })
     }
@@ -315,7 +317,7 @@ fn small(model: &ModelConfig, config: &Config, target: Target) -> Measured {
     let together = (most / size.max(1)).clamp(1, grpo.prompts_per_step);
     grpo.prompts_per_step = together.min(TIMED_ROWS / grpo.group_size);
     grpo.max_completion_tokens = grpo.max_completion_tokens.clamp(2, TIMED_ANSWER);
-    (grpo.kl_coef, grpo.updates_per_rollout) = (0.0, 1);
+    (grpo.kl_coef, grpo.updates_per_rollout, grpo.minibatches) = (0.0, 1, 1);
     let prompt = TIMED_PROMPTS / grpo.prompts_per_step;
     config.data.max_prompt_tokens = config.data.max_prompt_tokens.min(prompt);
     let threads = rayon::current_num_threads();

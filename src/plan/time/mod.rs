@@ -70,6 +70,8 @@ impl Efficiency {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RowCounts {
     pub train: Option<usize>,
+    /// Prompts of GRPO, where those are other rows.
+    pub grpo: Option<usize>,
     pub valid: Option<usize>,
 }
 
@@ -100,7 +102,7 @@ pub fn legs(line: &Roofline, shares: Parts, rows: RowCounts) -> Result<Vec<Leg>>
     for stage in &config.stages {
         let (times, least) = match stage {
             Stage::Sft => (sft_steps(config, rows.train), line.sft()?),
-            Stage::Grpo => (Some(config.grpo.steps as u64), line.grpo()?),
+            Stage::Grpo => (grpo_steps(config, rows), line.grpo()?),
             Stage::Enumerate => (Some(config.enumerate.steps as u64), line.enumerate()?),
         };
         legs.push(Leg { what: stage.name(), times, each: least.over(shares) });
@@ -108,7 +110,7 @@ pub fn legs(line: &Roofline, shares: Parts, rows: RowCounts) -> Result<Vec<Leg>>
     let least = rows.valid.map(|rows| line.evaluation(rows)).transpose()?;
     legs.push(Leg {
         what: "evaluation",
-        times: least.map(|_| evaluations(config)),
+        times: least.and_then(|_| evaluations(config, rows)),
         each: least.unwrap_or_default().over(shares),
     });
     Ok(legs)
@@ -126,17 +128,24 @@ fn sft_steps(config: &Config, rows: Option<usize>) -> Option<u64> {
     Some(config.sft.steps_of(rows))
 }
 
+/// If every row's prompt fits.
+fn grpo_steps(config: &Config, rows: RowCounts) -> Option<u64> {
+    let rows = rows.grpo.or(rows.train).or((config.grpo.steps > 0).then_some(0))?;
+    Some(config.grpo.steps_of(rows))
+}
+
 /// One before any training, one after each stage, and those between the steps of a stage.
-fn evaluations(config: &Config) -> u64 {
+fn evaluations(config: &Config, rows: RowCounts) -> Option<u64> {
     let within = |stage: &Stage| {
         let steps = match stage {
-            Stage::Sft => return 0,
-            Stage::Grpo => config.grpo.steps,
-            Stage::Enumerate => config.enumerate.steps,
+            Stage::Sft => return Some(0),
+            Stage::Grpo => grpo_steps(config, rows)?,
+            Stage::Enumerate => config.enumerate.steps as u64,
         };
-        steps.saturating_sub(1).checked_div(config.eval.every_steps).unwrap_or(0) as u64
+        Some(steps.saturating_sub(1).checked_div(config.eval.every_steps as u64).unwrap_or(0))
     };
-    1 + config.stages.len() as u64 + config.stages.iter().map(within).sum::<u64>()
+    let within = config.stages.iter().map(within).sum::<Option<u64>>()?;
+    Some(1 + config.stages.len() as u64 + within)
 }
 
 #[cfg(test)]
@@ -210,7 +219,7 @@ mod tests {
         let model = shapes::find("llama-3.1-8b").unwrap();
         let rates = Gpu::find("--gpu", "h100").unwrap().rates(DType::BF16);
         let line = Roofline { model: &model, config: &config, target: CUDA, rates };
-        let rows = RowCounts { train: Some(2421), valid: Some(100) };
+        let rows = RowCounts { train: Some(2421), valid: Some(100), ..RowCounts::default() };
         let found = legs(&line, Efficiency::ESTIMATE.shares, rows).unwrap();
         // 3 epochs of 2,421 rows by 128; 240 steps; before, after both stages, and at 20, 40 ... 220.
         let times: Vec<_> = found.iter().map(|leg| (leg.what, leg.times.unwrap())).collect();

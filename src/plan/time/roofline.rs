@@ -54,7 +54,7 @@ impl Roofline<'_> {
         let passes = Passes { forward: updates - taped + reference, backward: updates };
         let rollout = self.rollout(rows)?;
         let update = self.update(rows, passes, &grpo.optim)?;
-        let optimizer = updates * self.optimizer(&grpo.optim);
+        let optimizer = grpo.updates() as f64 * self.optimizer(&grpo.optim);
         Ok(Parts { update, optimizer, ..rollout })
     }
 
