@@ -38,6 +38,7 @@ pub mod export;
 pub mod formats;
 pub mod hub;
 pub mod init;
+pub mod mirror;
 pub mod model;
 pub mod net;
 pub mod observe;

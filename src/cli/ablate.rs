@@ -50,6 +50,10 @@ pub fn run(args: &Args) -> Result<()> {
     let root = args.root.clone().or(ablation.root.clone()).unwrap_or_else(usual);
     let arms = ablation.arms()?;
     let planned = plan(&ablation, &arms, &root)?;
+    if let Some(mirror) = planned.iter().find_map(|run| run.config.run.mirror.as_ref()) {
+        let why = "the runs of an ablation are not copied; put its --root on a volume that stays";
+        return Err(Error::config("run.mirror", mirror, "absent", why).into());
+    }
     if args.dry_run {
         let mut folders = Vec::new();
         for run in planned.iter().flat_map(|run| run.warm_up.as_deref().into_iter().chain([run])) {

@@ -24,6 +24,7 @@ pub mod import;
 mod init;
 mod machine;
 mod man;
+mod mirrored;
 mod of_run;
 mod partial;
 pub mod plan;

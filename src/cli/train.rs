@@ -6,9 +6,11 @@ use anyhow::Result;
 
 use super::dry_run;
 use super::hub::Bars;
+use super::mirrored;
 use super::stop::LastWords;
 use crate::config::{Config, Loaded, Resume};
 use crate::error::Error;
+use crate::mirror::Mirror;
 use crate::observe::{Progress, Sinks};
 use crate::run::{Checkpoint, RunDirectory};
 use crate::stop;
@@ -50,7 +52,10 @@ pub fn run(args: &Args) -> Result<()> {
             let fix = "Give --resume alone, or edit config.resolved.toml there";
             return Err(Error::input(path.display(), problem, fix).into());
         }
-        return go_on(&RunDirectory::open_for_resume(path)?, args);
+        let run = RunDirectory::open_for_resume(path)?;
+        let mut mirror = mirrored::open(&Config::of_run(&run.config())?)?;
+        let warnings = mirrored::bring(&mut mirror, &run)?;
+        return go_on(&run, args, mirror, warnings);
     }
     let Some(source) = &args.config else {
         let fix = "Write rlvr train CONFIG --resume auto, or --resume ./auto for a run of that name";
@@ -73,12 +78,12 @@ pub fn run(args: &Args) -> Result<()> {
     fetched.allow_over_budget = args.allow_over_budget;
     let config = &fetched.config;
     super::use_threads(config.threads)?;
+    let mirror = mirrored::open_new(config)?;
     let run = match &config.run.name {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
         None => RunDirectory::create_numbered(&config.run.root, Task::load(&config.task)?.name())?,
     };
-    launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
-    Ok(())
+    begin(&fetched, &run, mirror)
 }
 
 fn again(run: &Path) -> String {
@@ -93,23 +98,67 @@ fn start_or_go_on(config: Config, args: &Args) -> Result<()> {
     };
     let run = RunDirectory::open_or_create(&config.run.root, &name)?;
     if run.is_new() {
-        let give_back = |_: &_| drop(std::fs::remove_dir_all(run.path()));
-        let mut fetched = fetch(config).inspect_err(give_back)?;
-        fetched.allow_over_budget = args.allow_over_budget;
-        super::use_threads(fetched.config.threads)?;
-        launch::start(&fetched, &run, sinks(run.path(), None, again(run.path())))?;
-        return Ok(());
+        return start_or_bring(config, run, args);
     }
     let recorded = Config::of_run(&run.config())?;
     launch::check_same(&config, &run, &recorded, &mut Bars::default())?;
+    let mut mirror = mirrored::open(&recorded)?;
+    let warnings = mirrored::bring(&mut mirror, &run)?;
     if launch::is_done(&run, &recorded)? {
         eprintln!("done already: {}", run.model().display());
-        return Ok(());
+        return mirrored::complete(mirror, &run);
     }
-    go_on(&run, args)
+    go_on(&run, args, mirror, warnings)
 }
 
-fn go_on(run: &RunDirectory, args: &Args) -> Result<()> {
+/// A run that this disk has nothing of: its mirror may.
+fn start_or_bring(config: Config, run: RunDirectory, args: &Args) -> Result<()> {
+    let path = run.path().to_path_buf();
+    let give_back = |_: &_| drop(std::fs::remove_dir_all(&path));
+    let mut mirror = mirrored::open(&config).inspect_err(give_back)?;
+    if let Some(model) = mirror.as_ref().and_then(Mirror::model) {
+        let same = mirrored::bring_config(&mirror, &run).and_then(|()| {
+            let recorded = Config::of_run(&run.config())?;
+            Ok(launch::check_same(&config, &run, &recorded, &mut Bars::default())?)
+        });
+        give_back(&anyhow::anyhow!("done"));
+        same?;
+        eprintln!("done already: {model}");
+        return Ok(());
+    }
+    let brought = mirrored::bring(&mut mirror, &run);
+    if !run.config().is_file() {
+        let mut fetched = brought.and_then(|_| fetch(config)).inspect_err(give_back)?;
+        fetched.allow_over_budget = args.allow_over_budget;
+        super::use_threads(fetched.config.threads)?;
+        return begin(&fetched, &run, mirror);
+    }
+    let warnings = brought?;
+    // What was made here is the run that was there.
+    drop(run);
+    let run = RunDirectory::open_for_resume(&path)?;
+    let recorded = Config::of_run(&run.config())?;
+    launch::check_same(&config, &run, &recorded, &mut Bars::default())?;
+    go_on(&run, args, mirror, warnings)
+}
+
+/// A run from its first step.
+fn begin(fetched: &Fetched, run: &RunDirectory, mut mirror: Option<Mirror>) -> Result<()> {
+    let mut sinks = sinks(run.path(), None, again(run.path()));
+    if let Some(follower) = mirrored::follow(&mut mirror, run, None)? {
+        sinks.add(follower);
+    }
+    let ended = launch::start(fetched, run, sinks);
+    mirrored::close(mirror, run, ended)
+}
+
+/// The rest of a run. `warnings`: of what was passed over in its mirror.
+fn go_on(
+    run: &RunDirectory,
+    args: &Args,
+    mut mirror: Option<Mirror>,
+    mut warnings: Vec<String>,
+) -> Result<()> {
     let mut fetched = fetch(Config::of_run(&run.config())?)?;
     (fetched.allow_over_budget, fetched.allow_changed) = (args.allow_over_budget, args.allow_changed);
     super::use_threads(fetched.config.threads)?;
@@ -121,14 +170,16 @@ fn go_on(run: &RunDirectory, args: &Args) -> Result<()> {
         }
         eprintln!("{} has no checkpoint yet: it starts at step 0", run.path().display());
         run.start_over()?;
-        launch::start(&fetched, run, sinks(run.path(), None, again(run.path())))?;
-        return Ok(());
+        return begin(&fetched, run, mirror);
     };
-    let edits = launch::edits(&latest.checkpoint, run)?;
+    warnings.extend(launch::edits(&latest.checkpoint, run)?);
     let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
-    let sinks = sinks(run.path(), Some(kept), again(run.path()));
-    launch::resume(&fetched, run, latest, edits, sinks)?;
-    Ok(())
+    let mut sinks = sinks(run.path(), Some(kept), again(run.path()));
+    if let Some(follower) = mirrored::follow(&mut mirror, run, Some(&latest.checkpoint))? {
+        sinks.add(follower);
+    }
+    let ended = launch::resume(&fetched, run, latest, warnings, sinks);
+    mirrored::close(mirror, run, ended)
 }
 
 /// Who is told on the terminal. `kept`: the checkpoint that the run goes on from, and its steps; `again`: the command that goes on

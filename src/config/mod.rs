@@ -142,6 +142,14 @@ pub struct RunConfig {
     /// "auto": go on with the run of this name where there is one, as `rlvr train --resume auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<Resume>,
+    /// An object store that is to have the run when this machine is gone: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or
+    /// file:///folder. Checkpoints, metrics, samples and the final model are copied there while it trains, and `--resume auto` goes on from there
+    /// on an empty disk. Needs `name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+    /// Seconds that a stop waits for what `mirror` still lacks.
+    #[schemars(range(min = 0, max = 86400))]
+    pub mirror_wait: f64,
     /// Write a TensorBoard event file beside metrics.jsonl.
     pub tensorboard: bool,
     /// End with exit code 75, to be resumed, where training diverges: a loss far above the stage's first, or a gradient or
@@ -231,6 +239,8 @@ impl Default for RunConfig {
             root: "runs".into(),
             name: None,
             resume: None,
+            mirror: None,
+            mirror_wait: 60.0,
             tensorboard: true,
             stop_on_divergence: false,
             dump_steps: Vec::new(),
@@ -252,8 +262,31 @@ impl CheckpointConfig {
     }
 }
 
+/// What a `run.mirror` begins with.
+pub const MIRRORS: [&str; 4] = ["s3://", "gs://", "az://", "file:///"];
+
 impl RunConfig {
     fn validate(&self) -> Result<()> {
+        if let Some(mirror) = &self.mirror {
+            let rest = MIRRORS.iter().find_map(|scheme| mirror.strip_prefix(scheme));
+            let parts = rest.map(|rest| rest.strip_suffix('/').unwrap_or(rest).split('/'));
+            let plain = |c: char| c.is_alphanumeric() || "._-+=,".contains(c);
+            let is_plain =
+                |part: &str| !part.is_empty() && part.chars().all(plain) && part.chars().any(|c| c != '.');
+            if !parts.is_some_and(|mut parts| parts.all(is_plain)) {
+                let want = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder";
+                let why =
+                    "a mirror is a folder of an object store; who may write there is said by the environment";
+                return Err(Error::config("run.mirror", mirror, want, why));
+            }
+            if self.name.is_none() {
+                let why = "a machine with an empty disk finds the run in the mirror by it";
+                return Err(Error::config("run.name", "absent", "a name of your choice", why));
+            }
+        } else if self.mirror_wait != Self::default().mirror_wait {
+            let why = "without run.mirror there is nothing to wait for";
+            return Err(Error::config("run.mirror_wait", self.mirror_wait, "left out", why));
+        }
         for (key, value) in [
             ("run.price_per_hour", self.price_per_hour),
             ("run.max_cost", self.max_cost),

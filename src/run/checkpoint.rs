@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{self, Manifest, sync_file};
+use super::manifest::{self, Contents, Manifest, sync_file};
 use super::{RunDirectory, sync_folder};
 use crate::disk;
 use crate::error::{Error, Result};
@@ -12,6 +12,8 @@ use crate::stop;
 
 /// The run's config as it was when the checkpoint was written, inside it.
 pub const CHECKPOINT_CONFIG: &str = "config.toml";
+const CONDEMNED: &str = "diverged-step-";
+
 /// A whole checkpoint: every file is there and has the content it was written with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Checkpoint {
@@ -44,7 +46,7 @@ impl Checkpoint {
     ) -> Result<Self> {
         let folder = run.checkpoints();
         remove_leftovers(&folder)?;
-        let aside = folder.join(format!(".step-{step}.partial"));
+        let aside = folder.join(format!(".step-{step}{PARTIAL}"));
         let path = folder.join(format!("step-{step}"));
         std::fs::create_dir(&aside).map_err(Error::io(&aside, "create the checkpoint"))?;
         let filled = metrics_bytes(run).and_then(|metrics_bytes| {
@@ -91,6 +93,14 @@ impl Checkpoint {
         Ok(Self { step, path: path.to_path_buf(), metrics_bytes })
     }
 
+    /// What the checkpoint in a folder says that it holds; its files are not read.
+    ///
+    /// # Errors
+    /// It has no manifest, or a damaged one.
+    pub fn contents(path: &Path) -> Result<Contents> {
+        Manifest::read(path).map(|manifest| manifest.contents(path))
+    }
+
     /// Makes this checkpoint of the run `from` the start of another run, which has nothing yet: the metrics up to
     /// it and the samples go with it. The checkpoint comes last, so that a kill leaves a run without one.
     pub fn hand_on(&self, from: &RunDirectory, to: &RunDirectory) -> Result<()> {
@@ -104,7 +114,7 @@ impl Checkpoint {
         link_folder(&from.samples(), &to.samples())?;
         let folder = to.checkpoints();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let aside = folder.join(format!(".{name}.partial"));
+        let aside = folder.join(format!(".{name}{PARTIAL}"));
         link_folder(&self.path, &aside)?;
         let path = folder.join(&*name);
         std::fs::rename(&aside, &path).map_err(Error::io(&path, "write the checkpoint"))?;
@@ -115,7 +125,7 @@ impl Checkpoint {
     /// it is now; none where there is none.
     pub fn condemn(run: &RunDirectory, step: u64) -> Result<Option<PathBuf>> {
         let path = run.checkpoints().join(format!("step-{step}"));
-        let aside = path.with_file_name(format!("diverged-step-{step}"));
+        let aside = path.with_file_name(format!("{CONDEMNED}{step}"));
         if !path.is_dir() {
             return Ok(None);
         }
@@ -132,7 +142,7 @@ impl Checkpoint {
         let folder = run.checkpoints();
         let (later, mine): (Vec<_>, Vec<_>) =
             newest_first(&folder)?.into_iter().partition(|(step, _)| *step > self.step);
-        remove_condemned(&folder, self.step)?;
+        remove_condemned(run.path(), self.step)?;
         for (_, path) in later.iter().chain(mine.iter().skip(keep.max(1))) {
             move_away(path, REMOVED)?;
             stop::visit();
@@ -152,15 +162,19 @@ impl Checkpoint {
 }
 
 /// Removes the condemned checkpoints up to a step that was reached on another way.
-fn remove_condemned(checkpoints: &Path, step: u64) -> Result<()> {
-    for path in disk::entries(checkpoints)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let of = name.strip_prefix("diverged-step-").and_then(|step| step.parse::<u64>().ok());
-        if of.is_some_and(|of| of <= step) {
-            std::fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))?;
-        }
+fn remove_condemned(run: &Path, step: u64) -> Result<()> {
+    for of in condemned(run)?.into_iter().filter(|of| *of <= step) {
+        let path = run.join(format!("checkpoints/{CONDEMNED}{of}"));
+        std::fs::remove_dir_all(&path).map_err(Error::io(&path, "remove"))?;
     }
     Ok(())
+}
+
+/// Steps of a run's condemned checkpoints ([`Checkpoint::condemn`]).
+pub fn condemned(run: &Path) -> Result<Vec<u64>> {
+    let names = disk::entries(&run.join("checkpoints"))?.into_iter();
+    let step = |path: PathBuf| path.file_name()?.to_str()?.strip_prefix(CONDEMNED)?.parse().ok();
+    Ok(names.filter_map(step).collect())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -192,7 +206,16 @@ pub(super) fn remove_leftovers(checkpoints: &Path) -> Result<()> {
     for path in disk::entries(checkpoints)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let replaced = name.strip_prefix('.').and_then(|name| name.strip_suffix(REPLACED));
-        if let Some(whole) = replaced.map(|name| checkpoints.join(name)).filter(|whole| !whole.exists()) {
+        let made = name.strip_prefix('.').and_then(|name| name.strip_suffix(PARTIAL));
+        // A mounted bucket renames file by file: what was killed meanwhile is half there, and whole here.
+        if let Some(half) =
+            made.map(|name| checkpoints.join(name)).filter(|half| half.exists() && is_half(half, &path))
+        {
+            std::fs::remove_dir_all(&half).map_err(Error::io(&half, "remove an unfinished checkpoint"))?;
+            std::fs::rename(&path, &half).map_err(Error::io(&half, "finish the checkpoint"))?;
+        } else if let Some(whole) =
+            replaced.map(|name| checkpoints.join(name)).filter(|whole| !whole.exists())
+        {
             std::fs::rename(&path, &whole).map_err(Error::io(&whole, "restore the checkpoint"))?;
         } else if name.starts_with(".step-") {
             stop::visit();
@@ -202,6 +225,11 @@ pub(super) fn remove_leftovers(checkpoints: &Path) -> Result<()> {
     Ok(())
 }
 
+fn is_half(half: &Path, whole: &Path) -> bool {
+    Checkpoint::verify(half).is_err() && Checkpoint::verify(whole).is_ok()
+}
+
+const PARTIAL: &str = ".partial";
 const REMOVED: &str = ".removed";
 const REPLACED: &str = ".replaced";
 

@@ -8,6 +8,7 @@ use super::replace_file;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::hub::{RUN_CONFIG as CONFIG, RUN_MODEL};
+use crate::observe::EVENTS_FILE;
 
 const LOCK: &str = "lock";
 
@@ -116,7 +117,7 @@ impl RunDirectory {
 
     /// Takes away what a run that had no checkpoint came to. Its config stays, and so do files that are not the run's.
     pub fn start_over(&self) -> Result<()> {
-        let folders = ["samples", "checkpoints", "tokenizer", "reference", "best", "base", "adapter"];
+        let folders = COMPANIONS.into_iter().chain(["checkpoints", "best", "adapter"]);
         for folder in folders.map(|name| self.path.join(name)) {
             match std::fs::remove_dir_all(&folder) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -161,7 +162,7 @@ impl RunDirectory {
     }
 
     pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        metrics_file(&self.path)
     }
 
     pub fn samples(&self) -> PathBuf {
@@ -180,6 +181,33 @@ impl RunDirectory {
     pub fn model_last(&self) -> PathBuf {
         self.path.join("model-last")
     }
+}
+
+/// Folders that a resume reads or goes on with, beside the checkpoints.
+const COMPANIONS: [&str; 4] = ["samples", "tokenizer", "reference", "base"];
+
+/// The files that a run has beside its checkpoints and goes on with: config, metrics and what is in folders of [`COMPANIONS`].
+pub fn companions(run: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![run.join(CONFIG)];
+    let metrics = metrics_file(run);
+    files.extend(metrics.is_file().then_some(metrics));
+    let events = run.join(EVENTS_FILE);
+    files.extend(events.is_file().then_some(events));
+    let mut folders: Vec<PathBuf> = COMPANIONS.map(|name| run.join(name)).into();
+    while let Some(folder) = folders.pop() {
+        for path in if folder.is_dir() { disk::entries(&folder)? } else { Vec::new() } {
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|ending| ending == "partial") => {}
+                false => files.push(path),
+            }
+        }
+    }
+    Ok(files)
+}
+
+pub fn metrics_file(run: &Path) -> PathBuf {
+    run.join("metrics.jsonl")
 }
 
 /// A name goes into commands, tables and file names of other programs: letters, digits and `. _ - + = @`.

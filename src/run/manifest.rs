@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -14,6 +14,17 @@ use crate::error::{Error, Result};
 pub(super) const MANIFEST: &str = "manifest.json";
 /// 1 had no seal.
 const FORMAT: u32 = 2;
+
+const FIX: &str = "Remove this checkpoint and resume from an older one";
+
+/// What a checkpoint says that it holds.
+pub struct Contents {
+    /// Length of metrics.jsonl then.
+    pub metrics_bytes: u64,
+    pub manifest: PathBuf,
+    /// The others: path within the checkpoint, with `/`; bytes; SHA-256.
+    pub files: Vec<(String, u64, String)>,
+}
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
@@ -27,16 +38,15 @@ pub(super) struct Manifest {
 }
 
 impl Manifest {
-    /// Reads the checkpoint in the folder `path` through.
+    /// Of the checkpoint in the folder `path`.
     ///
     /// # Errors
-    /// The first file that is missing, truncated or changed.
-    pub(super) fn verify(path: &Path) -> Result<Self> {
-        let fix = "Remove this checkpoint and resume from an older one";
+    /// It is missing or damaged.
+    pub(super) fn read(path: &Path) -> Result<Self> {
         let manifest_path = path.join(MANIFEST);
         let text = std::fs::read(&manifest_path).map_err(Error::io(&manifest_path, "read"))?;
         let manifest: Manifest = serde_json::from_slice(&text)
-            .map_err(|e| Error::input(manifest_path.display(), format!("is damaged ({e})"), fix))?;
+            .map_err(|e| Error::input(manifest_path.display(), format!("is damaged ({e})"), FIX))?;
         if !(1..=FORMAT).contains(&manifest.format) {
             return Err(Error::input(
                 manifest_path.display(),
@@ -44,20 +54,34 @@ impl Manifest {
                 "Resume with the version of rlvr that wrote it",
             ));
         }
-        let manifest = if manifest.format > 1 || manifest.seal.is_some() {
-            let seal = manifest.seal.clone();
-            let manifest = manifest.sealed()?;
-            if manifest.seal != seal {
+        if manifest.format == 1 && manifest.seal.is_none() {
+            return Ok(manifest);
+        }
+        let seal = manifest.seal.clone();
+        let manifest = manifest.sealed()?;
+        match manifest.seal == seal {
+            true => Ok(manifest),
+            false => {
                 let problem = "is damaged (it has changed since it was written)";
-                return Err(Error::input(manifest_path.display(), problem, fix));
+                Err(Error::input(manifest_path.display(), problem, FIX))
             }
-            manifest
-        } else {
-            manifest
-        };
+        }
+    }
+
+    pub(super) fn contents(self, path: &Path) -> Contents {
+        let files = self.files.into_iter().map(|file| (file.path, file.bytes, file.sha256)).collect();
+        Contents { metrics_bytes: self.metrics_bytes, manifest: path.join(MANIFEST), files }
+    }
+
+    /// Reads the checkpoint in the folder `path` through.
+    ///
+    /// # Errors
+    /// The first file that is missing, truncated or changed.
+    pub(super) fn verify(path: &Path) -> Result<Self> {
+        let manifest = Self::read(path)?;
         for entry in &manifest.files {
             let file = path.join(&entry.path);
-            let wrong = |problem: String| Err(Error::input(file.display(), problem, fix));
+            let wrong = |problem: String| Err(Error::input(file.display(), problem, FIX));
             let is_inside = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
             if !is_inside(Path::new(&entry.path)) {
                 return wrong("is named by the manifest and lies elsewhere".into());

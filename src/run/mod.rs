@@ -8,9 +8,9 @@ mod manifest;
 mod samples;
 
 pub use cadence::Cadence;
-pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, link_file, link_folder};
-pub use directory::RunDirectory;
-pub use manifest::{hex, sha256};
+pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, condemned, link_file, link_folder};
+pub use directory::{RunDirectory, companions, metrics_file};
+pub use manifest::{Contents, hex, sha256};
 pub use samples::{SampleFiles, prompts_file};
 
 use std::fs::File;

@@ -11,6 +11,7 @@ use super::meter::Meter;
 use super::stages::{Record, Training};
 use super::state::{self, Cursor};
 use crate::config::{ActivationMemory, Config, Stage, keys_of};
+use crate::disk;
 use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::hub::{self, Parts, Progress};
@@ -244,8 +245,12 @@ pub fn resume(
 
 /// Whether a run has its final model and no stage left.
 pub fn is_done(run: &RunDirectory, config: &Config) -> Result<bool> {
-    let newest = Checkpoint::newest(run)?.map(|path| state::read_cursor(&path)).transpose()?;
-    Ok(run.model().is_dir() && newest.is_none_or(|cursor| cursor.stage >= config.stages.len()))
+    // Of a newest checkpoint that is half there nothing is known: an older one counts.
+    let stage = |path: PathBuf| state::read_cursor(&path).map_or(0, |cursor| cursor.stage);
+    let newest = Checkpoint::newest(run)?.map(stage);
+    // Where a folder gets its name file by file, it has it before it is whole.
+    let is_made = run.model().is_dir() && !disk::aside(&run.model()).exists();
+    Ok(is_made && newest.is_none_or(|stage| stage >= config.stages.len()))
 }
 
 /// Holds the config that a run is asked for with against its own, `recorded`: where it is, and how it is gone on with, may differ.

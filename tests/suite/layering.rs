@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 7] = [
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["formats"],
-    &["rollout", "algo", "optim", "run", "plan", "init"],
+    &["rollout", "algo", "optim", "run", "mirror", "plan", "init"],
     &["train", "eval", "ablate", "bench", "export", "report", "check"],
     &["main", "cli"],
 ];
@@ -21,6 +21,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("data", "text"),
     ("data", "task"),
     ("data", "hub"),
+    ("mirror", "run"),
     ("train", "eval"),
     ("train", "export"),
     ("bench", "train"),

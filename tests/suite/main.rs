@@ -46,9 +46,12 @@ mod layering;
 mod limits;
 mod lora;
 mod losses;
+mod mirror;
 mod missing_ids;
 mod mlflow;
 mod model_parity;
+#[cfg(target_os = "linux")]
+mod mounted_bucket;
 mod node_scripts;
 mod ops;
 mod policy;

@@ -4,99 +4,16 @@
 //! a step of a checkpoint's write. `RLVR_STOPS=50` tries that many of each kind instead of a few.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::runs::{rlvr, rows, stdout, text};
+use crate::support::runs::{rlvr, stdout, text};
 use crate::support::seed;
+use crate::support::small::{Draw, Small, left, said};
 
 const TERM: u32 = 15;
 const KILL: u32 = 9;
-
-/// A run of the small demo whose stops are looked for.
-struct Small {
-    sets: Vec<String>,
-}
-
-impl Small {
-    fn new(root: &Path, more: &[&str]) -> Self {
-        let small = [
-            "device=cpu",
-            "threads=2",
-            "data.synthetic.sft_rows=64",
-            "data.synthetic.grpo_rows=64",
-            "data.synthetic.valid_rows=8",
-            "sft.rows_per_step=4",
-            "sft.steps=4",
-            "grpo.steps=3",
-            "grpo.prompts_per_step=2",
-            "grpo.group_size=4",
-            "eval.every_steps=2",
-            "model.random.hidden_size=32",
-            "model.random.intermediate_size=48",
-            "model.random.attention_heads=2",
-            "model.random.key_value_heads=1",
-        ];
-        let root = format!("run.root={}", root.display());
-        let sets = small.iter().chain(more).copied().chain([root.as_str()]).map(String::from).collect();
-        Self { sets }
-    }
-
-    /// `rlvr train demo --resume auto`, with a signal at a visit.
-    fn train(&self, name: &str, signal: Option<(u32, u64)>) -> Output {
-        self.command(name, signal).output().unwrap()
-    }
-
-    fn command(&self, name: &str, signal: Option<(u32, u64)>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
-        command.args(["train", "demo", "--resume", "auto", "--set", &format!("run.name={name}")]);
-        for set in &self.sets {
-            command.args(["--set", set]);
-        }
-        if let Some((signal, visit)) = signal {
-            command.env("RLVR_SIGNAL_AT", format!("{signal}:{visit}"));
-        }
-        command
-    }
-
-    /// Visits of a whole run, which it makes.
-    fn visits(&self, name: &str) -> u64 {
-        let output = self.train(name, Some((0, 0)));
-        let said = said(&output);
-        assert!(output.status.success(), "{said}");
-        let line = said.lines().find_map(|line| line.strip_prefix("visits: ")).unwrap();
-        line.parse().unwrap()
-    }
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// What a run leaves that is no matter of time.
-fn left(run: &Path) -> (Vec<Value>, Vec<(PathBuf, Vec<u8>)>) {
-    let mut metrics = rows(&run.join("metrics.jsonl"));
-    for event in &mut metrics {
-        event.as_object_mut().unwrap().retain(|key, _| {
-            !(key.starts_with("time/")
-                || key.starts_with("memory/")
-                || matches!(key.as_str(), "step_time" | "tokens_per_second"))
-        });
-    }
-    let mut files = Vec::new();
-    for folder in ["model", "model-last", "adapter", "samples"] {
-        let Ok(entries) = std::fs::read_dir(run.join(folder)) else { continue };
-        for path in entries.map(|entry| entry.unwrap().path()) {
-            // The config of an adapter names a folder of its own run.
-            if !path.ends_with("adapter_config.json") {
-                files.push((path.strip_prefix(run).unwrap().into(), std::fs::read(&path).unwrap()));
-            }
-        }
-    }
-    files.sort();
-    (metrics, files)
-}
 
 /// The steps that are in the metrics of a run.
 fn steps(run: &Path) -> usize {
@@ -108,14 +25,13 @@ fn steps(run: &Path) -> usize {
 fn broken_runs_are_as_unbroken(small: &Small, root: &Path, signal: u32, times: u64) {
     let visits = small.visits("whole");
     let want = left(&root.join("whole"));
-    let mut draw = seed::of_test();
+    let mut draw = Draw(seed::of_test());
     let mut broken = 0;
     while broken < times {
         let run = root.join("broken");
         let _ = std::fs::remove_dir_all(&run);
         loop {
-            draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let at = 1 + (draw >> 33) % visits;
+            let at = 1 + draw.below(visits);
             let before = steps(&run);
             let output = small.train("broken", Some((signal, at)));
             let said = said(&output);

@@ -5,6 +5,7 @@ pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod entries;
+pub mod fault_proxy;
 pub mod golden;
 pub mod hub_place;
 pub mod hub_server;
@@ -13,10 +14,13 @@ pub mod models;
 pub mod parity_fixture;
 pub mod room;
 pub mod runs;
+pub mod s3_server;
 pub mod seed;
 pub mod shim;
+pub mod small;
 pub mod source;
 pub mod tensors;
+pub mod wire;
 
 use std::path::Path;
 
