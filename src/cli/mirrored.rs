@@ -58,8 +58,7 @@ pub(super) fn bring(mirror: &mut Option<Mirror>, run: &RunDirectory) -> Result<V
 
 /// The config of a run that is in its mirror and not here.
 pub(super) fn bring_config(mirror: &Option<Mirror>, run: &RunDirectory) -> Result<()> {
-    let text = mirror.as_ref().map(Mirror::config).transpose()?.flatten();
-    Ok(text.map_or(Ok(()), |text| run.write_config(&text))?)
+    Ok(mirror.as_ref().map_or(Ok(()), |mirror| mirror.bring_config(run))?)
 }
 
 /// Copies what the mirror lacks of a run that is done here.

@@ -13,6 +13,9 @@ use crate::stop;
 
 type Answer<T> = std::result::Result<T, Fault>;
 
+/// Of a request, and of an answer that is not what it should be.
+const TRIES: u32 = 4;
+
 /// Why a snapshot is none to go on from.
 pub(super) enum Unfit {
     /// An object is missing or is not what it was.
@@ -63,7 +66,7 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-fn bring(store: &Store, file: &Entry, path: &Path) -> std::result::Result<(), Unfit> {
+pub(super) fn bring(store: &Store, file: &Entry, path: &Path) -> std::result::Result<(), Unfit> {
     let is_there = std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == file.bytes);
     if is_there && sha256(path)? == file.sha256 {
         return Ok(());
@@ -82,9 +85,11 @@ fn bring(store: &Store, file: &Entry, path: &Path) -> std::result::Result<(), Un
         })
     };
     let mut got = patiently(&mut once);
-    if got.as_ref().is_ok_and(|digest| *digest != file.sha256) {
+    for _ in 1..TRIES {
         // What came may be wrong, and not what is there.
-        got = patiently(&mut once);
+        if got.as_ref().is_ok_and(|digest| *digest != file.sha256) {
+            got = patiently(&mut once);
+        }
     }
     let done = match got {
         Ok(digest) if digest == file.sha256 => finish(&made, &aside, path).map_err(Unfit::Failed),
@@ -108,7 +113,7 @@ fn finish(made: &File, aside: &Path, path: &Path) -> Result<()> {
 /// Asks again after a fault that may pass: a few times, for nothing goes on without the answer.
 pub(super) fn patiently<T>(mut ask: impl FnMut() -> Answer<T>) -> Answer<T> {
     let mut pause = std::time::Duration::from_millis(250);
-    for _ in 0..3 {
+    for _ in 1..TRIES {
         match ask() {
             Err(Fault::Passing(_)) if !stop::is_asked() => std::thread::sleep(pause),
             other => return other,

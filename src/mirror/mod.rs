@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use self::copy::{Copier, DONE, Desk};
 use self::faults::Fault;
-use self::fetch::{Unfit, fetch, patiently};
+use self::fetch::{Unfit, bring, fetch, patiently};
 use self::lease::Lease;
 pub use self::place::Place;
 use self::snapshot::{Name, SNAPSHOTS, Snapshot, key, name};
@@ -37,6 +37,7 @@ use self::store::Store;
 use self::work::{Job, at_the_end};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::hub::RUN_CONFIG;
 use crate::observe::{Event, Sink};
 use crate::run::{Checkpoint, RunDirectory, condemned};
 use crate::stop;
@@ -113,15 +114,19 @@ impl Mirror {
         self.says_done.then(|| format!("{}/model", self.place()))
     }
 
-    /// The run's own config, of its newest snapshot.
-    pub fn config(&self) -> Result<Option<String>> {
+    /// Brings the run's own config, as its newest snapshot has it.
+    pub fn bring_config(&self, run: &RunDirectory) -> Result<()> {
         let newest = self.snapshots.values().rev().flatten().next();
-        let file =
-            newest.and_then(|newest| newest.files.iter().find(|file| file.path == crate::hub::RUN_CONFIG));
-        let Some(file) = file else { return Ok(None) };
-        let found =
-            patiently(|| self.store.get(&file.object)).map_err(|fault| fault.at_start(self.place()))?;
-        Ok(Some(String::from_utf8_lossy(&found.bytes).into_owned()))
+        let named = newest.and_then(|newest| newest.files.iter().find(|file| file.path == RUN_CONFIG));
+        match named.map(|file| bring(&self.store, file, &run.config())) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(Unfit::Failed(error))) => Err(error),
+            Some(Err(Unfit::Damaged(problem))) => Err(Error::input(
+                self.place(),
+                problem,
+                "Remove the run there to make it again, or give another run.name",
+            )),
+        }
     }
 
     /// Brings the newest whole checkpoint that is further than those on this disk, and what the run has beside it.
@@ -177,7 +182,7 @@ impl Mirror {
     pub fn follow(&mut self, run: &RunDirectory, newest: Option<&Checkpoint>) -> Result<Follower> {
         let objects = self.snapshots.values().flatten().flat_map(|snapshot| &snapshot.files);
         let copier = Copier {
-            store: Store::open(self.place())?,
+            store: Store::open(self.place())?.counted(&self.desk.moved),
             lease: Arc::clone(&self.lease),
             desk: Arc::clone(&self.desk),
             keep: self.keep,

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
@@ -40,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Store {
     place: Place,
     inner: Inner,
+    /// Counts the parts that were uploaded.
+    moved: Arc<AtomicU64>,
 }
 
 enum Inner {
@@ -108,7 +111,11 @@ impl Store {
             }
             let path = &place.prefix;
             std::fs::create_dir_all(path).map_err(Error::io(path, "create the mirror's folder"))?;
-            return Ok(Self { place: place.clone(), inner: Inner::Folder(Folder(path.into())) });
+            return Ok(Self {
+                place: place.clone(),
+                inner: Inner::Folder(Folder(path.into())),
+                moved: Arc::default(),
+            });
         }
         let wire = Connector::new(seconds_of("RLVR_MIRROR_TIMEOUT", PATIENCE))?;
         let refused = |error: &dyn std::fmt::Display| {
@@ -122,7 +129,16 @@ impl Store {
         let part = std::env::var("RLVR_MIRROR_PART").ok().and_then(|text| text.parse().ok());
         let part = part.filter(|part| *part > 0).unwrap_or(PART);
         let inner = Inner::Objects(Objects { store, base, runtime, place: place.clone(), part });
-        Ok(Self { place: place.clone(), inner })
+        Ok(Self { place: place.clone(), inner, moved: Arc::default() })
+    }
+
+    /// The same, with the parts that it uploads counted by `moved`.
+    pub(super) fn counted(self, moved: &Arc<AtomicU64>) -> Self {
+        Self { moved: Arc::clone(moved), ..self }
+    }
+
+    fn moved(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn place(&self) -> &Place {
@@ -226,7 +242,12 @@ impl Store {
             Ok(part)
         };
         match &self.inner {
-            Inner::Objects(objects) if bytes > objects.part => objects.upload(key, bytes, &mut read, may)?,
+            Inner::Objects(objects) if bytes > objects.part => {
+                objects.upload(key, bytes, &mut read, &|is_done| {
+                    is_done.then(|| self.moved());
+                    may()
+                })?;
+            }
             Inner::Objects(_) => {
                 let all = read(bytes)?;
                 may()?;
@@ -243,6 +264,7 @@ impl Store {
                 Ok(())
             })?,
         }
+        self.moved();
         Ok(hex(&hash.finalize()))
     }
 
@@ -310,20 +332,20 @@ impl Objects {
         key.split('/').fold(self.base.clone(), |path, part| path.join(part))
     }
 
-    /// In parts that `read` gives.
+    /// In parts that `read` gives. `may` hears whether some have been uploaded.
     fn upload(
         &self,
         key: &str,
         bytes: u64,
         read: &mut dyn FnMut(u64) -> Answer<Vec<u8>>,
-        may: May,
+        may: &dyn Fn(bool) -> Answer<()>,
     ) -> Answer<()> {
         let part = bytes.div_ceil(MOST_PARTS).max(self.part);
-        may()?;
+        may(false)?;
         let path = self.path(key);
         let mut upload = self.wait(self.store.put_multipart(&path))?;
         let mut copy = || {
-            let mut left = bytes;
+            let (mut left, first) = (bytes, bytes.min(part * AT_ONCE as u64));
             while left > 0 {
                 let mut sent = Vec::new();
                 while left > 0 && sent.len() < AT_ONCE {
@@ -331,10 +353,10 @@ impl Objects {
                     sent.push(upload.put_part(PutPayload::from(read(most)?)));
                     left -= most;
                 }
-                may()?;
+                may(left < bytes - first)?;
                 self.wait(together(sent))?;
             }
-            may()?;
+            may(true)?;
             self.wait(upload.complete()).map(|_| ())
         };
         // Parts that nobody completes are not seen, and cost until they are removed.
