@@ -16,6 +16,8 @@ pub(super) enum Fault {
     Passing(String),
     /// Stays until somebody does something.
     Refused { what: String, fix: String },
+    /// The disk of this machine has no room left.
+    Full,
     /// On this side: a file that cannot be read or written, a wish to stop, a lease that is lost.
     Here(String),
 }
@@ -25,6 +27,7 @@ impl fmt::Display for Fault {
         match self {
             Self::Missing => f.write_str("has no such object"),
             Self::Changed => f.write_str("was written by another at the same time"),
+            Self::Full => f.write_str("the disk here is full"),
             Self::Passing(what) | Self::Here(what) | Self::Refused { what, .. } => f.write_str(what),
         }
     }
@@ -63,7 +66,7 @@ impl Fault {
     pub(super) fn at_start(self, place: &Place) -> Error {
         match self {
             Self::Refused { what, fix } => Error::input(place, what, fix),
-            Self::Missing | Self::Changed | Self::Passing(_) | Self::Here(_) => Error::Io {
+            _ => Error::Io {
                 path: place.to_string().into(),
                 action: "reach the run's mirror",
                 source: std::io::Error::other(self.to_string()),

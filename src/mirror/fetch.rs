@@ -100,6 +100,9 @@ pub(super) fn bring(store: &Store, file: &Entry, path: &Path) -> std::result::Re
         ))),
         Err(Fault::Missing) => Err(Unfit::Damaged(format!("{} ({}) is missing", place(), file.path))),
         Err(_) if stop::is_asked() => Err(Unfit::Failed(Error::Stopped)),
+        Err(Fault::Full) => {
+            Err(Unfit::Failed(Error::io(path, "write")(std::io::ErrorKind::StorageFull.into())))
+        }
         Err(Fault::Here(what)) => Err(Unfit::Failed(Error::io(path, "write")(std::io::Error::other(what)))),
         Err(fault) => Err(Unfit::Failed(fault.at_start(store.place()))),
     };

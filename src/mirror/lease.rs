@@ -103,7 +103,7 @@ impl Lease {
             ended.state().ended = true;
             ended.changed.notify_all();
         });
-        thread.map_err(|error| Error::Compute(error.into()))?;
+        thread.map_err(Error::io("the mirror", "start a thread"))?;
         Ok(Self { generation, shared })
     }
 
@@ -264,7 +264,8 @@ fn host() -> String {
 
 fn token() -> Result<String> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Error::Compute(error.into()))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::io("the mirror", "draw a name")(std::io::Error::other(e)))?;
     Ok(crate::run::hex(&bytes))
 }
 

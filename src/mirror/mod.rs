@@ -199,7 +199,7 @@ impl Mirror {
             follower.copy(newest.step, &newest.path)?;
         }
         let thread = std::thread::Builder::new().name("mirror".into()).spawn(move || copier.work());
-        thread.map_err(|error| Error::Compute(error.into()))?;
+        thread.map_err(Error::io("the mirror", "start a thread"))?;
         self.copies = true;
         Ok(follower)
     }

@@ -1,7 +1,7 @@
 //! Objects of a store below a run's place: read and written whole, in parts where they are large, and on a condition.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -125,7 +125,7 @@ impl Store {
         let store = objects(place, wire).map_err(|error| refused(&error))?;
         let base = Path::parse(&place.prefix).map_err(|error| refused(&error))?;
         let runtime = Builder::new_current_thread().enable_time().build();
-        let runtime = runtime.map_err(|error| Error::Compute(error.into()))?;
+        let runtime = runtime.map_err(Error::io("the mirror", "start a thread"))?;
         let part = std::env::var("RLVR_MIRROR_PART").ok().and_then(|text| text.parse().ok());
         let part = part.filter(|part| *part > 0).unwrap_or(PART);
         let inner = Inner::Objects(Objects { store, base, runtime, place: place.clone(), part });
@@ -293,7 +293,10 @@ impl Store {
 }
 
 fn here(error: std::io::Error) -> Fault {
-    Fault::Here(error.to_string())
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Fault::Full,
+        _ => Fault::Here(error.to_string()),
+    }
 }
 
 fn objects(place: &Place, wire: Connector) -> object_store::Result<Arc<dyn ObjectStore>> {

@@ -251,6 +251,24 @@ fn a_mirror_out_of_reach_ends_the_start_and_does_not_end_a_run() {
     ends(&place.train("two", "a", None), 0, "done already: s3://bucket/p-reach/a/model");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_while_a_run_is_fetched_leaves_one_to_go_on_with() {
+    let Some(shim) = crate::support::preload::preload("full_disk") else { return };
+    let place = Place::new("p-full", &[]);
+    let (want, visits) = place.unbroken();
+    ends(&place.train("one", "a", Some((15, visits * 2 / 3))), 75, "stopped: ");
+    let mut draw = Draw(seed::of_test());
+    for _ in 0..3 {
+        let mut command = place.command("two", "a", None);
+        command.env("LD_PRELOAD", &shim).env("RLVR_DISK_BYTES", (2_000 + draw.below(60_000)).to_string());
+        ends(&command.output().unwrap(), 1, "Free some disk space");
+    }
+    ends(&place.train("two", "a", None), 0, "goes on from there");
+    place.is_as("two", "a", &want);
+    let _ = std::fs::remove_file(shim);
+}
+
 #[test]
 fn a_folder_is_a_mirror_as_well() {
     let root = tempfile::tempdir().unwrap();

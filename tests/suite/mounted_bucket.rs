@@ -1,31 +1,13 @@
-//! A run directory where a rename is no single act, as on a mounted bucket (`tests/doubles/broken-rename`): killed in the middle of one, the
+//! A run directory where a rename is no single act, as on a mounted bucket (`tests/doubles/preload/rename.c`): killed in the middle of one, the
 //! run goes on, and ends as an unbroken one.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use crate::support::preload::preload;
 use crate::support::seed;
 use crate::support::small::{Draw, Small, left, said};
 
-/// `None`, said on stderr, where there is no C compiler.
-fn shim() -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doubles/broken-rename/rename.c");
-    let made =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("broken-rename-{}.so", std::process::id()));
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    let Ok(compiled) =
-        Command::new(&compiler).args(["-shared", "-fPIC", "-O1", "-o"]).arg(&made).arg(source).status()
-    else {
-        eprintln!("left out: no C compiler ({compiler})");
-        return None;
-    };
-    assert!(compiled.success());
-    Some(made)
-}
-
 #[test]
 fn a_run_killed_within_a_rename_that_copies_goes_on_bit_for_bit() {
-    let Some(shim) = shim() else { return };
+    let Some(shim) = preload("rename") else { return };
     let times: u64 = std::env::var("RLVR_STOPS").map_or(6, |text| text.parse().unwrap());
     let root = tempfile::tempdir().unwrap();
     let small = Small::new(root.path(), &["checkpoint.every_steps=1", "grpo.reference_sync_steps=2"]);

@@ -12,6 +12,7 @@ pub mod hub_server;
 pub mod losses;
 pub mod models;
 pub mod parity_fixture;
+pub mod preload;
 pub mod room;
 pub mod runs;
 pub mod s3_server;
