@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SAID_AFTER: u32 = 3;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Says in the run's folder which run of the server it is.
-const NOTE: &str = "mlflow.json";
+pub const NOTE: &str = "mlflow.json";
 
 /// The sink behind `run.mlflow`.
 pub struct MlFlow {

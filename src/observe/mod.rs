@@ -19,7 +19,7 @@ pub use event::{
 };
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
-pub use mlflow::MlFlow;
+pub use mlflow::{MlFlow, NOTE as MLFLOW_NOTE};
 pub use printable::printable;
 pub use progress::{Progress, WorkDisplay};
 pub use status::Status;

@@ -8,7 +8,7 @@ use super::replace_file;
 use crate::disk;
 use crate::error::{Error, Result};
 use crate::hub::{RUN_CONFIG as CONFIG, RUN_MODEL};
-use crate::observe::EVENTS_FILE;
+use crate::observe::{EVENTS_FILE, MLFLOW_NOTE};
 
 const LOCK: &str = "lock";
 
@@ -191,8 +191,8 @@ pub fn companions(run: &Path) -> Result<Vec<PathBuf>> {
     let mut files = vec![run.join(CONFIG)];
     let metrics = metrics_file(run);
     files.extend(metrics.is_file().then_some(metrics));
-    let events = run.join(EVENTS_FILE);
-    files.extend(events.is_file().then_some(events));
+    let beside = [EVENTS_FILE, MLFLOW_NOTE].map(|name| run.join(name));
+    files.extend(beside.into_iter().filter(|path| path.is_file()));
     let mut folders: Vec<PathBuf> = COMPANIONS.map(|name| run.join(name)).into();
     while let Some(folder) = folders.pop() {
         for path in if folder.is_dir() { disk::entries(&folder)? } else { Vec::new() } {
