@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 use toml::Table;
 
-use super::range::Range;
+use super::range::{self, Outside, Range};
 use super::schema;
 use crate::error::{Error, Result};
 
@@ -64,35 +64,14 @@ pub fn range(path: &str) -> Option<Range> {
 /// # Errors
 /// A number of the table, or of a list in it, lies outside of its key's range.
 pub(super) fn check(table: &Table) -> Result<()> {
-    for key in all() {
-        let (Some(range), Some(value)) = (key.range, at(table, &key.path)) else { continue };
-        refuse_outside(key, range, value)?;
-    }
-    Ok(())
-}
-
-fn refuse_outside(key: &Key, range: Range, value: &toml::Value) -> Result<()> {
-    let number = match value {
-        toml::Value::Integer(whole) => *whole as f64,
-        toml::Value::Float(number) => *number,
-        toml::Value::Array(list) => {
-            return list.iter().try_for_each(|value| refuse_outside(key, range, value));
-        }
-        _ => return Ok(()),
-    };
-    match range.contains(number) {
-        true => Ok(()),
-        false => {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(schema::config);
+    match range::outside(&SCHEMA, &toml::Value::Table(table.clone())) {
+        None => Ok(()),
+        Some(Outside { path, value, range }) => {
             let why = "docs/config-reference.md states this range";
-            Err(Error::config(&key.path, written(value), format!("from {range}"), why))
+            Err(Error::config(&path, written(&value), format!("from {range}"), why))
         }
     }
-}
-
-fn at<'a>(table: &'a Table, path: &str) -> Option<&'a toml::Value> {
-    let mut parts = path.split('.');
-    let first = table.get(parts.next()?)?;
-    parts.try_fold(first, |value, part| value.get(part))
 }
 
 /// Sections of the object that `schema` describes.

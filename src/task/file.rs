@@ -11,6 +11,7 @@ use super::outcome::ExtraReward;
 use super::paper::PaperSection;
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
 use super::{Gold, LabelId, Messages, NamedReward, Outcome, Reward, Target, Task, shorten};
+use crate::config::range::{Outside, outside};
 use crate::config::schema;
 use crate::error::{Error, Result};
 use crate::types::{FinishReason, Trusted};
@@ -28,6 +29,7 @@ pub(super) struct TaskFile {
     truncated: Truncated,
     /// How often an evaluation asks again where an answer is malformed (temperature above 0).
     #[serde(default)]
+    #[schemars(range(max = 1000))]
     retries: u32,
     /// Path to true or false: whether the row's attack went through without a guard.
     attack_succeeded: Option<String>,
@@ -160,8 +162,11 @@ pub(super) fn schema() -> serde_json::Value {
 
 /// `place` is what errors call the file.
 pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
-    let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
     let check = Check { place };
+    if let Ok(table) = toml::from_str(text) {
+        check.numbers(&table)?;
+    }
+    let file: TaskFile = toml::from_str(text).map_err(|e| toml_error(text, place, &e))?;
     if file.name.trim().is_empty() {
         return Err(check.at("name", "the name is empty", "Name the task, for example `name = \"riskcue\"`"));
     }
@@ -407,15 +412,17 @@ impl Check<'_> {
         Ok(Rule { regex, label: rule_label, take, paper })
     }
 
-    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
-        let weight = [("weight", named.weight)];
-        let entries = named.reward.entries();
-        for (name, value) in weight.into_iter().chain(entries) {
-            if !value.is_finite() {
-                let key = format!("{key}.{name}");
-                return Err(self.at(&key, format!("{value} is not a finite number"), "Give a finite number"));
+    fn numbers(&self, table: &toml::Table) -> Result<()> {
+        match outside(&schema(), &toml::Value::Table(table.clone())) {
+            None => Ok(()),
+            Some(Outside { path, value, range }) => {
+                Err(self.at(&path, format!("{value} is not from {range}"), "Give a number of that range"))
             }
         }
+    }
+
+    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
+        let entries = named.reward.entries();
         if entries.iter().all(|(_, value)| *value == entries[0].1) {
             let fix = "Give exact_positive and exact_negative more than the others";
             return Err(self.at(key, "all six rewards are equal, so nothing can be learned", fix));

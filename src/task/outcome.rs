@@ -47,16 +47,22 @@ impl Outcome {
 #[serde(default, deny_unknown_fields)]
 pub struct Reward {
     /// Gold positive, the same label in the answer.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub exact_positive: f32,
     /// Gold negative, and so is the answer.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub exact_negative: f32,
     /// Gold positive, another positive label in the answer.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub wrong_label: f32,
     /// Gold negative, any positive label in the answer.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub false_positive: f32,
     /// Gold positive, a negative answer.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub false_negative: f32,
     /// An answer that says nothing of the task, whatever the gold label is.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub malformed: f32,
 }
 
@@ -78,24 +84,31 @@ impl Default for Reward {
 #[serde(deny_unknown_fields)]
 pub(super) struct ExtraReward {
     /// What it counts in the sum.
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     weight: f32,
     /// Gold positive, the same label in the answer.
     #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     exact_positive: f32,
     /// Gold negative, and so is the answer.
     #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     exact_negative: f32,
     /// Gold positive, another positive label in the answer.
     #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     wrong_label: f32,
     /// Gold negative, any positive label in the answer.
     #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     false_positive: f32,
     /// Gold positive, a negative answer.
     #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     false_negative: f32,
     /// An answer that says nothing of the task, whatever the gold label is.
     #[serde(default)]
+    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     malformed: f32,
 }
 

@@ -1,6 +1,7 @@
 //! Every mistake in a task file names its key.
 
 use super::*;
+use crate::config::range::{self, Range};
 
 const GOOD: &str = r#"name = "guard"
 truncated = "judge"
@@ -94,7 +95,11 @@ fn every_mistake_names_file_key_and_fix() {
             "t.toml: verdict[0].regex: `unsafe (S\\d` does not compile: error: unclosed group",
         ),
         // Rewards.
-        ("malformed = 0\n", "malformed = nan\n", "t.toml: reward.malformed: NaN is not a finite number"),
+        (
+            "malformed = 0\n",
+            "malformed = nan\n",
+            "t.toml: reward.malformed: nan is not from -1000000 to 1000000",
+        ),
         (
             "malformed = 0\n",
             "malformed = 1\nwrong_label = 1\nfalse_positive = 1\nfalse_negative = 1\n",
@@ -108,6 +113,32 @@ fn every_mistake_names_file_key_and_fix() {
         let line = error.to_string();
         assert!(line.starts_with("t.toml") && line.contains(want) && !line.contains('\n'), "{want}\n{line}");
     }
+}
+
+#[test]
+fn every_number_has_a_range_and_what_lies_outside_is_named() {
+    let mut found = Vec::new();
+    range::numbers("", &schema(), &mut found);
+    assert!(found.len() > 12, "{found:?}");
+    let without: Vec<_> = found.iter().filter(|(_, schema)| Range::of(schema).is_none()).collect();
+    assert!(without.is_empty(), "write #[schemars(range(min = .., max = ..))] at: {without:?}");
+    for (add, says) in [
+        ("retries = 1001\n", "t.toml: retries: 1001 is not from 0 to 1000. "),
+        ("retries = -1\n", "t.toml: retries: -1 is not from 0 to 1000. "),
+        ("retries = 99999999999\n", "t.toml: retries: 99999999999 is not from 0 to 1000. "),
+    ] {
+        let error = parse(&format!("{add}{GOOD}"), "t.toml").unwrap_err();
+        assert!(error.is_input() && error.to_string().starts_with(says), "{error}");
+    }
+    assert!(parse(&format!("retries = 1000\n{GOOD}"), "t.toml").is_ok());
+    let extra =
+        |weight: &str| format!("{GOOD}\n[extra_rewards.form]\nweight = {weight}\nexact_positive = 1\n");
+    let refused = parse(&extra("-1e7"), "t.toml").unwrap_err().to_string();
+    assert!(
+        refused.contains("extra_rewards.form.weight: -10000000.0 is not from -1000000 to 1000000"),
+        "{refused}"
+    );
+    assert!(parse(&extra("-1e6"), "t.toml").is_ok());
 }
 
 #[test]
