@@ -33,6 +33,9 @@ pub enum Error {
     /// The user or the system asked for an end, and nothing of what was kept is lost.
     #[error("stopped")]
     Stopped,
+    /// The device that computes is gone, or what it computes is not to be trusted (exit code 75).
+    #[error("the device is lost: {problem}. Check it with nvidia-smi and dmesg, and go on with another one")]
+    DeviceLost { problem: String },
     /// A tensor operation failed: out of memory, a device fault, or a fault of ours.
     #[error("tensor operation failed: {0}")]
     Compute(Box<dyn std::error::Error + Send + Sync>),
@@ -119,6 +122,10 @@ impl Error {
         }
     }
 
+    pub fn is_lost_device(&self) -> bool {
+        matches!(self, Self::DeviceLost { .. })
+    }
+
     /// Whether the user's input is at fault (exit code 2) rather than the machine or the program (1).
     pub fn is_input(&self) -> bool {
         match self {
@@ -128,7 +135,7 @@ impl Error {
                 source.kind() == std::io::ErrorKind::NotFound
                     && (action.starts_with("read") || action.starts_with("open"))
             }
-            Self::Halted { .. } | Self::Stopped => false,
+            Self::Halted { .. } | Self::DeviceLost { .. } | Self::Stopped => false,
             Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
         }
     }

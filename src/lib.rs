@@ -53,6 +53,7 @@ pub mod run;
 pub mod stop;
 pub mod task;
 pub mod text;
+pub mod trail;
 pub mod train;
 pub mod types;
 

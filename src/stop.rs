@@ -77,6 +77,20 @@ pub fn visits() -> u64 {
     VISITS.load(Ordering::Relaxed)
 }
 
+/// How a process ends at once; see [`leave_by`].
+static LEAVE: OnceLock<fn(i32) -> !> = OnceLock::new();
+
+/// Sets what ends this process without waiting for any of its threads.
+pub fn leave_by(leave: fn(i32) -> !) {
+    let _ = LEAVE.set(leave);
+}
+
+/// Ends the process with [`EXIT_CODE`], whatever its other threads are at: one of them may hang in a driver.
+pub fn leave() -> ! {
+    let code = i32::from(EXIT_CODE);
+    LEAVE.get().map_or_else(|| std::process::exit(code), |leave| leave(code))
+}
+
 /// For tests: what happens at a visit, the first being 1. The first trap that is set counts.
 pub fn trap(visit: u64, spring: impl Fn() + Send + Sync + 'static) {
     let _ = TRAP.set(Trap { visit, spring: Box::new(spring) });

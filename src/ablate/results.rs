@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::config::Config;
 use crate::config::ablate::Arm;
 use crate::error::{Error, Result};
-use crate::observe::SampleRecord;
+use crate::observe::{SampleKind, SampleRecord};
+use crate::run::{SampleSet, sample_sets};
 
 /// A query of the evaluation: its line, and the seed where every seed has queries of its own.
 pub type Query = (Option<u64>, usize);
@@ -35,9 +36,7 @@ impl Outcome {
     pub fn read(run: &Path, arm: &Arm, config: &Config) -> Result<Self> {
         let path = run.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        let broken = |problem: String| {
-            Error::input(path.display(), problem, "Remove the run's folder; it is then made again")
-        };
+        let broken = |problem: String| Error::input(path.display(), problem, AGAIN);
         let mut outcome = Self { seed: config.seed, ..Self::default() };
         let mut evaluation: Option<Value> = None;
         let choice = config.eval.choice().filter(|_| !arm.stages.is_empty());
@@ -77,21 +76,29 @@ impl Outcome {
         let negative = evaluation["report"]["labels"][0].as_str().unwrap_or_default();
         let step = evaluation["step"].as_u64().unwrap_or(0);
         let stage = evaluation["stage"].as_str().unwrap_or_default();
-        let samples = run.join(format!("samples/{stage}-{step:06}-evaluation.jsonl"));
+        let samples = run.join("samples");
+        let is_it =
+            |set: &SampleSet| set.kind == SampleKind::Evaluation && set.stage == stage && set.step == step;
+        let set = sample_sets(&samples)?.into_iter().find(is_it).ok_or_else(|| {
+            let problem = format!("has no answers of the evaluation of {stage} {step}");
+            Error::input(samples.display(), problem, AGAIN)
+        })?;
         let own = config.data.synthetic.is_some().then_some(config.seed);
-        let right = read_right(&samples, negative)?;
+        let right = read_right(&set, negative)?;
         outcome.right = right.into_iter().map(|(line, right)| ((own, line), right)).collect();
         Ok(outcome)
     }
 }
 
-fn read_right(path: &Path, negative: &str) -> Result<BTreeMap<usize, f64>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+const AGAIN: &str = "Remove the run's folder; it is then made again";
+
+fn read_right(set: &SampleSet, negative: &str) -> Result<BTreeMap<usize, f64>> {
+    let text = set.read()?;
     let mut counts: BTreeMap<usize, (f64, f64)> = BTreeMap::new();
     for (i, line) in text.lines().enumerate() {
         let sample: SampleRecord = serde_json::from_str(line).map_err(|e| {
-            let place = format!("{}:{}", path.display(), i + 1);
-            Error::input(place, e, "Remove the run's folder; it is then made again")
+            let place = format!("{}, line {} of step {}", set.path().display(), i + 1, set.step);
+            Error::input(place, e, AGAIN)
         })?;
         let same_side = (sample.gold == negative) == (sample.verdict == negative);
         let right = sample.verdict != "malformed" && same_side;

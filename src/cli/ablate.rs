@@ -119,7 +119,7 @@ fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
                 &directory,
                 latest,
                 Vec::new(),
-                train::sinks(&folder, Some(kept), again()),
+                train::sinks(&fetched.config.run, &folder, Some(kept), again()),
             )?;
             return Ok(());
         }
@@ -131,7 +131,7 @@ fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
     }
     let create = || RunDirectory::create(&run.config.run.root, &run.arm.folder(run.seed));
     let Some(warm_up) = &run.warm_up else {
-        launch::start(&fetched, &create()?, train::sinks(&folder, None, again()))?;
+        launch::start(&fetched, &create()?, train::sinks(&fetched.config.run, &folder, None, again()))?;
         return Ok(());
     };
     finish(warm_up, may_exceed)?;
@@ -140,6 +140,12 @@ fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
     let directory = create()?;
     directory.write_config(&resolved)?;
     latest.checkpoint.hand_on(&RunDirectory::open_for_resume(&trained)?, &directory)?;
-    launch::resume(&fetched, &directory, latest, Vec::new(), train::sinks(&folder, None, again()))?;
+    launch::resume(
+        &fetched,
+        &directory,
+        latest,
+        Vec::new(),
+        train::sinks(&fetched.config.run, &folder, None, again()),
+    )?;
     Ok(())
 }

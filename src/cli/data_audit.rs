@@ -19,7 +19,7 @@ pub struct Args {
     /// A built-in task (riskcue, riskcue-verdict, demo, ...) or a task file.
     #[arg(long, default_value = "riskcue")]
     task: String,
-    /// Recorded answers to compare with, as for `rlvr eval`; also a file of a run's samples/.
+    /// Recorded answers to compare with, as for `rlvr eval`; also a file of a run's samples/: its last step, or with FILE@STEP that one.
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
     #[arg(long)]
@@ -69,6 +69,7 @@ fn write_audit(found: &Audit, out: &mut impl Write) -> std::io::Result<()> {
     found.without_answers.iter().try_for_each(|s| line(out, s))?;
     if let Some(recorded) = &found.recorded {
         writeln!(out)?;
+        found.note.iter().try_for_each(|text| writeln!(out, "{text}"))?;
         line(out, recorded)?;
     }
     writeln!(out)?;

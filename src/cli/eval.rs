@@ -184,6 +184,7 @@ fn show(args: &Args, found: &impl Serialize, text: impl Fn() -> String) -> Resul
 /// Answers from a file.
 fn recorded(args: &Args, task: &Task, file: &Path) -> Result<Summary> {
     let found = Predictions::load(task, file, args.group_by.as_deref())?;
+    found.of_steps(file).into_iter().for_each(|text| eprintln!("note: {text}"));
     for (line, why) in found.skipped.iter().take(SHOWN) {
         eprintln!("warning: {}:{line}: not counted: the conversation {why}", file.display());
     }

@@ -133,18 +133,20 @@ pub fn main() -> ExitCode {
         // Ours say all in one line; anyhow would repeat the cause.
         Some(ours) => {
             eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));
-            match last_words() {
-                // A run goes on once there is room.
-                Some(words) if ours.is_full_disk() => {
-                    eprintln!("{words}");
-                    ExitCode::from(crate::stop::EXIT_CODE)
-                }
-                _ => ExitCode::from(match ours {
-                    Error::Halted { .. } => crate::stop::EXIT_CODE,
-                    ours if ours.is_input() => 2,
-                    _ => 1,
-                }),
+            // A run goes on once there is room, or another device.
+            let resumable = ours.is_full_disk() || ours.is_lost_device();
+            let words = last_words().filter(|_| resumable);
+            words.iter().for_each(|words| eprintln!("{words}"));
+            if ours.is_lost_device() {
+                // What libraries do at the end of a process may wait for the device for ever.
+                crate::stop::leave();
             }
+            ExitCode::from(match ours {
+                Error::Halted { .. } => crate::stop::EXIT_CODE,
+                _ if words.is_some() => crate::stop::EXIT_CODE,
+                ours if ours.is_input() => 2,
+                _ => 1,
+            })
         }
         None => {
             // What the operating system says without a place is of standard output: errors of files name theirs.

@@ -1,5 +1,6 @@
 //! `rlvr train`: the stages of a config, or the rest of a run.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -7,11 +8,11 @@ use anyhow::Result;
 use super::dry_run;
 use super::hub::Bars;
 use super::mirrored;
-use super::stop::LastWords;
-use crate::config::{Config, Loaded, Resume};
+use super::stop::{LastWords, last_words};
+use crate::config::{Config, Loaded, Resume, RunConfig};
 use crate::error::Error;
 use crate::mirror::Mirror;
-use crate::observe::{Progress, Sinks};
+use crate::observe::{Alarm, Progress, Sinks, Watchdog};
 use crate::run::{Checkpoint, RunDirectory};
 use crate::stop;
 use crate::task::Task;
@@ -144,7 +145,7 @@ fn start_or_bring(config: Config, run: RunDirectory, args: &Args) -> Result<()> 
 
 /// A run from its first step.
 fn begin(fetched: &Fetched, run: &RunDirectory, mut mirror: Option<Mirror>) -> Result<()> {
-    let mut sinks = sinks(run.path(), None, again(run.path()));
+    let mut sinks = sinks(&fetched.config.run, run.path(), None, again(run.path()));
     if let Some(follower) = mirrored::follow(&mut mirror, run, None)? {
         sinks.add(follower);
     }
@@ -174,7 +175,7 @@ fn go_on(
     };
     warnings.extend(launch::edits(&latest.checkpoint, run)?);
     let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
-    let mut sinks = sinks(run.path(), Some(kept), again(run.path()));
+    let mut sinks = sinks(&fetched.config.run, run.path(), Some(kept), again(run.path()));
     if let Some(follower) = mirrored::follow(&mut mirror, run, Some(&latest.checkpoint))? {
         sinks.add(follower);
     }
@@ -182,13 +183,27 @@ fn go_on(
     mirrored::close(mirror, run, ended)
 }
 
-/// Who is told on the terminal. `kept`: the checkpoint that the run goes on from, and its steps; `again`: the command that goes on
+/// Who is told on the terminal, and who watches. `kept`: the checkpoint that the run goes on from, and its steps; `again`: the command that goes on
 /// with the run once more.
-pub(super) fn sinks(run: &Path, kept: Option<(PathBuf, u64)>, again: String) -> Sinks {
+pub(super) fn sinks(config: &RunConfig, run: &Path, kept: Option<(PathBuf, u64)>, again: String) -> Sinks {
     let mut sinks = Sinks::default();
     sinks.add(Progress::new());
     sinks.add(LastWords::of(run, kept, again));
+    sinks.add(Watchdog::start(config.stall(), sound));
     sinks
+}
+
+/// On the watchdog's thread. The run's own may hang, and could neither stop nor write a checkpoint.
+fn sound(alarm: Alarm) {
+    let mut out = std::io::stderr();
+    // Behind a bar that is drawn again and again; a terminal that is gone hears nothing.
+    let _ = match &alarm {
+        Alarm::Slow(text) => writeln!(out, "\nwarning: {text}"),
+        Alarm::Stalled(text) => writeln!(out, "\nerror: {text}\n{}", last_words().unwrap_or_default()),
+    };
+    if let Alarm::Stalled(_) = alarm {
+        stop::leave();
+    }
 }
 
 /// Finds the models and data that a config names, and says which came from the hub.

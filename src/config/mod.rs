@@ -24,6 +24,7 @@ mod suggest;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -155,6 +156,10 @@ pub struct RunConfig {
     /// End with exit code 75, to be resumed, where training diverges: a loss far above the stage's first, or a gradient or
     /// weight that is not finite. Else the former is warned of, and the latter ends with exit code 1.
     pub stop_on_divergence: bool,
+    /// Minutes without a sign of life (no op begun, no tensor read or written, nothing told) after which the run ends with exit code
+    /// 75, to be resumed from its last checkpoint. 0: it waits for ever.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub stall_minutes: f64,
     /// Steps of GRPO, from 1, that are written token by token to samples/: log-probs, advantage, slope.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(inner(range(max = 1_000_000_000)))]
@@ -209,6 +214,9 @@ pub struct CheckpointConfig {
     /// out to hold weights that training had broken.
     #[schemars(range(max = 1_000_000))]
     pub keep_last: usize,
+    /// Copy what a checkpoint holds to host memory, and write it while the next steps run. Where there is no room for the copy the run waits
+    /// until the checkpoint is written, and says so.
+    pub background: bool,
 }
 
 impl Default for Config {
@@ -243,6 +251,7 @@ impl Default for RunConfig {
             mirror_wait: 60.0,
             tensorboard: true,
             stop_on_divergence: false,
+            stall_minutes: 60.0,
             dump_steps: Vec::new(),
             status: None,
             mlflow: None,
@@ -266,6 +275,11 @@ impl CheckpointConfig {
 pub const MIRRORS: [&str; 4] = ["s3://", "gs://", "az://", "file:///"];
 
 impl RunConfig {
+    /// [`Self::stall_minutes`], where they count.
+    pub fn stall(&self) -> Option<Duration> {
+        (self.stall_minutes > 0.0).then(|| Duration::from_secs_f64(60.0 * self.stall_minutes))
+    }
+
     fn validate(&self) -> Result<()> {
         if let Some(mirror) = &self.mirror {
             let rest = MIRRORS.iter().find_map(|scheme| mirror.strip_prefix(scheme));
@@ -326,7 +340,7 @@ impl RunConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: 0, every_minutes: 10.0, keep_last: 1 }
+        Self { every_steps: 0, every_minutes: 10.0, keep_last: 1, background: true }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Recorded answers with their gold labels: JSONL rows, or the JSON files of MCP-RiskCue's repository.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -36,6 +36,8 @@ pub struct Predictions {
     pub skipped: Vec<(usize, String)>,
     /// Requests that failed, by line, and why: the model was not asked, so they are not counted either.
     pub failed: Vec<(usize, String)>,
+    /// Steps in a file of a run's samples/ that has several, in order, and the one that was read.
+    pub steps: Option<(Vec<u64>, u64)>,
 }
 
 impl Predictions {
@@ -48,7 +50,24 @@ impl Predictions {
     /// The file cannot be read; the first row that cannot be mapped, as `file:line`; no row is left.
     pub fn load(task: &Task, path: &Path, group_by: Option<&str>) -> Result<Self> {
         let mut all = Self::default();
-        for_each_row(path, |line, place, row| all.add(task, line, place, row, group_by))?;
+        let (path, wanted) = of_step(path);
+        // What can be read once only, a pipe, is no file of a run.
+        let steps = if path.is_file() { steps_in(&path)? } else { Vec::new() };
+        let chosen = match (wanted, steps.last()) {
+            (Some(step), _) if steps.contains(&step) => Some(step),
+            (Some(step), _) => {
+                let problem = format!("has no answers of step {step}");
+                let fix = format!("Choose one of {}", list(&steps));
+                return Err(Error::input(path.display(), problem, fix));
+            }
+            (None, last) => last.copied(),
+        };
+        for_each_row(&path, |line, place, row| match chosen.is_none() || step_of(row) == chosen {
+            true => all.add(task, line, place, row, group_by),
+            false => Ok(()),
+        })?;
+        let path = path.as_path();
+        all.steps = Some(steps).filter(|steps| steps.len() > 1).zip(chosen);
         all.merge_samples();
         if all.rows.is_empty() {
             let skipped = all
@@ -62,6 +81,17 @@ impl Predictions {
             return Err(Error::input(path.display(), problem, recorded::fix()));
         }
         Ok(all)
+    }
+
+    /// What there is to say of the steps that were not read.
+    pub fn of_steps(&self, path: &Path) -> Option<String> {
+        let (steps, chosen) = self.steps.as_ref()?;
+        let (path, _) = of_step(path);
+        let path = path.display();
+        Some(format!(
+            "{path} has answers of the steps {}: those of {chosen} are read ({path}@{chosen})",
+            list(steps)
+        ))
     }
 
     fn add(
@@ -120,6 +150,47 @@ impl Predictions {
             }
             same
         });
+    }
+}
+
+/// `FILE@50`: of the answers in a file of a run's samples/ those of step 50.
+fn of_step(path: &Path) -> (PathBuf, Option<u64>) {
+    let text = path.to_string_lossy();
+    match text.rsplit_once('@').map(|(file, step)| (PathBuf::from(file), step.parse())) {
+        Some((file, Ok(step))) if !path.exists() && file.is_file() => (file, Some(step)),
+        _ => (path.into(), None),
+    }
+}
+
+/// Of a line in a run's samples/.
+fn step_of(row: &Value) -> Option<u64> {
+    let is_sample =
+        ["line", "gold", "verdict", "reward", "completion"].iter().all(|key| row.get(key).is_some());
+    row.get("step").filter(|_| is_sample).and_then(Value::as_u64)
+}
+
+/// The steps in a file of a run's samples/, in the order of the file; none of another file.
+fn steps_in(path: &Path) -> Result<Vec<u64>> {
+    let mut steps = Vec::new();
+    let mut all = true;
+    for_each_row(path, |_, _, row| {
+        match step_of(row) {
+            Some(step) if steps.last() != Some(&step) => steps.push(step),
+            Some(_) => {}
+            None => all = false,
+        }
+        Ok(())
+    })?;
+    Ok(if all { steps } else { Vec::new() })
+}
+
+/// `1, 2, 3, ... 90`.
+fn list(steps: &[u64]) -> String {
+    let words: Vec<String> = steps.iter().map(u64::to_string).collect();
+    match words.as_slice() {
+        [] => "no step".into(),
+        [first @ .., last] if first.len() > 8 => format!("{}, ... {last}", first[..8].join(", ")),
+        few => few.join(", "),
     }
 }
 
@@ -223,6 +294,42 @@ mod tests {
         }
         talk.push(message("assistant", answer));
         json!({"server_path": "a.py", "history": talk, "security_type": labels})
+    }
+
+    #[test]
+    fn of_a_runs_samples_one_step_is_read_and_that_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("grpo-evaluation.jsonl");
+        let row = |step: Option<u64>, line: usize, completion: &str| {
+            let mut row = json!({
+                "line": line, "gold": "Safe", "verdict": "Safe", "reward": 1.0, "completion": completion,
+            });
+            step.map(|step| row.as_object_mut().unwrap().insert("step".into(), step.into()));
+            format!("{row}\n")
+        };
+        let rows = [(5, 1, "a"), (5, 2, "b"), (10, 1, "c"), (10, 1, "d"), (10, 2, "e")];
+        let text: String = rows.iter().map(|(step, line, text)| row(Some(*step), *line, text)).collect();
+        std::fs::write(&path, &text).unwrap();
+        let load =
+            |name: &str| Predictions::load(&Task::load("riskcue").unwrap(), &dir.path().join(name), None);
+        let texts = |found: &Predictions| -> Vec<Vec<String>> {
+            let of_row = |row: &Prediction| row.answers.iter().map(|answer| answer.text.clone()).collect();
+            found.rows.iter().map(of_row).collect()
+        };
+        let last = load("grpo-evaluation.jsonl").unwrap();
+        assert_eq!(texts(&last), [vec!["c", "d"], vec!["e"]]);
+        let says = last.of_steps(&path).unwrap();
+        assert!(says.contains("has answers of the steps 5, 10: those of 10 are read"), "{says}");
+        assert_eq!(texts(&load("grpo-evaluation.jsonl@5").unwrap()), [["a"], ["b"]]);
+        let refused = load("grpo-evaluation.jsonl@7").unwrap_err().to_string();
+        assert!(refused.contains("has no answers of step 7. Choose one of 5, 10"), "{refused}");
+        // An earlier version wrote a file a step; and whatever else has a `step` is read whole.
+        let old: String = (1..4).map(|line| row(None, line, "x")).collect();
+        std::fs::write(&path, old).unwrap();
+        let all = load("grpo-evaluation.jsonl").unwrap();
+        assert_eq!((all.rows.len(), all.of_steps(&path)), (3, None));
+        std::fs::write(&path, "{\"step\":1,\"gold\":\"Safe\",\"completion\":\"x\"}\n{\"step\":2,\"gold\":\"Safe\",\"completion\":\"y\"}\n").unwrap();
+        assert_eq!(load("grpo-evaluation.jsonl").unwrap().rows.len(), 2);
     }
 
     #[test]

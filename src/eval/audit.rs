@@ -31,6 +31,9 @@ pub struct Audit {
     /// The recorded answers, where there are some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded: Option<Strategy>,
+    /// Which of the recorded answers were read, where that was a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     pub warnings: Vec<String>,
 }
 
@@ -116,16 +119,19 @@ pub fn audit_files(task: &Task, data: &Path, predictions: Option<&Path>) -> Resu
     if golds.is_empty() {
         return Err(Error::input(data.display(), "has no rows", "Write one JSON object a line"));
     }
+    let mut note = None;
     let recorded = match predictions {
         None => None,
         Some(path) => {
-            let rows = Predictions::load(task, path, None)?.rows;
+            let found = Predictions::load(task, path, None)?;
+            note = found.of_steps(path);
+            let rows = found.rows;
             let texts = rows.iter().flat_map(|row| &row.answers).map(|answer| answer.text.clone());
             Some(judge_recorded(task, &rows).into_iter().zip(texts).collect::<Vec<_>>())
         }
     };
     let refusal = refusal.as_ref().map(|(text, label)| (text.as_str(), label.as_str()));
-    Ok(audit(task, &golds, refusal, recorded.as_deref()))
+    Ok(Audit { note, ..audit(task, &golds, refusal, recorded.as_deref()) })
 }
 
 /// Scores the strategies on rows with these gold labels, at least one. `refusal` is a well-formed positive answer and
@@ -165,6 +171,7 @@ pub fn audit(
     }
     warnings.extend(recorded.map(|answers| recorded_warnings(task, answers)).unwrap_or_default());
     Audit {
+        note: None,
         task: task.name().into(),
         rows: golds.len(),
         constant,

@@ -111,6 +111,13 @@ impl Adapter {
         Ok(Self { shape: self.shape.clone(), tensors })
     }
 
+    /// [`Self::deep_copy`] in host memory.
+    pub fn host_copy(&self) -> Result<Self> {
+        let copy = |(name, tensor): &(String, Tensor)| Ok((name.clone(), memory::host_copy(tensor)?));
+        let tensors = self.tensors.iter().map(copy).collect::<Result<_>>()?;
+        Ok(Self { shape: self.shape.clone(), tensors })
+    }
+
     /// One adapter that does what both do together: the As one below the other, the Bs side by side, alpha grown
     /// with the rank so that the scale stays. On the CPU.
     ///

@@ -22,6 +22,11 @@ pub enum Event {
         done: u64,
         before: u64,
     },
+    /// `step` of the stage begins, from 1.
+    StepStarted {
+        stage: String,
+        step: u64,
+    },
     /// Metric names are TRL's where it has one. Serialises flat: one JSON object with a key a metric.
     Step {
         stage: String,
@@ -39,6 +44,10 @@ pub enum Event {
     },
     /// How far something long is. Shown, kept nowhere.
     Work(Work),
+    /// What the run is at beside steps, where no `Work` says it: for those who watch from outside.
+    Phase {
+        what: String,
+    },
     /// Shown, and kept between the steps it came up at.
     Warning {
         text: String,
@@ -82,6 +91,10 @@ impl Event {
     /// [`Work::new`].
     pub fn work(what: String, unit: &'static str, done: usize, total: usize, start: Instant) -> Self {
         Self::Work(Work::new(what, unit, done, total, start))
+    }
+
+    pub fn phase(what: impl Into<String>) -> Self {
+        Self::Phase { what: what.into() }
     }
 }
 

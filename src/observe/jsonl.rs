@@ -1,21 +1,13 @@
 //! metrics.jsonl: a line for each step, each evaluation and each warning.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::growing::GrowingFile;
 use super::{Event, Sink};
 use crate::error::{Error, Result};
 
-/// Appends to a file, a whole line at a time, so that a reader or a kill never sees a part of one.
-pub struct JsonlSink {
-    path: PathBuf,
-    file: File,
-    /// Length of the file up to its last whole line.
-    whole_bytes: u64,
-    /// A write failed and may have left a part of a line.
-    torn: bool,
-}
+/// Each line is in the file when [`Sink::emit`] returns, unless the disk is full.
+pub struct JsonlSink(GrowingFile);
 
 impl JsonlSink {
     /// Starts a new file, or an empty one anew.
@@ -26,31 +18,7 @@ impl JsonlSink {
     /// Goes on after the first `keep_bytes` bytes, as many as the file had at the checkpoint resumed from
     /// (`Checkpoint::metrics_bytes`): lines of steps that will be made again are cut off.
     pub fn resume(path: impl AsRef<Path>, keep_bytes: u64) -> Result<Self> {
-        let path = path.as_ref().to_path_buf();
-        let mut options = File::options();
-        let file = options
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&path)
-            .map_err(Error::io(&path, "open the metrics file"))?;
-        let mut kept = Vec::new();
-        (&file).take(keep_bytes).read_to_end(&mut kept).map_err(Error::io(&path, "read the metrics file"))?;
-        // The file may be shorter than it was, after a crash of the whole machine, and end within a line.
-        let whole_bytes = kept.iter().rposition(|b| *b == b'\n').map_or(0, |end| end as u64 + 1);
-        file.set_len(whole_bytes).map_err(Error::io(&path, "write the metrics file"))?;
-        Ok(Self { path, file, whole_bytes, torn: false })
-    }
-
-    fn append(&mut self, line: &[u8]) -> std::io::Result<()> {
-        if self.torn {
-            self.file.set_len(self.whole_bytes)?;
-        }
-        self.torn = true;
-        self.file.write_all(line)?;
-        self.torn = false;
-        self.whole_bytes += line.len() as u64;
-        Ok(())
+        GrowingFile::open(path.as_ref(), keep_bytes).map(Self)
     }
 }
 
@@ -65,8 +33,11 @@ impl Sink for JsonlSink {
         }
         let mut line = serde_json::to_vec(event).map_err(|e| Error::Compute(e.into()))?;
         line.push(b'\n');
-        let path = self.path.clone();
-        self.append(&line).map_err(Error::io(path, "write the metrics file"))
+        self.0.append(&line)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.0.flush()
     }
 }
 
@@ -132,6 +103,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("missing/metrics.jsonl");
         let error = JsonlSink::create(&path).err().unwrap().to_string();
-        assert!(error.contains("missing/metrics.jsonl: cannot open the metrics file"), "{error}");
+        assert!(error.contains("missing/metrics.jsonl: cannot open:"), "{error}");
     }
 }

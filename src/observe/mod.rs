@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 mod event;
+mod growing;
 mod jsonl;
 pub mod machine;
 mod memory;
@@ -12,11 +13,13 @@ mod status;
 mod table;
 mod tensorboard;
 mod tfrecord;
+mod watchdog;
 mod work;
 
 pub use event::{
     Event, Metrics, PromptRecord, SampleKind, SampleRecord, TableRow, TokenRecord, TokenRecords,
 };
+pub use growing::GrowingFile;
 pub use jsonl::JsonlSink;
 pub use memory::peak_memory_gib;
 pub use mlflow::{MlFlow, NOTE as MLFLOW_NOTE};
@@ -25,6 +28,7 @@ pub use progress::{Progress, WorkDisplay};
 pub use status::Status;
 pub use table::results_table;
 pub use tensorboard::{EVENTS_FILE, TensorBoard};
+pub use watchdog::{Alarm, Watchdog};
 pub use work::Work;
 
 use crate::error::Result;
@@ -34,6 +38,10 @@ pub trait Sink {
     /// What a warning calls this sink.
     fn name(&self) -> &str;
     fn emit(&mut self, event: &Event) -> Result<()>;
+    /// Writes what a full disk made wait, of a sink that a resumed run reads.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// All sinks of a run. A sink that fails while training goes on is reported once, to all sinks; it is still
@@ -58,13 +66,18 @@ impl Sinks {
         for Entry { sink, failed } in &mut self.sinks {
             if let (Err(error), false) = (sink.emit(event), *failed) {
                 *failed = true;
-                warnings.push(format!("{} stops being complete, training goes on: {error}", sink.name()));
+                warnings.push(format!("{} cannot be written now, training goes on: {error}", sink.name()));
             }
         }
         for text in warnings {
             // A sink that fails on the warning as well has been reported already.
             self.emit(&Event::Warning { text });
         }
+    }
+
+    /// [`Sink::flush`] of each.
+    pub fn flush(&mut self) -> Result<()> {
+        self.sinks.iter_mut().try_for_each(|entry| entry.sink.flush())
     }
 
     pub fn warn(&mut self, text: impl Into<String>) {
@@ -120,7 +133,9 @@ mod tests {
         let notes = notes.borrow();
         assert_eq!(notes.len(), 3, "{notes:?}");
         assert_eq!(notes[0], r#"{"event":"step","stage":"sft","step":1}"#);
-        assert!(notes[1].starts_with("metrics.jsonl stops being complete") && notes[1].contains("Free some"));
+        assert!(
+            notes[1].starts_with("metrics.jsonl cannot be written now") && notes[1].contains("Free some")
+        );
         assert!(notes[2].contains(r#""step":2"#));
     }
 }

@@ -195,7 +195,9 @@ impl Sink for Progress {
             Event::Work(work) => self.work(work),
             Event::Warning { text } => self.line(&format!("warning: {text}")),
             Event::Note { text } => self.line(text),
-            Event::Checkpoint { .. }
+            Event::StepStarted { .. }
+            | Event::Phase { .. }
+            | Event::Checkpoint { .. }
             | Event::Samples { .. }
             | Event::Prompts { .. }
             | Event::Tokens { .. } => Ok(()),

@@ -24,7 +24,7 @@ const BEAT: Duration = Duration::from_secs(5);
 
 /// How far a run is.
 struct State {
-    /// "starting", a stage's name, what [`super::Work`] is at, "done".
+    /// "starting", a stage's name, what [`super::Work`] or [`Event::Phase`] is at, "done".
     phase: String,
     /// When the phase began, and when anything was last heard.
     since: Instant,
@@ -73,7 +73,9 @@ impl State {
                 self.enter(stage);
             }
             Event::Evaluation { metrics, .. } => self.metrics.extend(metrics.iter()),
+            Event::StepStarted { stage, .. } => self.enter(stage),
             Event::Work(work) => self.enter(&work.what),
+            Event::Phase { what } => self.enter(what),
             Event::Checkpoint { step, .. } => self.checkpoint = Some(*step),
             Event::Finished { .. } => self.enter("done"),
             _ => {}

@@ -12,16 +12,8 @@ use crate::ops::adamw::blockwise::BLOCK;
 /// best model, the final one. Metrics and samples are not counted.
 pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item> {
     let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
-    let (weights, adapter) = (sum.weights(), 4 * sum.adapter());
-    // What a checkpoint has of the weights: an adapter, and those merged before it.
-    let trained = match &config.lora {
-        None => weights,
-        Some(lora) if lora.stages == LoraStages::Fresh => adapter * config.stages.len() as u64,
-        Some(_) => adapter,
-    };
-    let within = config.checkpoint.every_steps > 0 || config.checkpoint.every_minutes > 0.0;
-    let state = config.optims().map(|(_, optim)| state(&sum, optim)).max().unwrap_or(0);
-    let checkpoint = trained + if within { state } else { 0 };
+    let (weights, adapter, trained) = (sum.weights(), 4 * sum.adapter(), trained(&sum));
+    let checkpoint = checkpoint(&sum);
     let kept = config.checkpoint.kept() as u64;
     let references = config.stages.iter().filter(|stage| match stage {
         Stage::Sft => false,
@@ -55,6 +47,28 @@ pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item>
     .filter(|(_, bytes)| *bytes > 0)
     .map(|(what, bytes)| Item { what, bytes })
     .collect()
+}
+
+/// Bytes of host memory that a copy of a checkpoint takes, where one is made to be written in the background.
+pub fn copied(model: &ModelConfig, config: &Config, target: Target) -> u64 {
+    let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
+    if config.checkpoint.background { checkpoint(&sum) } else { 0 }
+}
+
+fn checkpoint(sum: &Sum) -> u64 {
+    let within = sum.config.checkpoint.every_steps > 0 || sum.config.checkpoint.every_minutes > 0.0;
+    let state = sum.config.optims().map(|(_, optim)| state(sum, optim)).max().unwrap_or(0);
+    trained(sum) + if within { state } else { 0 }
+}
+
+/// What a checkpoint has of the weights: an adapter, and those merged before it.
+fn trained(sum: &Sum) -> u64 {
+    let adapter = 4 * sum.adapter();
+    match &sum.config.lora {
+        None => sum.weights(),
+        Some(lora) if lora.stages == LoraStages::Fresh => adapter * sum.config.stages.len() as u64,
+        Some(_) => adapter,
+    }
 }
 
 /// Of the optimiser in a checkpoint within a stage.

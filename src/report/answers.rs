@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::observe::{PromptRecord, SampleKind, SampleRecord};
-use crate::run::prompts_file;
+use crate::run::{SampleSet, prompts_file, sample_sets};
 
 /// Evaluations, and steps of rollouts, whose answers are read.
 const MOST_EVALUATIONS: usize = 20;
@@ -28,53 +28,28 @@ pub struct Answers {
     pub records: Vec<(SampleRecord, usize)>,
 }
 
-/// A sample file, by its name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampleFile {
-    pub path: PathBuf,
-    pub kind: SampleKind,
-    pub stage: String,
-    pub step: u64,
+/// As an evaluation is called.
+fn name(set: &SampleSet) -> String {
+    if set.step == 0 { set.stage.clone() } else { format!("{} {}", set.stage, set.step) }
 }
 
-impl SampleFile {
-    /// Of `<stage>-<step>-<kind>.jsonl`; None for any other file.
-    fn of(path: PathBuf) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.strip_suffix(".jsonl")?;
-        let mut parts = name.rsplitn(3, '-');
-        let (kind, step, stage) = (parts.next()?, parts.next()?, parts.next()?);
-        let kind = match kind {
-            "evaluation" => SampleKind::Evaluation,
-            "rollouts" => SampleKind::Rollouts,
-            _ => return None,
-        };
-        let (stage, step) = (stage.to_string(), step.parse().ok()?);
-        Some(Self { kind, stage, step, path })
-    }
-
-    /// As an evaluation is called.
-    pub fn name(&self) -> String {
-        if self.step == 0 { self.stage.clone() } else { format!("{} {}", self.stage, self.step) }
-    }
-
-    /// `None` where the file cannot be read. Lines that are cut or damaged are passed over.
-    fn read(&self, total: u64) -> Option<Answers> {
-        let text = std::fs::read_to_string(&self.path).ok()?;
-        let mut seen = BTreeMap::<usize, usize>::new();
-        let records: Vec<(SampleRecord, usize)> = text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<SampleRecord>(line).ok())
-            .map(|record| {
-                let sample = seen.entry(record.line).or_default();
-                *sample += 1;
-                let number = *sample - 1;
-                (record, number)
-            })
-            .collect();
-        let count = records.len();
-        let records = thinned(records, self.kind, MOST_ANSWERS);
-        Some(Answers { kind: self.kind, name: self.name(), total, count, records })
-    }
+/// `None` where the file cannot be read. Lines that are cut or damaged are passed over.
+fn answers(set: &SampleSet, total: u64) -> Option<Answers> {
+    let text = set.read().ok()?;
+    let mut seen = BTreeMap::<usize, usize>::new();
+    let records: Vec<(SampleRecord, usize)> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<SampleRecord>(line).ok())
+        .map(|record| {
+            let sample = seen.entry(record.line).or_default();
+            *sample += 1;
+            let number = *sample - 1;
+            (record, number)
+        })
+        .collect();
+    let count = records.len();
+    let records = thinned(records, set.kind, MOST_ANSWERS);
+    Some(Answers { kind: set.kind, name: name(set), total, count, records })
 }
 
 /// From all over the rows of an evaluation, the same ones in each; of rollouts the first, so that groups stay whole.
@@ -113,24 +88,23 @@ pub struct Found {
 impl Found {
     /// `total`: the step of the run at a stage's step. `must`: names of evaluations that are not left out.
     pub fn read(samples: &Path, total: impl Fn(&str, u64) -> u64, must: &[&str]) -> Self {
-        let entries = std::fs::read_dir(samples).into_iter().flatten().flatten();
-        let mut files: Vec<SampleFile> = entries.filter_map(|entry| SampleFile::of(entry.path())).collect();
-        files.sort_by_key(|file| (total(&file.stage, file.step), file.path.clone()));
+        let mut sets = sample_sets(samples).unwrap_or_default();
+        sets.sort_by_cached_key(|set| (total(&set.stage, set.step), set.path().to_path_buf()));
         let mut found = Self::default();
         for (kind, most, what) in [
             (SampleKind::Evaluation, MOST_EVALUATIONS, "evaluations"),
             (SampleKind::Rollouts, MOST_ROLLOUTS, "steps of rollouts"),
         ] {
-            let of_kind: Vec<&SampleFile> = files.iter().filter(|file| file.kind == kind).collect();
-            let stays = |file: &&SampleFile| {
-                kind == SampleKind::Evaluation && (file.step == 0 || must.contains(&file.name().as_str()))
+            let of_kind: Vec<&SampleSet> = sets.iter().filter(|set| set.kind == kind).collect();
+            let stays = |set: &&SampleSet| {
+                kind == SampleKind::Evaluation && (set.step == 0 || must.contains(&name(set).as_str()))
             };
             let kept = spread(&of_kind.iter().map(stays).collect::<Vec<_>>(), most);
             if kept.len() < of_kind.len() {
                 found.notes.push(format!("answers of {} of {} {what}", kept.len(), of_kind.len()));
             }
             let chosen = kept.into_iter().map(|i| of_kind[i]);
-            found.sets.extend(chosen.filter_map(|file| file.read(total(&file.stage, file.step))));
+            found.sets.extend(chosen.filter_map(|set| answers(set, total(&set.stage, set.step))));
             found.read_prompts(samples, kind);
         }
         found
@@ -180,17 +154,6 @@ pub fn outcome(sample: &SampleRecord, negative: &str) -> (&'static str, &'static
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_sample_file_is_known_by_its_name() {
-        let of = |name: &str| SampleFile::of(name.into()).map(|file| (file.name(), file.kind));
-        assert_eq!(of("s/grpo-000020-evaluation.jsonl"), Some(("grpo 20".into(), SampleKind::Evaluation)));
-        assert_eq!(of("vanilla-000000-evaluation.jsonl"), Some(("vanilla".into(), SampleKind::Evaluation)));
-        assert_eq!(of("grpo-000007-rollouts.jsonl"), Some(("grpo 7".into(), SampleKind::Rollouts)));
-        for other in ["grpo-000002-tokens.jsonl", "prompts-of-rollouts.jsonl", "grpo-x-rollouts.jsonl"] {
-            assert_eq!(of(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn what_must_stay_stays_and_the_rest_is_spread_to_the_last() {

@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn steps_and_minutes_make_a_checkpoint_due() {
         let due = |every_steps, every_minutes, steps, seconds| {
-            let config = CheckpointConfig { every_steps, every_minutes, keep_last: 1 };
+            let config = CheckpointConfig { every_steps, every_minutes, ..CheckpointConfig::default() };
             Cadence::from(&config).is_due(steps, Duration::from_secs(seconds))
         };
         assert!(due(3, 0.0, 6, 0) && !due(3, 0.0, 7, 1_000_000));

@@ -1,9 +1,9 @@
 //! Checkpoints that survive a kill at any instant: written aside, synced, renamed, and verified when read.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::manifest::{self, Contents, Manifest, sync_file};
+use super::manifest::{self, Contents, Lengths, Manifest, sync_file};
+use super::samples;
 use super::{RunDirectory, sync_folder};
 use crate::disk;
 use crate::error::{Error, Result};
@@ -22,6 +22,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Length of metrics.jsonl then; a resumed run cuts the file there. Bytes.
     pub metrics_bytes: u64,
+    /// Lengths of the growing files of samples/ then, which are cut too.
+    pub samples: Lengths,
 }
 
 /// The checkpoint to resume from.
@@ -34,14 +36,14 @@ pub struct Latest {
 
 impl Checkpoint {
     /// Writes `checkpoints/step-N`. `write_files` gets an empty directory to fill, folders included; nothing of
-    /// it is seen under the checkpoint's name before everything is on the disk. Emit the step's events before:
-    /// metrics.jsonl as it stands belongs to the checkpoint.
+    /// it is seen under the checkpoint's name before everything is on the disk. `logs`: as they were after the checkpoint's step.
     ///
     /// # Errors
     /// Those of `write_files`, or of the disk; nothing is left behind then.
     pub fn write(
         run: &RunDirectory,
         step: u64,
+        logs: &Logs,
         write_files: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Self> {
         let folder = run.checkpoints();
@@ -49,12 +51,13 @@ impl Checkpoint {
         let aside = folder.join(format!(".step-{step}{PARTIAL}"));
         let path = folder.join(format!("step-{step}"));
         std::fs::create_dir(&aside).map_err(Error::io(&aside, "create the checkpoint"))?;
-        let filled = metrics_bytes(run).and_then(|metrics_bytes| {
+        let filled = logs.sync(run).and_then(|()| {
+            let Logs { metrics_bytes, samples } = logs.clone();
             copy(&run.config(), &aside.join(CHECKPOINT_CONFIG))?;
             stop::visit();
             write_files(&aside)?;
             stop::visit();
-            manifest::seal(&aside, step, metrics_bytes)?;
+            manifest::seal(&aside, step, metrics_bytes, samples.clone())?;
             stop::visit();
             // One of the same step is as good until the new one has its name.
             move_away(&path, REPLACED)?;
@@ -62,7 +65,7 @@ impl Checkpoint {
             std::fs::rename(&aside, &path).map_err(Error::io(&path, "write the checkpoint"))?;
             sync_folder(&folder)?;
             stop::visit();
-            Ok(Self { step, path, metrics_bytes })
+            Ok(Self { step, path, metrics_bytes, samples })
         });
         // After a failure, too: half a checkpoint only takes room on a disk that may be full.
         let cleaned = remove_leftovers(&folder);
@@ -89,8 +92,8 @@ impl Checkpoint {
     /// # Errors
     /// The first file that is missing, truncated or changed.
     pub fn verify(path: &Path) -> Result<Self> {
-        let Manifest { step, metrics_bytes, .. } = Manifest::verify(path)?;
-        Ok(Self { step, path: path.to_path_buf(), metrics_bytes })
+        let Manifest { step, metrics_bytes, samples, .. } = Manifest::verify(path)?;
+        Ok(Self { step, path: path.to_path_buf(), metrics_bytes, samples })
     }
 
     /// What the checkpoint in a folder says that it holds; its files are not read.
@@ -111,7 +114,7 @@ impl Checkpoint {
         if events.is_file() {
             copy(&events, &to.path().join(EVENTS_FILE))?;
         }
-        link_folder(&from.samples(), &to.samples())?;
+        samples::hand_on(&from.samples(), &to.samples(), &self.samples)?;
         let folder = to.checkpoints();
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let aside = folder.join(format!(".{name}{PARTIAL}"));
@@ -259,17 +262,29 @@ fn newest_first(checkpoints: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Length of metrics.jsonl, made durable; 0 when there is none.
-fn metrics_bytes(run: &RunDirectory) -> Result<u64> {
-    let path = run.metrics();
-    let measure = || -> std::io::Result<u64> {
-        let file = File::options().append(true).open(&path)?;
-        file.sync_all()?;
-        Ok(file.metadata()?.len())
-    };
-    match measure() {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        measured => measured.map_err(Error::io(&path, "read")),
+/// How far a run's own files go that a resume cuts back.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logs {
+    metrics_bytes: u64,
+    samples: Lengths,
+}
+
+impl Logs {
+    /// As they are now; whoever writes them has written all.
+    pub fn now(run: &RunDirectory) -> Result<Self> {
+        let path = run.metrics();
+        let metrics_bytes = match std::fs::metadata(&path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(Error::io(&path, "read")(error)),
+        };
+        Ok(Self { metrics_bytes, samples: samples::lengths(&run.samples())? })
+    }
+
+    /// Makes them durable.
+    fn sync(&self, run: &RunDirectory) -> Result<()> {
+        samples::sync(&run.samples())?;
+        if self.metrics_bytes > 0 { sync_file(&run.metrics()) } else { Ok(()) }
     }
 }
 
@@ -286,7 +301,7 @@ mod tests {
     }
 
     fn write(run: &RunDirectory, step: u64) -> Checkpoint {
-        Checkpoint::write(run, step, |folder| {
+        Checkpoint::write(run, step, &Logs::now(run).unwrap(), |folder| {
             std::fs::create_dir(folder.join("model")).unwrap();
             std::fs::write(folder.join("model/weights"), [7; 1000]).unwrap();
             std::fs::write(folder.join("state.json"), format!("{{\"step\":{step}}}")).unwrap();
@@ -415,7 +430,7 @@ mod tests {
     fn a_failed_write_leaves_nothing_and_keeps_what_was_there() {
         let (_root, run) = run();
         write(&run, 1);
-        let error = Checkpoint::write(&run, 2, |folder| {
+        let error = Checkpoint::write(&run, 2, &Logs::default(), |folder| {
             std::fs::write(folder.join("weights"), [7; 10]).unwrap();
             Err(Error::input("weights", "the disk is full", "Free some space"))
         });

@@ -1,6 +1,7 @@
 //! Where the files of a run are, and who may write them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::checkpoint::remove_leftovers;
 use super::lock::Lock;
@@ -12,25 +13,25 @@ use crate::observe::{EVENTS_FILE, MLFLOW_NOTE};
 
 const LOCK: &str = "lock";
 
-/// A run that this process writes to; locked until it is dropped.
+/// A run that this process writes to; locked until it and its clones are dropped.
 ///
 /// ```text
 /// config.resolved.toml   every key with its value
 /// metrics.jsonl          a line for each step and each evaluation
 /// events.out.tfevents.*  the same for TensorBoard
 /// heartbeat.json         where it is, if run.heartbeat says so
-/// samples/               judged completions, a file for each evaluation and each rollout; their prompts
+/// samples/               judged completions, a growing file a stage for evaluations and for rollouts; their prompts
 /// checkpoints/step-N/    after N optimiser steps of the run
 /// best/                  while it trains: the best model so far, by eval.keep_best
 /// model/                 the best weights in Hugging Face layout, or the last; best.json says which
 /// model-last/            the last weights, where those are not the best
 /// lock
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     is_new: bool,
-    _lock: Lock,
+    _lock: Arc<Lock>,
 }
 
 impl RunDirectory {
@@ -42,7 +43,7 @@ impl RunDirectory {
         check_name(name)?;
         let path = root.join(name);
         std::fs::create_dir_all(&path).map_err(Error::io(&path, "create the run directory"))?;
-        let run = Self { _lock: Lock::acquire(&path.join(LOCK))?, path, is_new: true };
+        let run = Self { _lock: Arc::new(Lock::acquire(&path.join(LOCK))?), path, is_new: true };
         check_empty(&run.path)?;
         run.make_folders()?;
         Ok(run)
@@ -85,7 +86,7 @@ impl RunDirectory {
                 "Name the directory that `rlvr train` printed as `run:`",
             ));
         }
-        let _lock = Lock::acquire(&path.join(LOCK))?;
+        let _lock = Arc::new(Lock::acquire(&path.join(LOCK))?);
         let run = Self { path: path.to_path_buf(), is_new: false, _lock };
         run.make_folders()?;
         remove_leftovers(&run.checkpoints())?;

@@ -1,5 +1,6 @@
 //! What a checkpoint's files are: their sizes and digests, in a file that has a digest of its own.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
@@ -10,6 +11,10 @@ use sha2::{Digest, Sha256};
 use super::sync_folder;
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::trail;
+
+/// Lengths of the growing files of samples/ by name, as a checkpoint keeps them. Bytes.
+pub type Lengths = BTreeMap<String, u64>;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 /// 1 had no seal.
@@ -31,6 +36,9 @@ pub(super) struct Manifest {
     format: u32,
     pub(super) step: u64,
     pub(super) metrics_bytes: u64,
+    /// Of the growing files of samples/; an earlier version had none.
+    #[serde(default, skip_serializing_if = "Lengths::is_empty")]
+    pub(super) samples: Lengths,
     files: Vec<FileEntry>,
     /// SHA-256 of this manifest without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,11 +132,11 @@ struct FileEntry {
 }
 
 /// Syncs every file and folder below `aside` and adds the manifest.
-pub(super) fn seal(aside: &Path, step: u64, metrics_bytes: u64) -> Result<()> {
+pub(super) fn seal(aside: &Path, step: u64, metrics_bytes: u64, samples: Lengths) -> Result<()> {
     let mut files = Vec::new();
     seal_folder(aside, "", &mut files)?;
     files.sort_by(|a: &FileEntry, b| a.path.cmp(&b.path));
-    let manifest = Manifest { format: FORMAT, step, metrics_bytes, files, seal: None }.sealed()?;
+    let manifest = Manifest { format: FORMAT, step, metrics_bytes, samples, files, seal: None }.sealed()?;
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::Compute(e.into()))?;
     let path = aside.join(MANIFEST);
     std::fs::write(&path, text).map_err(Error::io(&path, "write"))?;
@@ -165,6 +173,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io(path, "read"))?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
+        trail::begin("hash a file");
         match file.read(&mut buffer) {
             Ok(0) => return Ok(hex(&hash.finalize())),
             Ok(read) => hash.update(&buffer[..read]),

@@ -5,12 +5,14 @@ mod checkpoint;
 mod directory;
 mod lock;
 mod manifest;
+mod sample_sets;
 mod samples;
 
 pub use cadence::Cadence;
-pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, condemned, link_file, link_folder};
+pub use checkpoint::{CHECKPOINT_CONFIG, Checkpoint, Latest, Logs, condemned, link_file, link_folder};
 pub use directory::{RunDirectory, companions, metrics_file};
-pub use manifest::{Contents, hex, sha256};
+pub use manifest::{Contents, Lengths, hex, sha256};
+pub use sample_sets::{SampleSet, sample_sets};
 pub use samples::{SampleFiles, prompts_file};
 
 use std::fs::File;

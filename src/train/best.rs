@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::full_disk::patiently;
 use super::lora::Adapters;
 use super::materials::Materials;
 use super::place::merged_bound;
@@ -17,7 +18,7 @@ use crate::formats::hf::load_decoder;
 use crate::formats::peft;
 use crate::hub::{RUN_ADAPTER, RUN_MODEL};
 use crate::model::decoder::Decoder;
-use crate::observe::{Metrics, TableRow};
+use crate::observe::{Metrics, Sinks, TableRow};
 use crate::run::{RunDirectory, link_folder};
 use crate::task::EvalReport;
 
@@ -76,6 +77,15 @@ pub struct Candidate<'a> {
     pub total_steps: u64,
 }
 
+/// Of which run.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub config: &'a Config,
+    pub materials: &'a Materials,
+    pub adapters: Option<&'a Adapters<'a>>,
+    pub run: &'a RunDirectory,
+}
+
 impl Choice {
     /// A stage begins: what the one before reached does not end it.
     pub fn enter_stage(&mut self) {
@@ -104,12 +114,11 @@ impl Choice {
     pub fn consider(
         &mut self,
         candidate: Candidate,
-        config: &Config,
-        materials: &Materials,
-        adapters: Option<&Adapters>,
+        at: Place,
         decoder: &Decoder,
-        run: &RunDirectory,
+        sinks: &mut Sinks,
     ) -> Result<()> {
+        let Place { config, materials, adapters, run } = at;
         let Candidate { report, stage, step, total_steps } = candidate;
         let Some(value) = self.observe(&config.eval, report) else { return Ok(()) };
         let metric = config.eval.keep_best.clone();
@@ -124,11 +133,12 @@ impl Choice {
             result: Evaluated::new(name, report.metrics()),
             logprobs: materials.probe(decoder)?,
         });
-        named_when_done(&folder(run), |aside| match adapters {
+        let fill = |aside: &Path| match adapters {
             // The weights beside it are at hand.
             Some(adapters) => adapters.write_whole(config, decoder, run, &aside.join(RUN_ADAPTER)),
             None => materials.write_model(decoder, &aside.join(RUN_MODEL)),
-        })
+        };
+        patiently(sinks, || named_when_done(&folder(run), fill))
     }
 
     /// Into a checkpoint, which then has all that a resume needs.

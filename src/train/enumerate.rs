@@ -27,11 +27,11 @@ pub struct Enumerate<'a> {
 }
 
 impl<'a> Enumerate<'a> {
-    pub fn new(around: Surroundings<'a>, policy: &Decoder) -> Result<Self> {
+    pub fn new(around: Surroundings<'a>, policy: &Decoder, sinks: &mut Sinks) -> Result<Self> {
         let config = &around.config.enumerate;
         let reference = match config.kl_coef {
             0.0 => None,
-            _ => Some(Reference::open(around, policy, config.reference_sync_steps)?),
+            _ => Some(Reference::open(around, policy, config.reference_sync_steps, sinks)?),
         };
         let order = prompt_order(
             &around.materials.rows.answers,
@@ -44,7 +44,7 @@ impl<'a> Enumerate<'a> {
 }
 
 impl Objective for Enumerate<'_> {
-    fn step(&mut self, learner: &mut Learner, at: At, _: &mut Sinks) -> Result<Metrics> {
+    fn step(&mut self, learner: &mut Learner, at: At, sinks: &mut Sinks) -> Result<Metrics> {
         let (config, all) = (self.config, &self.around.materials.rows.answers);
         let indices = self.order.indices(at.step, config.prompts_per_step);
         let rows: Vec<&EncodedRow> = indices.into_iter().map(|i| &all[i]).collect();
@@ -61,7 +61,7 @@ impl Objective for Enumerate<'_> {
         let seen = (at.step + 1) * config.prompts_per_step as u64;
         metrics.insert("epoch", seen as f64 / all.len() as f64);
         if let Some(reference) = &mut self.reference {
-            reference.after_step(at.step + 1, learner.decoder())?;
+            reference.after_step(at.step + 1, learner.decoder(), sinks)?;
         }
         Ok(metrics)
     }

@@ -1,8 +1,11 @@
-//! A disk that is full just now: a checkpoint waits for room before the run gives up.
+//! A disk that is full just now: whatever a run writes waits for room before the run gives up.
 
-use std::time::Duration;
+use std::cell::RefCell;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
+use crate::observe::Sinks;
+use crate::{stop, trail};
 
 /// Before each further try: room is made by a person, or by another run that ends.
 const WAITS: [Duration; 4] =
@@ -31,6 +34,31 @@ pub fn until_there_is_room<T>(
         }
     }
     write()
+}
+
+/// How a run writes what has to be whole before it goes on: checkpoints, references, the best model, the final one.
+///
+/// # Errors
+/// As [`until_there_is_room`].
+pub fn patiently<T>(sinks: &mut Sinks, write: impl FnMut() -> Result<T>) -> Result<T> {
+    until_there_is_room(|text| sinks.warn(text), pass_unless_stopped, write)
+}
+
+/// Writes what a full disk made the run's own files wait for.
+pub fn flush(sinks: &mut Sinks) -> Result<()> {
+    let told = RefCell::new(sinks);
+    let say = |text| told.borrow_mut().warn(text);
+    until_there_is_room(say, pass_unless_stopped, || told.borrow_mut().flush())
+}
+
+/// Passes the time; a wish to stop ends it.
+pub fn pass_unless_stopped(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time && !stop::is_asked() {
+        std::thread::sleep(Duration::from_millis(200));
+        // It is no standstill.
+        trail::begin("wait for room on the disk");
+    }
 }
 
 #[cfg(test)]

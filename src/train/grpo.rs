@@ -47,11 +47,16 @@ const STEPS_BETWEEN_CHECKS: u64 = 50;
 
 impl<'a> Grpo<'a> {
     /// `difficulty`: what a checkpoint kept of it.
-    pub fn new(around: Surroundings<'a>, policy: &Decoder, difficulty: Option<Difficulty>) -> Result<Self> {
+    pub fn new(
+        around: Surroundings<'a>,
+        policy: &Decoder,
+        difficulty: Option<Difficulty>,
+        sinks: &mut Sinks,
+    ) -> Result<Self> {
         let config = &around.config.grpo;
         let reference = match config.kl_coef {
             0.0 => None,
-            _ => Some(Reference::open(around, policy, config.reference_sync_steps)?),
+            _ => Some(Reference::open(around, policy, config.reference_sync_steps, sinks)?),
         };
         let prompts = Prompts::new(&around, difficulty)?;
         Ok(Self { around, config, prompts, reference, watch: Watch::default(), told: BTreeSet::new() })
@@ -106,7 +111,7 @@ impl Objective for Grpo<'_> {
         metrics.insert("epoch", seen as f64 / self.around.materials.rows.grpo.len() as f64);
 
         if let Some(reference) = &mut self.reference {
-            reference.after_step(at.step + 1, learner.decoder())?;
+            reference.after_step(at.step + 1, learner.decoder(), sinks)?;
         }
         self.say(at.step + 1, &metrics, samples, &groups, &traces, sinks)?;
         Ok(metrics)

@@ -89,7 +89,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     let began = Instant::now();
     let Fetched { config, recorded, allow_over_budget, .. } = fetched;
     run.write_config(&recorded.to_toml()?)?;
-    sinks.add(SampleFiles::new(run));
+    sinks.add(SampleFiles::new(run)?);
     sinks.add(JsonlSink::create(run.metrics())?);
     if config.run.tensorboard {
         sinks.add(TensorBoard::create(run.path(), &hparams(recorded)?)?);
@@ -103,6 +103,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
             cursor.base = Some(base_digest(&decoder)?);
         }
         let adapters = Adapters::start(config, &mut decoder)?;
+        sinks.emit(&Event::phase("hashing what the run reads"));
         cursor.inputs = Inputs::of(config, run.path())?;
         Ok((materials, decoder, cursor, adapters))
     };
@@ -157,6 +158,10 @@ fn hparams(config: &Config) -> Result<BTreeMap<String, String>> {
 /// The config with what is left to the device's memory decided, and said.
 fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mut Sinks) -> Result<Config> {
     let mut config = config.clone();
+    if let Some(text) = materials.lacks_copy.clone() {
+        config.checkpoint.background = false;
+        sinks.emit(&Event::Note { text });
+    }
     let device = decoder.device();
     let memory = device.is_cuda().then(|| cuda::describe(device)).transpose()?.map(|card| card.memory_total);
     let answers = if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
@@ -193,6 +198,7 @@ pub fn resume(
     let mut cursor = state::read_cursor(checkpoint)?;
     let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
     meter.check()?;
+    sinks.emit(&Event::phase("hashing what the run reads"));
     let inputs = Inputs::of(config, run.path())?;
     let changed = inputs.changed(&cursor.inputs, config.model.path.is_none());
     let knows_inputs = !cursor.inputs.is_empty();
@@ -206,7 +212,7 @@ pub fn resume(
     }
     watch(config, run, &mut sinks)?;
     track(config, &fetched.recorded, run, &mut sinks)?;
-    sinks.add(SampleFiles::new(run));
+    sinks.add(SampleFiles::resume(run, &latest.checkpoint.samples)?);
     warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
     let (kept, whole) =
         (std::fs::metadata(run.metrics()).map_or(0, |found| found.len()), latest.checkpoint.metrics_bytes);
@@ -229,6 +235,7 @@ pub fn resume(
         Materials::prepare(config, run.path(), fetched.allow_over_budget, &mut sinks)?;
     // The run may have made its tokenizer just now.
     cursor.inputs = if config.model.path.is_none() { Inputs::of(config, run.path())? } else { inputs };
+    sinks.emit(&Event::phase("loading the checkpoint"));
     cursor.choice.restore(run, checkpoint)?;
     let adapters = if config.lora.is_some() {
         check_base(config, &decoder, cursor.base.as_deref())?;

@@ -103,12 +103,9 @@ impl<'a> Adapters<'a> {
         Ok(reference)
     }
 
-    /// Into a checkpoint.
-    pub fn write(&self, dir: &Path, decoder: &Decoder) -> Result<()> {
-        for (i, adapter) in self.merged.iter().enumerate() {
-            peft::save(&merged_dir(dir, i), adapter, "")?;
-        }
-        peft::save(&dir.join(ADAPTER), &decoder.adapter().ok_or_else(no_adapter)?, "")
+    /// Those that were merged, and the one that the decoder carries.
+    pub fn all(&self, decoder: &Decoder) -> Result<(&[Adapter], Adapter)> {
+        Ok((&self.merged, decoder.adapter().ok_or_else(no_adapter)?))
     }
 
     /// All adapters of the run as one, beside the weights that it started from.
@@ -160,6 +157,14 @@ impl<'a> Adapters<'a> {
             None => Decoder::random_on(&decoder.place(), decoder.config.clone(), config.seed, positions),
         }
     }
+}
+
+/// [`Adapters::all`] into a checkpoint.
+pub fn write(dir: &Path, merged: &[Adapter], last: &Adapter) -> Result<()> {
+    for (i, adapter) in merged.iter().enumerate() {
+        peft::save(&merged_dir(dir, i), adapter, "")?;
+    }
+    peft::save(&dir.join(ADAPTER), last, "")
 }
 
 const ADAPTER: &str = "adapter";

@@ -28,6 +28,8 @@ pub struct Materials {
     pub rows: Rows,
     /// Files that travel with the final model: tokenizer, chat template, generation config.
     pub companions: Companions,
+    /// Why a checkpoint cannot be written in the background, where it could not.
+    pub lacks_copy: Option<String>,
 }
 
 /// Where the weights of a run come from.
@@ -58,19 +60,22 @@ impl Materials {
         may_exceed: bool,
         sinks: &mut Sinks,
     ) -> Result<(Self, Decoder)> {
+        sinks.emit(&Event::phase("opening the device"));
         let Opened { mut place, fell_back } = place::open_for(config)?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
-        let (materials, start) = Self::gather(config, config, run, sinks)?;
+        let (mut materials, start) = Self::gather(config, config, run, sinks)?;
         let positions = config.model.max_positions;
         let answers =
             if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
         let target = Target { cuda: place.device.is_cuda(), dtype: place.dtype, answers };
-        let room = Room::here(&place.device, run)?;
-        match room.check(&start.model()?, config, target, &materials.rows) {
+        let (room, model) = (Room::here(&place.device, run)?, start.model()?);
+        materials.lacks_copy = room.lacks_copy(&model, config, target, &materials.rows);
+        match room.check(&model, config, target, &materials.rows) {
             Err(error) if may_exceed => sinks.warn(error.to_string()),
             checked => checked?,
         }
         place.missing = materials.encoder.tokenizer().missing_ids();
+        sinks.emit(&Event::phase("loading weights"));
         let decoder = match start {
             Start::Folder(dir) => hf::load_decoder(&dir, positions, &place)?,
             Start::Seed(model) => Decoder::random_on(&place, *model, config.seed, positions)?,
@@ -116,7 +121,7 @@ impl Materials {
         if enumerate {
             prompt_order(&rows.answers, config.enumerate.balance, "enumerate.balance", config.seed)?;
         }
-        Ok((Self { task, encoder, rows, companions }, start))
+        Ok((Self { task, encoder, rows, companions, lacks_copy: None }, start))
     }
 
     /// What the evaluations ask.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::full_disk::patiently;
 use super::objective::Surroundings;
 use super::state;
 use crate::algo::kl::kl;
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::model::decoder::Decoder;
 use crate::model::keep::Keep;
+use crate::observe::Sinks;
 use crate::pack::runs;
 use crate::run::{Checkpoint, hex, sha256};
 use crate::types::{Group, PackedBatch};
@@ -28,10 +30,15 @@ pub struct Reference<'a> {
 
 impl<'a> Reference<'a> {
     /// For a stage that starts, or that goes on after `around.done` steps.
-    pub fn open(around: Surroundings<'a>, policy: &Decoder, sync_steps: Option<usize>) -> Result<Self> {
+    pub fn open(
+        around: Surroundings<'a>,
+        policy: &Decoder,
+        sync_steps: Option<usize>,
+        sinks: &mut Sinks,
+    ) -> Result<Self> {
         let sync_steps = sync_steps.map(|n| n as u64);
         let (weights, digest) = match around.done {
-            0 => keep(&around, 0, policy)?,
+            0 => patiently(sinks, || keep(&around, 0, policy))?,
             done => {
                 let of = sync_steps.map_or(0, |n| done - done % n);
                 let dir = dir(&around, of);
@@ -53,9 +60,9 @@ impl<'a> Reference<'a> {
     }
 
     /// Follows the policy where a sync is due after `step` steps of the stage.
-    pub fn after_step(&mut self, step: u64, policy: &Decoder) -> Result<()> {
+    pub fn after_step(&mut self, step: u64, policy: &Decoder, sinks: &mut Sinks) -> Result<()> {
         let Some(every) = self.sync_steps.filter(|n| step.is_multiple_of(*n)) else { return Ok(()) };
-        (self.weights, self.digest) = keep(&self.around, step, policy)?;
+        (self.weights, self.digest) = patiently(sinks, || keep(&self.around, step, policy))?;
         // A resume reads the reference of its checkpoint; that of this step is not written yet.
         let checkpoints = Checkpoint::steps(self.around.run)?;
         let of_stage = checkpoints.into_iter().filter_map(|all| all.checked_sub(self.around.before));

@@ -22,6 +22,8 @@ pub struct Room {
     pub total: Option<u64>,
     /// What sets `memory`: "free", or a limit's file.
     pub by: String,
+    /// Bytes of the host where another device computes.
+    pub host: Option<u64>,
     /// Bytes at the run's directory, what it holds already included.
     pub disk: Option<u64>,
 }
@@ -33,12 +35,13 @@ impl Room {
         if device.is_cuda() {
             let card = cuda::describe(device)?;
             let (memory, total) = (Some(card.memory_free), Some(card.memory_total));
-            return Ok(Self { memory, total, by: format!("free on {}", card.name), disk });
+            let host = Host::ask().memory_free;
+            return Ok(Self { memory, total, by: format!("free on {}", card.name), host, disk });
         }
         let host = Host::ask();
         let limit = host.memory_limit.filter(|limit| Some(limit.room) == host.memory_free);
         let by = limit.map_or("free here".into(), |limit| format!("free below {}", limit.file.display()));
-        Ok(Self { memory: host.memory_free, total: None, by, disk })
+        Ok(Self { memory: host.memory_free, total: None, by, host: None, disk })
     }
 
     /// # Errors
@@ -46,6 +49,34 @@ impl Room {
     pub fn check(&self, model: &ModelConfig, config: &Config, target: Target, rows: &Rows) -> Result<()> {
         self.check_memory(model, &as_long_as(config, rows), target)?;
         self.check_disk(model, config, target)
+    }
+
+    /// What there is to say where a checkpoint cannot be copied, to be written in the background.
+    pub fn lacks_copy(
+        &self,
+        model: &ModelConfig,
+        config: &Config,
+        target: Target,
+        rows: &Rows,
+    ) -> Option<String> {
+        let copy = disk::copied(model, config, target);
+        let (room, taken) = match target.cuda {
+            true => (self.host?, 0),
+            false => {
+                let mut config = as_long_as(config, rows);
+                activations::settle(&mut config, model, target, self.total);
+                (self.memory?, Plan::new(model, &config, target).peak())
+            }
+        };
+        (copy > 0 && taken + copy > room).then(|| {
+            format!(
+                "checkpoints are written in the foreground: a copy takes {} GiB, and of {} GiB of host memory the run takes {} \
+                 (checkpoint.background)",
+                gib(copy),
+                gib(room),
+                gib(taken)
+            )
+        })
     }
 
     fn check_memory(&self, model: &ModelConfig, config: &Config, target: Target) -> Result<()> {
@@ -197,7 +228,12 @@ mod tests {
     }
 
     fn memory(gib: u64) -> Room {
-        Room { memory: Some(gib * GIB), total: Some(80 * GIB), by: "free on a card".into(), disk: None }
+        Room {
+            memory: Some(gib * GIB),
+            total: Some(80 * GIB),
+            by: "free on a card".into(),
+            ..Room::default()
+        }
     }
 
     #[test]

@@ -1,20 +1,21 @@
 //! The loop of a run: its stages in order, what comes between their steps, the model at the end.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::best::{self, Candidate, Evaluated};
+use super::best::{self, Candidate, Evaluated, Place};
 use super::divergence;
 use super::enumerate::Enumerate;
-use super::full_disk::until_there_is_room;
+use super::full_disk::{self, patiently};
 use super::grpo::Grpo;
+use super::keeping::{Keeping, Kept};
 use super::learner::Learner;
 use super::lora::Adapters;
 use super::materials::Materials;
 use super::meter::Meter;
 use super::objective::{At, Objective, Surroundings};
 use super::sft::Sft;
-use super::state::{self, Cursor};
+use super::state::Cursor;
 use crate::config::{Config, Stage};
 use crate::data::difficulty::Difficulty;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ use crate::observe::{Event, Metrics, Sinks, TableRow, peak_memory_gib};
 use crate::ops::memory;
 use crate::optim::adamw::AdamW;
 use crate::optim::schedule::learning_rate;
-use crate::run::{Cadence, Checkpoint, RunDirectory};
+use crate::run::{Checkpoint, RunDirectory};
 use crate::stop;
 use crate::task::EvalReport;
 
@@ -51,23 +52,20 @@ pub struct Record<'a> {
     keeping: Keeping,
 }
 
-/// The run's checkpoints.
-struct Keeping {
-    cadence: Cadence,
-    /// The last one, and where the run stood.
-    last: Option<(Cursor, PathBuf)>,
-    /// When it was written, or the run began or went on.
-    since: Instant,
-    advised: bool,
-}
-
 impl Training<'_> {
     /// Runs what is left. `optimizer`: of a stage that goes on. Returns the folder of the final model.
     ///
     /// # Errors
     /// [`Error::Stopped`] once every whole step is in a checkpoint, for a wish to stop or a bound of time or cost that is reached; before
     /// the first step there may be none.
-    pub fn run(mut self, mut decoder: Decoder, mut optimizer: Option<AdamW>) -> Result<PathBuf> {
+    pub fn run(mut self, decoder: Decoder, optimizer: Option<AdamW>) -> Result<PathBuf> {
+        let ended = self.make(decoder, optimizer);
+        // However the run ends: what is on its way to the disk is kept.
+        let settled = self.record.settle();
+        ended.and_then(|model| settled.map(|()| model))
+    }
+
+    fn make(&mut self, mut decoder: Decoder, mut optimizer: Option<AdamW>) -> Result<PathBuf> {
         let stages = &self.record.config.stages;
         self.record.sinks.emit(&self.materials.held_out_prompts()?);
         if self.record.cursor.results.is_empty() {
@@ -77,6 +75,8 @@ impl Training<'_> {
         while let Some(stage) = stages.get(self.record.cursor.stage) {
             decoder = self.stage(*stage, decoder, optimizer.take())?;
         }
+        self.record.settle()?;
+        self.record.sinks.emit(&Event::phase("writing the final model"));
         let chosen = self.save(&decoder)?;
         let Record { config, run, cursor, sinks, meter, .. } = &mut self.record;
         let mut rows: Vec<TableRow> = cursor.results.iter().map(Evaluated::row).collect();
@@ -95,32 +95,36 @@ impl Training<'_> {
             let (metric, last) = (&config.eval.keep_best, "model/ is that of the last step");
             sinks.warn(format!("no evaluation has a {metric} (eval.keep_best): {last}"));
         }
+        full_disk::flush(sinks)?;
         Ok(run.model())
     }
 
     /// The folders that a run ends with, `model/` last of all; which weights that has.
-    fn save(&self, last: &Decoder) -> Result<Option<String>> {
-        let (Record { config, run, cursor, .. }, materials) = (&self.record, &self.materials);
+    fn save(&mut self, last: &Decoder) -> Result<Option<String>> {
+        let (Record { config, run, cursor, sinks, .. }, materials) = (&mut self.record, &self.materials);
         let choice = &cursor.choice;
         let other = choice.best.as_ref().filter(|best| best.total_steps != cursor.total_steps);
         let adapter = if other.is_some() { "adapter-last" } else { RUN_ADAPTER };
         if let Some(adapters) = &self.adapters {
-            adapters.save(config, materials, last, run, &run.path().join(adapter))?;
+            let target = run.path().join(adapter);
+            patiently(sinks, || adapters.save(config, materials, last, run, &target))?;
         }
         let data = &materials.rows.valid_name;
         let of = choice.candidates;
         match (&choice.best, other) {
             (_, Some(best)) => {
-                materials.save_model(last, &run.model_last(), |_| Ok(()))?;
-                best.hand_over(config, materials, self.adapters.as_ref(), last, run, of)?;
+                patiently(sinks, || materials.save_model(last, &run.model_last(), |_| Ok(())))?;
+                let adapters = self.adapters.as_ref();
+                patiently(sinks, || best.hand_over(config, materials, adapters, last, run, of))?;
             }
             (best, None) => {
                 // Of an earlier end of this run, under another config.
                 best::clear([run.model_last(), run.path().join("adapter-last")])?;
-                materials.save_model(last, &run.model(), |aside| match best {
+                let note = |aside: &Path| match best {
                     Some(best) => best.write_note(aside, of, data),
                     None => Ok(()),
-                })?;
+                };
+                patiently(sinks, || materials.save_model(last, &run.model(), note))?;
             }
         }
         // The checkpoints keep theirs.
@@ -161,7 +165,8 @@ impl Training<'_> {
             before,
             reference: reference.as_deref(),
         };
-        let mut objective = objective(stage, around, &decoder, record.cursor.difficulty.clone())?;
+        let difficulty = record.cursor.difficulty.clone();
+        let mut objective = objective(stage, around, &decoder, difficulty, &mut record.sinks)?;
         let (steps, optim) = (objective.steps(), objective.optim().clone());
         record.sinks.emit(&Event::StageStarted { stage: stage.name().into(), steps, done, before });
         record.meter.enter_stage(done);
@@ -223,11 +228,12 @@ fn objective<'a>(
     around: Surroundings<'a>,
     policy: &Decoder,
     difficulty: Option<Difficulty>,
+    sinks: &mut Sinks,
 ) -> Result<Box<dyn Objective + 'a>> {
     Ok(match stage {
         Stage::Sft => Box::new(Sft::new(around)),
-        Stage::Grpo => Box::new(Grpo::new(around, policy, difficulty)?),
-        Stage::Enumerate => Box::new(Enumerate::new(around, policy)?),
+        Stage::Grpo => Box::new(Grpo::new(around, policy, difficulty, sinks)?),
+        Stage::Enumerate => Box::new(Enumerate::new(around, policy, sinks)?),
     })
 }
 
@@ -246,8 +252,7 @@ impl<'a> Record<'a> {
         last: Option<&Path>,
     ) -> Self {
         let last = last.map(|path| (cursor.clone(), path.into()));
-        let cadence = Cadence::from(&config.checkpoint);
-        let keeping = Keeping { cadence, last, since: Instant::now(), advised: false };
+        let keeping = Keeping::new(&config.checkpoint, run, last);
         Self { config, run, cursor, sinks, meter, keeping }
     }
 
@@ -281,9 +286,11 @@ impl<'a> Record<'a> {
                     return Ok(Some(report));
                 }
             }
-            if step > 0 && self.keeping.cadence.is_due(step, self.keeping.since.elapsed()) {
+            self.keeping.look(&mut self.sinks)?;
+            if self.keeping.is_due(step) {
                 self.keep_learner(objective, learner, adapters)?;
             }
+            self.sinks.emit(&Event::StepStarted { stage: stage.name().into(), step: step + 1 });
             let start = Instant::now();
             let at = At { step, learning_rate: learning_rate(&optim, step, steps) };
             let metrics = objective.step(learner, at, &mut self.sinks);
@@ -366,6 +373,9 @@ impl<'a> Record<'a> {
     /// from.
     fn broken(&mut self, error: Error, moved: bool) -> Error {
         let Error::Diverged { step, problem, mut fix } = error else { return error };
+        if let Err(error) = self.settle() {
+            self.sinks.warn(error.to_string());
+        }
         let total = self.cursor.total_steps;
         if moved {
             match Checkpoint::condemn(self.run, total) {
@@ -416,69 +426,32 @@ impl<'a> Record<'a> {
         if stage != VANILLA {
             // The evaluation has been told: what follows from it is not left half done.
             let _whole = stop::hold();
+            // A checkpoint takes the best model so far from where the next one will lie.
+            self.settle()?;
+            self.sinks.emit(&Event::phase("keeping the best model"));
             let candidate = Candidate { report: &report, stage, step, total_steps: self.cursor.total_steps };
-            self.cursor.choice.consider(candidate, self.config, materials, adapters, decoder, self.run)?;
+            let at = Place { config: self.config, materials, adapters, run: self.run };
+            self.cursor.choice.consider(candidate, at, decoder, &mut self.sinks)?;
         }
         Ok(report)
     }
 
-    /// Writes everything that a resume needs, under the number of steps so far; nothing where the last checkpoint has it.
+    /// [`Keeping::keep`].
     fn keep(
         &mut self,
         adapters: Option<&Adapters>,
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
-        divergence::judge(decoder, self.cursor.total_steps).map_err(|error| self.ended(error))?;
-        let Self { config, run, cursor, sinks, meter, keeping } = self;
-        let step = cursor.total_steps;
-        let last = keeping.last.as_ref();
-        if last.is_some_and(|(kept, _)| *kept == Cursor { seconds: kept.seconds, ..cursor.clone() }) {
-            return Ok(());
-        }
-        let optimizer = optimizer.filter(|_| cursor.optimizer_updates.is_some());
-        let same_step = last.filter(|(kept, path)| {
-            let has_optimizer = kept.optimizer_updates.is_some() || optimizer.is_none();
-            kept.total_steps == step && has_optimizer && path.is_dir()
-        });
-        let (interval, start) = (keeping.since.elapsed(), Instant::now());
-        cursor.seconds = meter.seconds();
-        let cursor = &*cursor;
-        let write = || {
-            run.check_there()?;
-            Checkpoint::write(run, step, |dir| {
-                cursor.choice.write(run, dir)?;
-                if let Some((_, path)) = same_step {
-                    state::link(path, dir, optimizer.is_some())?;
-                    return state::write(dir, cursor, decoder, None);
-                }
-                match adapters {
-                    Some(adapters) => adapters.write(dir, decoder)?,
-                    None => state::save_weights(dir, decoder)?,
-                }
-                state::write(dir, cursor, decoder, optimizer)
-            })
-        };
-        let checkpoint = until_there_is_room(|text| sinks.warn(text), pass_unless_stopped, write)?;
-        checkpoint.keep_last(run, config.checkpoint.kept())?;
-        let advice = Cadence::advice(start.elapsed(), interval);
-        // At the end of a stage, and at a stop, the interval is not the chosen one.
-        let chosen = optimizer.is_some() && !stop::is_asked() && !keeping.advised;
-        if let Some(text) = advice.filter(|_| chosen) {
-            keeping.advised = true;
-            sinks.emit(&Event::Note { text });
-        }
-        keeping.last = Some((cursor.clone(), checkpoint.path.clone()));
-        keeping.since = Instant::now();
-        sinks.emit(&Event::Checkpoint { step, path: checkpoint.path });
-        Ok(())
+        let seconds = self.meter.seconds();
+        let Self { cursor, sinks, keeping, .. } = self;
+        let kept = Kept { adapters, decoder, optimizer };
+        let kept = keeping.keep(cursor, seconds, kept, sinks);
+        kept.map_err(|error| self.ended(error))
     }
-}
 
-/// Passes the time; a wish to stop ends it.
-fn pass_unless_stopped(time: Duration) {
-    let begun = Instant::now();
-    while begun.elapsed() < time && !stop::is_asked() {
-        std::thread::sleep(Duration::from_millis(200));
+    /// [`Keeping::settle`].
+    fn settle(&mut self) -> Result<()> {
+        self.keeping.settle(&mut self.sinks)
     }
 }

@@ -1,6 +1,7 @@
 //! What a checkpoint holds: weights, optimiser moments, the cursor, the evaluations so far. Randomness needs no
 //! state: it is keyed by seed and step.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -15,6 +16,7 @@ use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::decoder::Decoder;
 use crate::optim::adamw::AdamW;
 use crate::run::{link_file, link_folder, replace_file};
+use crate::trail;
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -73,16 +75,16 @@ impl Cursor {
 const STATE: &str = "state.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Writes everything but the weights into `dir`, which the caller makes durable.
-pub fn write(dir: &Path, cursor: &Cursor, decoder: &Decoder, optimizer: Option<&AdamW>) -> Result<()> {
-    if let Some(optimizer) = optimizer {
-        let path = dir.join(OPTIMIZER);
-        let (_, state) = optimizer.state(decoder);
-        let state: std::collections::HashMap<String, Tensor> = state.into_iter().collect();
-        candle_core::safetensors::save(&state, &path).map_err(|e| {
-            Error::io(&path, "write the optimiser state")(std::io::Error::other(e.to_string()))
-        })?;
-    }
+/// Writes `state`, as `AdamW::state` gives it, into `dir`, which the caller makes durable.
+pub fn write_optimizer(dir: &Path, state: &HashMap<String, Tensor>) -> Result<()> {
+    let path = dir.join(OPTIMIZER);
+    trail::begin("write the optimiser state");
+    candle_core::safetensors::save(state, &path)
+        .map_err(|e| Error::io(&path, "write the optimiser state")(std::io::Error::other(e.to_string())))
+}
+
+/// Writes where the run stands into `dir`, which the caller makes durable.
+pub fn write(dir: &Path, cursor: &Cursor) -> Result<()> {
     let json = serde_json::to_vec_pretty(cursor).map_err(|e| Error::Compute(e.into()))?;
     replace_file(&dir.join(STATE), &json)
 }

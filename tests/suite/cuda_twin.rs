@@ -11,6 +11,7 @@ use rlvr::ops::cuda::{self, Grid, Launch, Timer};
 use rlvr::ops::linear::cuda as linear;
 
 use crate::support::cuda::{Bench, TYPES, device, on_twin, values};
+use crate::support::small::{Small, left, said};
 
 /// Sums of `terms` products of values below one, in f32, and rounded to `got`'s type once.
 #[track_caller]
@@ -314,4 +315,30 @@ fn a_kernel_beyond_its_array() {
 fn a_kernel_that_is_not_there() {
     let Some(bench) = Bench::new() else { return };
     let _ = Launch::new(&bench.device, "rms_norm", "rms_norm_backwards").map(|_| ());
+}
+
+#[test]
+fn a_run_whose_device_is_lost_says_so_ends_with_75_and_goes_on_with_another() {
+    let Some(device) = device() else { return };
+    if !on_twin(&device) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let small = Small::new(dir.path(), &["device=cuda", "model.dtype=f32", "checkpoint.every_steps=1"]);
+    let trace = dir.path().join("trace");
+    let whole = small.command("whole", None).env("RLVR_TWIN_TRACE", &trace).output().unwrap();
+    assert!(whole.status.success(), "{}", said(&whole));
+    let text = std::fs::read_to_string(trace).unwrap();
+    let launches = text.lines().filter(|line| line.contains(r#""launch""#)).count();
+    let lost =
+        small.command("lost", None).env("RLVR_TWIN_LOST", (launches * 3 / 4).to_string()).output().unwrap();
+    let text = said(&lost);
+    assert_eq!(lost.status.code(), Some(75), "{text}");
+    let error = text.lines().find(|line| line.starts_with("error: the device is lost: ")).unwrap();
+    assert!(error.contains("CUDA_ERROR_ECC_UNCORRECTABLE"), "{error}");
+    let kept = text.lines().rfind(|line| line.starts_with("stopped: ")).unwrap();
+    assert!(kept.contains("checkpoints/step-") && kept.contains("rlvr train --resume "), "{kept}");
+    let again = small.train("lost", None);
+    assert!(again.status.success(), "{}", said(&again));
+    assert!(left(&dir.path().join("lost")) == left(&dir.path().join("whole")));
 }

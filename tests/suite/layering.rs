@@ -8,7 +8,7 @@ use crate::support::source::{rust_files, without_comments_and_strings, without_t
 
 /// Rooms by floor, lowest first. A room uses floors below its own.
 const FLOORS: [&[&str]; 7] = [
-    &["types", "config", "disk", "error", "rng", "stop", "net"],
+    &["types", "config", "disk", "error", "rng", "stop", "net", "trail"],
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["formats"],

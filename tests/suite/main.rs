@@ -62,6 +62,7 @@ mod reports;
 mod shared_prefix;
 mod sister_tasks;
 mod smollm2;
+mod stalls;
 mod stops;
 mod support;
 mod templates;

@@ -66,3 +66,30 @@ fn what_kubernetes_and_skypilot_start_is_a_command_of_this_rlvr() {
         assert!(out.status.code() == Some(2) && said.contains("/none"), "{args:?}: {said}");
     }
 }
+
+/// `scripts/node/try-stops.py` in small; in a mount namespace of its own where one may be had, for its full disks.
+#[test]
+fn stops_full_disks_and_little_memory_lose_nothing() {
+    let python = |words: &[&str]| {
+        let output = Command::new(words[0]).args(&words[1..]).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !python(&["python3", "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]) {
+        eprintln!("python3 is not here: scripts/node/try-stops.py is not tried");
+        return;
+    }
+    let spaces: [&[&str]; 3] = [&["unshare", "-m"], &["unshare", "-Urm"], &[]];
+    let space = spaces.into_iter().find(|space| space.is_empty() || python(&[space, &["true"][..]].concat()));
+    let script = project().join("scripts/node/try-stops.py");
+    let mut words: Vec<&str> = space.unwrap_or_default().to_vec();
+    words.extend(["python3", script.to_str().unwrap(), env!("CARGO_BIN_EXE_rlvr")]);
+    words.extend(["--stops", "2", "--disks", "3", "--gib", "0"]);
+    let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    assert!(out.contains("2 SIGTERM: stops that lost a step 0, bits that differ 0"), "{out}");
+    for what in ["full disks", "limited memory: "] {
+        assert!(out.contains(what), "{out}");
+    }
+    print!("{out}");
+}

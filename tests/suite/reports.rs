@@ -57,10 +57,11 @@ fn a_page_has_every_answer_with_its_prompt_and_what_it_earned_as_text() {
     copy(&run, &other);
     // A model's answer, and a label, that want to be more than text.
     let evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>";
-    let path = other.join("samples/grpo-000006-evaluation.jsonl");
+    let path = other.join("samples/grpo-evaluation.jsonl");
     let mut samples = rows(&path);
-    samples[0]["completion"] = evil.into();
-    samples[1]["verdict"] = "<b>bold</b>".into();
+    let mut last: Vec<&mut Value> = samples.iter_mut().filter(|sample| sample["step"] == 6).collect();
+    last[0]["completion"] = evil.into();
+    last[1]["verdict"] = "<b>bold</b>".into();
     let lines: Vec<String> = samples.iter().map(Value::to_string).collect();
     std::fs::write(&path, lines.join("\n")).unwrap();
 
@@ -73,7 +74,8 @@ fn a_page_has_every_answer_with_its_prompt_and_what_it_earned_as_text() {
     let found = answers(&data, 1, "grpo 6", "evaluation");
     assert_eq!((found.len(), found[0][3], found[1][2]), (20, evil, "<b>bold</b>"));
     let mine = answers(&data, 0, "grpo 6", "evaluation");
-    for (row, sample) in mine.iter().zip(rows(&run.join("samples/grpo-000006-evaluation.jsonl"))) {
+    let samples = rows(&run.join("samples/grpo-evaluation.jsonl"));
+    for (row, sample) in mine.iter().zip(samples.iter().filter(|sample| sample["step"] == 6)) {
         let [_, gold, verdict, completion, prompt] = *row;
         assert_eq!((gold, verdict), (sample["gold"].as_str().unwrap(), sample["verdict"].as_str().unwrap()));
         // As it was, but for control characters.
@@ -107,15 +109,18 @@ fn a_page_has_every_answer_with_its_prompt_and_what_it_earned_as_text() {
     assert!(live > 0, "some completions of a group differ in what they earn");
     assert!(page.contains(", advantage ") && page.contains("<summary class=\"soft\">prompt</summary>"));
 
-    // A run of a version that kept less.
+    // A run of a version that kept less, in a file a step.
     for file in ["prompts-of-evaluations.jsonl", "prompts-of-rollouts.jsonl"] {
         std::fs::remove_file(run.join("samples").join(file)).unwrap();
     }
-    let path = run.join("samples/grpo-000006-evaluation.jsonl");
-    let mut samples = rows(&path);
+    let mut samples = rows(&run.join("samples/grpo-evaluation.jsonl"));
+    std::fs::remove_file(run.join("samples/grpo-evaluation.jsonl")).unwrap();
+    samples.retain(|sample| sample["step"] == 6);
     samples.iter_mut().for_each(|sample| {
-        sample.as_object_mut().unwrap().remove("tokens");
+        let sample = sample.as_object_mut().unwrap();
+        assert!(sample.remove("tokens").is_some() && sample.remove("step").is_some());
     });
+    let path = run.join("samples/grpo-000006-evaluation.jsonl");
     std::fs::write(&path, samples.iter().map(|s| format!("{s}\n")).collect::<String>()).unwrap();
     stdout(&["report", text(&run)]);
     let page = std::fs::read_to_string(run.join("report.html")).unwrap();

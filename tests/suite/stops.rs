@@ -10,16 +10,10 @@ use serde_json::Value;
 
 use crate::support::runs::{rlvr, stdout, text};
 use crate::support::seed;
-use crate::support::small::{Draw, Small, left, said};
+use crate::support::small::{Draw, Small, left, said, steps};
 
 const TERM: u32 = 15;
 const KILL: u32 = 9;
-
-/// The steps that are in the metrics of a run.
-fn steps(run: &Path) -> usize {
-    let Ok(text) = std::fs::read_to_string(run.join("metrics.jsonl")) else { return 0 };
-    text.lines().filter(|line| line.starts_with(r#"{"event":"step""#)).count()
-}
 
 /// Breaks runs `times` times at visits that the seed draws, in one run after another, until each is done.
 fn broken_runs_are_as_unbroken(small: &Small, root: &Path, signal: u32, times: u64) {
@@ -105,6 +99,45 @@ fn a_run_with_adapters_stopped_anywhere_is_bit_for_bit_an_unbroken_one() {
         [stages, "enumerate.steps=3", "enumerate.prompts_per_step=2", "lora.rank=2", "lora.stages=fresh"];
     let small = Small::new(dir.path(), &more);
     broken_runs_are_as_unbroken(&small, dir.path(), TERM, times().div_ceil(2));
+}
+
+/// The files that hold tensors of all checkpoints of a run.
+fn tensors(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut folders = vec![run.join("checkpoints")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "safetensors") {
+                files.push((path.strip_prefix(run).unwrap().into(), std::fs::read(&path).unwrap()));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn checkpoints_written_while_the_run_goes_on_are_bit_for_bit_those_it_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let lora = ["lora.rank=2", "lora.stages=fresh"];
+    for (name, more) in [("all", &[][..]), ("adapter", &lora)] {
+        let run = |background: bool| {
+            let background = format!("checkpoint.background={background}");
+            let sets = ["checkpoint.every_steps=1", "checkpoint.keep_last=99", &background];
+            let small = Small::new(dir.path(), &[&sets[..], more].concat());
+            let name = format!("{name}-{background}");
+            let output = small.train(&name, None);
+            assert!(output.status.success(), "{}", said(&output));
+            dir.path().join(name)
+        };
+        let (beside, between) = (run(true), run(false));
+        let (got, want) = (tensors(&beside), tensors(&between));
+        assert!(want.len() > 14, "{name}: {} files", want.len());
+        assert!(got == want, "{name}");
+        assert!(left(&beside) == left(&between), "{name}");
+    }
 }
 
 /// A run over files that stopped after its first checkpoint within GRPO, and what it reads.

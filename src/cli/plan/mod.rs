@@ -20,7 +20,7 @@ use crate::ops::cuda;
 use crate::plan::activations::{self, Settled};
 use crate::plan::cards::{self, CARDS, Way};
 use crate::plan::time::Gpu;
-use crate::plan::{Change, Plan, Target, advise, shapes};
+use crate::plan::{Change, Plan, Target, advise, disk, shapes};
 use crate::task::Task;
 use crate::train::materials::random_model;
 
@@ -67,6 +67,8 @@ struct Planned {
     target: Target,
     settled: Option<Settled>,
     plan: Plan,
+    /// Bytes of host memory that a checkpoint's copy takes.
+    copied: u64,
     budget: Option<u64>,
     changes: Vec<Change>,
     duration: Option<Duration>,
@@ -78,8 +80,9 @@ impl Planned {
         let mut config = config.clone();
         let settled = activations::settle(&mut config, model, target, place.memory);
         let plan = Plan::new(model, &config, target);
+        let copied = disk::copied(model, &config, target);
         let changes = budget.map(|budget| advise(model, &config, target, budget)).unwrap_or_default();
-        Self { gpu, config, target, settled, plan, budget, changes, duration: None }
+        Self { gpu, config, target, settled, plan, copied, budget, changes, duration: None }
     }
 
     fn fits(&self) -> Option<bool> {

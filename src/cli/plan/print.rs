@@ -26,7 +26,7 @@ pub fn json(
     let mut object = json!({
         "model": shape.name, "parameters": main.plan.parameters, "config": source, "on": place(main),
         "phases": phases.collect::<Vec<_>>(), "peak_bytes": main.plan.peak(), "budget_bytes": main.budget,
-        "fits": main.fits(), "changes": changes(main),
+        "fits": main.fits(), "changes": changes(main), "checkpoint_copy_bytes": main.copied,
     });
     let name = |planned: &Planned| planned.gpu.map(|gpu| gpu.name);
     if let Some(duration) = &main.duration {
@@ -101,6 +101,10 @@ pub fn memory(planned: &Planned, memory: &str) {
         }
     }
     println!("\n{:<34} {:9.2} GiB", "peak", plan.peak() as f64 / GIB);
+    if planned.copied > 0 {
+        println!("{:<34} {:9.2} GiB of host memory", "a checkpoint's copy", planned.copied as f64 / GIB);
+        println!("    while it is written; without room for it in the foreground (checkpoint.background)");
+    }
     let Some(budget) = *budget else {
         println!("Add --memory-gib N to compare it with a device's memory.");
         return;

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::disk;
 use crate::error::{Error, Result};
+use crate::{stop, trail};
 
 pub(super) const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -125,6 +126,7 @@ impl Shard {
 
     /// A tensor on the CPU as `dtype`, converted window by window; it must be stored as bf16, f16 or f32.
     pub(super) fn tensor(&self, stored: &Stored, dtype: DType) -> Result<Tensor> {
+        stop::look()?;
         match dtype {
             DType::F32 => self.read_as(stored, |x| x),
             DType::BF16 => self.read_as(stored, bf16::from_f32),
@@ -186,6 +188,7 @@ impl Shard {
     ) -> Result<Vec<T>> {
         let mut values = vec![T::default(); stored.bytes / N];
         for (window, values) in values.chunks_mut(LOAD_WINDOW / N).enumerate() {
+            trail::begin("read a tensor");
             let start = stored.start + (window * LOAD_WINDOW) as u64;
             // Brought in at once: page faults would take most of the time.
             let part = map(&self.file, MmapOptions::new().offset(start).len(values.len() * N).populate());

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::formats::file::{write_aside, write_json};
 use crate::model::config::ModelConfig;
 use crate::ops::memory;
+use crate::trail;
 
 pub use super::shards::{LOAD_WINDOW, TensorFile};
 
@@ -221,6 +222,7 @@ pub fn save_with(
             put(&(header.len() as u64).to_le_bytes())?;
             put(&header)?;
             for (name, _) in parameters {
+                trail::begin("write a tensor");
                 put(&little_endian_bytes(&make(name)?, dtype)?)?;
             }
             Ok(())

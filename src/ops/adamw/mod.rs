@@ -13,6 +13,7 @@ use self::blockwise::BLOCK;
 use crate::error::Result;
 use crate::ops::fault::fault;
 use crate::rng::Stream;
+use crate::trail;
 
 /// Numbers of one update.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +163,7 @@ impl Update {
 /// # Errors
 /// When an operand does not fit the weight, or the device fails.
 pub fn update(parameter: &Parameter, update: &Update) -> Result<()> {
+    trail::begin("adamw");
     parameter.check()?;
     let scalars = update.scalars();
     if parameter.weight.device().is_cuda() {

@@ -15,6 +15,7 @@ use candle_core::Tensor;
 use self::cuda::DeviceLayout;
 use crate::error::Result;
 use crate::ops::fault::fault;
+use crate::trail;
 use crate::types::Segment;
 
 /// Query tokens whose scores are computed together: with three heads that share a key/value head, a block of
@@ -166,6 +167,7 @@ pub struct Inputs<'a> {
 /// # Errors
 /// For tensors that are no operands (see [`crate::ops`]), or when the device fails; so for [`backward`].
 pub fn forward(inputs: Inputs) -> Result<(Tensor, Tensor)> {
+    trail::begin("attention");
     if inputs.q.device().is_cuda() {
         cuda::forward(cuda::layout_of(inputs)?, inputs)
     } else {
@@ -197,6 +199,7 @@ pub struct Gradients {
 /// Deterministic: a tree is split into a number of parts that depends on its length only, and the parts are
 /// summed in order.
 pub fn backward(inputs: Inputs, upstream: Upstream) -> Result<Gradients> {
+    trail::begin("attention backward");
     if inputs.q.device().is_cuda() {
         cuda::backward(cuda::layout_of(inputs)?, inputs, upstream)
     } else {

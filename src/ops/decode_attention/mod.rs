@@ -12,6 +12,7 @@ use self::cuda::DecodeLayout;
 use crate::error::Result;
 use crate::ops::attention::Heads;
 use crate::ops::indices::once;
+use crate::trail;
 
 /// Rows of the query batch that share a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,7 @@ pub fn forward(
     readers: &Readers,
     own_len: usize,
 ) -> Result<(Tensor, Tensor)> {
+    trail::begin("decode_attention");
     if q.device().is_cuda() {
         cuda::forward(readers.there(heads, q)?, q, cache, own_len)
     } else {

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::cuda::upload;
 use crate::ops::indices::{Indices, once};
+use crate::trail;
 
 /// An index outside the table is an error.
 fn check(rows: &Indices, table_rows: usize) -> Result<()> {
@@ -69,16 +70,19 @@ impl Runs {
 /// # Errors
 /// For an index outside the table, or when the device fails.
 pub fn gather(table_vh: &Tensor, rows: &Indices) -> Result<Tensor> {
+    trail::begin("embedding");
     if table_vh.device().is_cuda() { cuda::gather(table_vh, rows) } else { cpu::gather(table_vh, rows) }
 }
 
 /// Runs of rows of two matrices of one width and type, one below the other: `[sum of len, W]`.
 pub fn gather_runs(parts: [&Tensor; 2], runs: &Runs) -> Result<Tensor> {
+    trail::begin("embedding");
     if parts[0].device().is_cuda() { cuda::gather_runs(parts, runs) } else { cpu::gather_runs(parts, runs) }
 }
 
 /// `table_vh[rows[i]] += values_nh[i]`, in place, in the order of `rows`, so that the sum is reproducible.
 pub fn scatter_add(table_vh: &Tensor, rows: &Indices, values_nh: &Tensor) -> Result<()> {
+    trail::begin("embedding backward");
     if table_vh.device().is_cuda() {
         cuda::scatter_add(table_vh, rows, values_nh)
     } else {

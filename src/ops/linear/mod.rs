@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 
 use crate::error::Result;
 use crate::ops::{elementwise, memory};
+use crate::trail;
 
 /// `x_nh: [N, H]`, `w_oh: [O, H]` -> `[N, O]`.
 ///
@@ -18,6 +19,7 @@ pub fn forward(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
 
 /// `x W^T + bias`, `bias_o: [O]`.
 pub fn forward_biased(x_nh: &Tensor, w_oh: &Tensor, bias_o: Option<&Tensor>) -> Result<Tensor> {
+    trail::begin("linear");
     if x_nh.device().is_cuda() {
         return cuda::forward_biased(x_nh, w_oh, bias_o);
     }
@@ -27,6 +29,7 @@ pub fn forward_biased(x_nh: &Tensor, w_oh: &Tensor, bias_o: Option<&Tensor>) -> 
 
 /// `scale x W^T`
 pub fn forward_scaled(x_nh: &Tensor, w_oh: &Tensor, factor: f32) -> Result<Tensor> {
+    trail::begin("linear");
     if x_nh.device().is_cuda() {
         return cuda::forward_scaled(x_nh, w_oh, factor);
     }
@@ -37,6 +40,7 @@ pub fn forward_scaled(x_nh: &Tensor, w_oh: &Tensor, factor: f32) -> Result<Tenso
 
 /// `scale dy W`
 pub fn backward_input_scaled(dy_no: &Tensor, w_oh: &Tensor, factor: f32) -> Result<Tensor> {
+    trail::begin("linear backward");
     if dy_no.device().is_cuda() {
         return cuda::backward_input_scaled(dy_no, w_oh, factor);
     }
@@ -47,6 +51,7 @@ pub fn backward_input_scaled(dy_no: &Tensor, w_oh: &Tensor, factor: f32) -> Resu
 
 /// `y_no += x W^T`, in place; `y_no` may be columns of a wider matrix.
 pub fn add_forward(y_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<()> {
+    trail::begin("linear");
     if y_no.device().is_cuda() {
         return cuda::add_forward(y_no, x_nh, w_oh);
     }
@@ -55,6 +60,7 @@ pub fn add_forward(y_no: &Tensor, x_nh: &Tensor, w_oh: &Tensor) -> Result<()> {
 
 /// `dx_nh += dy W`, in place.
 pub fn add_backward_input(dx_nh: &Tensor, dy_no: &Tensor, w_oh: &Tensor) -> Result<()> {
+    trail::begin("linear backward");
     if dx_nh.device().is_cuda() {
         return cuda::add_backward_input(dx_nh, dy_no, w_oh);
     }
@@ -63,6 +69,7 @@ pub fn add_backward_input(dx_nh: &Tensor, dy_no: &Tensor, w_oh: &Tensor) -> Resu
 
 /// [`forward`] with the result in f32, whatever the weights are: the sampler's log-probs are to be the trainer's.
 pub fn logits(x_nh: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    trail::begin("linear logits");
     if x_nh.device().is_cuda() {
         return cuda::forward_as(x_nh, w_oh, DType::F32);
     }
@@ -76,6 +83,7 @@ pub fn forward_add(
     w_oh: &Tensor,
     bias_o: Option<&Tensor>,
 ) -> Result<Tensor> {
+    trail::begin("linear");
     if x_nh.device().is_cuda() {
         return cuda::forward_add(residual_no, x_nh, w_oh, bias_o);
     }
@@ -85,6 +93,7 @@ pub fn forward_add(
 
 /// `dy W`, `[N, H]`: the input's gradient.
 pub fn backward_input(dy_no: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
+    trail::begin("linear backward");
     if dy_no.device().is_cuda() {
         cuda::backward_input(dy_no, w_oh)
     } else {
@@ -94,6 +103,7 @@ pub fn backward_input(dy_no: &Tensor, w_oh: &Tensor) -> Result<Tensor> {
 
 /// `dw_oh += dy^T x`, in place, accumulating over micro-batches without an extra pass.
 pub fn backward_weight(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor) -> Result<()> {
+    trail::begin("linear backward");
     if dw_oh.device().is_cuda() {
         cuda::backward_weight(dw_oh, dy_no, x_nh)
     } else {
@@ -104,6 +114,7 @@ pub fn backward_weight(dw_oh: &Tensor, dy_no: &Tensor, x_nh: &Tensor) -> Result<
 /// `dy^T x`, `[O, H]`, in `dtype`: f32, or the type of the operands. The weight gradient of the first batch, written
 /// without a pass of zeros.
 pub fn weight_gradient_as(dy_no: &Tensor, x_nh: &Tensor, dtype: DType) -> Result<Tensor> {
+    trail::begin("linear backward");
     if dy_no.device().is_cuda() {
         cuda::weight_gradient_as(dy_no, x_nh, dtype)
     } else {

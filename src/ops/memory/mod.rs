@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use crate::error::Result;
 use crate::ops::fault::fault;
 use crate::rng::Stream;
+use crate::trail;
 
 /// The tensor as ops take it: contiguous, f32 or bf16; of another type it becomes f32 on the CPU.
 ///
@@ -22,18 +23,26 @@ pub fn operand(tensor: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When memory runs out; so for every function here.
 pub fn duplicate(tensor: &Tensor) -> Result<Tensor> {
+    trail::begin("memory duplicate");
     if tensor.device().is_cuda() { cuda::duplicate(tensor) } else { Ok(tensor.copy()?) }
 }
 
 /// Tensors of one type one below the other, along the first dimension, in memory of their own.
 pub fn concatenate(parts: &[&Tensor]) -> Result<Tensor> {
+    trail::begin("memory concatenate");
     let Some(first) = parts.first() else { return Err(fault("concatenate: no tensors")) };
     if first.device().is_cuda() { cuda::concatenate(parts) } else { Ok(Tensor::cat(parts, 0)?) }
 }
 
 /// The tensor in host memory. Of a view, its own elements go over, not all of what it is a view of.
 pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
+    trail::begin("memory to_host");
     if tensor.device().is_cuda() { cuda::to_host(tensor) } else { Ok(tensor.clone()) }
+}
+
+/// The same values in host memory that is this tensor's alone.
+pub fn host_copy(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.device().is_cuda() { to_host(tensor) } else { duplicate(tensor) }
 }
 
 /// The same values as f32 or bf16; the tensor itself where it is of that type.
@@ -72,6 +81,7 @@ pub fn normal(device: &Device, weights: &Normal) -> Result<Tensor> {
 /// # Errors
 /// When a kernel failed.
 pub fn synchronize(device: &Device) -> Result<()> {
+    trail::begin("memory synchronize");
     if device.is_cuda() { cuda::synchronize(device) } else { Ok(()) }
 }
 

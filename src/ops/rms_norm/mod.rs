@@ -6,12 +6,14 @@ pub mod cuda;
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::trail;
 
 /// `x_nh: [N, H]`, `w_h: [H]` -> `[N, H]`.
 ///
 /// # Errors
 /// For tensors that are no operands (see [`crate::ops`]), or when the device fails; so for every function here.
 pub fn forward(x_nh: &Tensor, w_h: &Tensor, eps: f32) -> Result<Tensor> {
+    trail::begin("rms_norm");
     if x_nh.device().is_cuda() { cuda::forward(x_nh, w_h, eps) } else { cpu::forward(x_nh, w_h, eps) }
 }
 
@@ -33,6 +35,7 @@ pub fn backward<'a>(
     dx_nh: &Tensor,
     dw_h: impl Into<Option<&'a Tensor>>,
 ) -> Result<()> {
+    trail::begin("rms_norm backward");
     let dw_h = dw_h.into();
     if dx_nh.device().is_cuda() {
         cuda::backward(norm, dy_nh, dx_nh, dw_h)

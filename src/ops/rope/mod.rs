@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::ops::embedding;
 use crate::ops::fault::fault;
 use crate::ops::indices::{Indices, once};
+use crate::trail;
 
 /// Cosines and sines by position: the angle of pair `j` at position `p` is `p * inverse_frequency[j]`.
 #[derive(Clone, Debug)]
@@ -70,6 +71,7 @@ impl RopeTable {
     /// # Errors
     /// When a position is past the table, or shapes do not agree.
     pub fn rotate(&self, x_nd: &Tensor, positions: &Indices, direction: Direction) -> Result<()> {
+        trail::begin("rope");
         self.check(positions)?;
         let device = x_nd.device();
         if device.is_cuda() {
@@ -90,6 +92,7 @@ impl RopeTable {
         widths: [usize; 2],
         positions: Option<&Indices>,
     ) -> Result<[Tensor; 3]> {
+        trail::begin("rope");
         let device = qkv_nd.device();
         positions.map_or(Ok(()), |positions| self.check(positions))?;
         if device.is_cuda() {
@@ -114,6 +117,7 @@ impl RopeTable {
         [k, v]: [&Tensor; 2],
         slots: &Indices,
     ) -> Result<Tensor> {
+        trail::begin("rope");
         let (device, rows) = (qkv_nd.device(), k.dim(0)?.min(v.dim(0)?));
         if !device.is_cuda() {
             let [q, new_k, new_v] = self.split(qkv_nd, widths, Some(positions))?;
@@ -134,6 +138,7 @@ impl RopeTable {
     /// # Errors
     /// As [`Self::rotate`].
     pub fn join(&self, dqkv: [&Tensor; 3], positions: Option<&Indices>) -> Result<Tensor> {
+        trail::begin("rope backward");
         let device = dqkv[0].device();
         positions.map_or(Ok(()), |positions| self.check(positions))?;
         if device.is_cuda() {

@@ -15,6 +15,7 @@ pub(super) use self::cpu::apply_cut;
 pub use self::cpu::sample_row;
 use crate::error::{Error, Result};
 use crate::ops::fault::fault;
+use crate::trail;
 
 /// How a token is drawn from a row of logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,6 +57,7 @@ pub struct Sampled {
 /// # Errors
 /// When the uniforms are no multiple of the rows, or the vocabulary is empty.
 pub fn sample(logits_rv: &Tensor, sampling: &Sampling, uniforms: &[f32]) -> Result<Vec<Sampled>> {
+    trail::begin("sampling");
     let (rows, vocab) = logits_rv.dims2()?;
     if vocab == 0 || rows == 0 || !uniforms.len().is_multiple_of(rows) {
         let problem = format!("sampling: {} uniforms for logits of {rows} x {vocab}", uniforms.len());

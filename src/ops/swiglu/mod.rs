@@ -6,12 +6,14 @@ mod cuda;
 use candle_core::Tensor;
 
 use crate::error::Result;
+use crate::trail;
 
 /// `gate_up_n2f: [N, 2F]` -> `[N, F]`.
 ///
 /// # Errors
 /// For tensors that are no operands (see [`crate::ops`]), or when the device fails; so for every function here.
 pub fn forward(gate_up_n2f: &Tensor) -> Result<Tensor> {
+    trail::begin("swiglu");
     if gate_up_n2f.device().is_cuda() { cuda::forward(gate_up_n2f) } else { cpu::forward(gate_up_n2f) }
 }
 
@@ -26,6 +28,7 @@ pub struct Backward {
 
 /// `silu'(g) = s + g s (1 - s)` with `s = sigmoid(g)`; one pass computes all outputs. `dact_nf: [N, F]`
 pub fn backward(gate_up_n2f: &Tensor, dact_nf: &Tensor) -> Result<Backward> {
+    trail::begin("swiglu backward");
     if gate_up_n2f.device().is_cuda() {
         cuda::backward(gate_up_n2f, dact_nf)
     } else {

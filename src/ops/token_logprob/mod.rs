@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::ops::fault::fault;
 use crate::ops::sampling::Sampling;
+use crate::trail;
 
 /// Bytes of logits alive at once on the CPU.
 pub const CPU_CHUNK_BYTES: usize = 64 << 20;
@@ -91,6 +92,7 @@ pub fn forward(inputs: Inputs) -> Result<TokenLogprobs> {
 /// # Errors
 /// A cut on a CUDA device.
 pub fn forward_within(inputs: Inputs, cut: Option<&Sampling>) -> Result<TokenLogprobs> {
+    trail::begin("token_logprob");
     if inputs.hidden_rh.device().is_cuda() {
         no_cut(cut)?;
         cuda::forward(inputs)
@@ -120,6 +122,7 @@ pub fn backward<'s, 'h>(
     slopes: impl Into<Slopes<'s>>,
     dhead_vh: impl Into<Option<&'h Tensor>>,
 ) -> Result<Tensor> {
+    trail::begin("token_logprob backward");
     let (slopes, dhead_vh) = (slopes.into(), dhead_vh.into());
     let Slopes { dlogprobs, dentropies, cut, log_sums } = slopes;
     let by_entropy = !dentropies.is_empty();

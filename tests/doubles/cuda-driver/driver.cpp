@@ -25,7 +25,7 @@ using twin::need;
 using twin::stop;
 
 // CUresult
-enum Status { success = 0, invalid_value = 1, out_of_memory = 2, invalid_device = 101, invalid_image = 200, not_found = 500, not_supported = 801 };
+enum Status { success = 0, invalid_value = 1, out_of_memory = 2, invalid_device = 101, invalid_image = 200, ecc_uncorrectable = 214, not_found = 500, not_supported = 801 };
 using Handle = void *;
 using Address = unsigned long long;
 
@@ -256,6 +256,13 @@ TWIN_EXPORT int cuFuncGetAttribute(int *value, int attribute, Handle function) {
     }
     return *value = 0, success;
 }
+// RLVR_TWIN_LOST=N: launch N, from 1, and all after it fail as on a GPU whose memory has an error that ECC cannot correct.
+bool is_lost() {
+    static const char *const text = std::getenv("RLVR_TWIN_LOST");
+    static const unsigned long long at = text ? std::strtoull(text, nullptr, 10) : 0;
+    static unsigned long long launches = 0;
+    return at && ++launches >= at;
+}
 TWIN_EXPORT int cuLaunchKernel(Handle handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                                unsigned block_z, unsigned shared_bytes, Handle, void **arguments, void **) {
     const auto *function = (Function *)handle;
@@ -264,6 +271,7 @@ TWIN_EXPORT int cuLaunchKernel(Handle handle, unsigned grid_x, unsigned grid_y, 
     const bool grid_fits = grid_x && grid_x < 1u << 31 && grid_y && grid_y < 1 << 16 && grid_z && grid_z < 1 << 16;
     if (!grid_fits || !threads || threads > 1024 || shared_bytes > function->shared_bytes) return invalid_value;
     const std::lock_guard<std::mutex> guard(launching);
+    if (is_lost()) return ecc_uncorrectable;
     for (unsigned i = 0; i < kernel->parameters; i++) {
         char *pointer;
         if (!kernel->pointers[i]) continue;
@@ -288,6 +296,7 @@ TWIN_EXPORT int cuGetErrorName(int status, const char **name) {
         case invalid_value: return *name = "CUDA_ERROR_INVALID_VALUE", success;
         case out_of_memory: return *name = "CUDA_ERROR_OUT_OF_MEMORY", success;
         case invalid_device: return *name = "CUDA_ERROR_INVALID_DEVICE", success;
+        case ecc_uncorrectable: return *name = "CUDA_ERROR_ECC_UNCORRECTABLE", success;
     }
     return *name = nullptr, invalid_value;
 }
@@ -297,6 +306,7 @@ TWIN_EXPORT int cuGetErrorString(int status, const char **text) {
         case invalid_value: return *text = "invalid argument", success;
         case out_of_memory: return *text = "out of memory", success;
         case invalid_device: return *text = "invalid device ordinal", success;
+        case ecc_uncorrectable: return *text = "uncorrectable ECC error encountered", success;
     }
     return *text = nullptr, invalid_value;
 }

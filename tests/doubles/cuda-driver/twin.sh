@@ -7,7 +7,8 @@
 #
 # A binary built with --features cuda finds it through RLVR_CUDA_LIBRARY_PATH=FOLDER, and a real driver
 # first where one is installed; --run puts the twin before that. RLVR_TWIN_MEMORY_MB sets its memory;
-# RLVR_TWIN_TRACE=FILE and RLVR_TWIN_DRY=1 are explained in trace.h.
+# RLVR_TWIN_LOST=N lets the
+# device be lost at kernel launch N; RLVR_TWIN_TRACE=FILE and RLVR_TWIN_DRY=1 are explained in trace.h.
 # Needs a C++20 compiler ($CXX, else c++). Files are compiled again only when they or a header changed.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -100,3 +100,9 @@ impl Draw {
         (self.0 >> 33) % end.max(1)
     }
 }
+
+/// The steps that are in the metrics of a run.
+pub fn steps(run: &Path) -> usize {
+    let Ok(text) = std::fs::read_to_string(run.join("metrics.jsonl")) else { return 0 };
+    text.lines().filter(|line| line.starts_with(r#"{"event":"step""#)).count()
+}
