@@ -47,7 +47,8 @@ pub struct Args {
     /// Folder with a LoRA adapter in PEFT layout that goes with the model, or a run that has one.
     #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
     adapter: Option<PathBuf>,
-    /// Recorded answers or whole conversations instead of a model: a data file, or a JSON object of lists.
+    /// Recorded answers or whole conversations instead of a model: a data file, a JSON object of lists, or a file of a run's samples/,
+    /// whose last step is read, or with FILE@STEP that one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "data", "tokenizer", "chat_template", "template_args", "samples"])]
     predictions: Option<PathBuf>,
     /// Score the values of this field of the rows apart, for instance metadata.server_path.

@@ -158,9 +158,10 @@ impl Checkpoint {
         Ok(newest_first(&run.checkpoints())?.into_iter().next().map(|(_, path)| path))
     }
 
-    /// Steps of a run's checkpoints, the newest first.
+    /// Steps of a run's checkpoints, the newest first, and before them of the one that is being written.
     pub fn steps(run: &RunDirectory) -> Result<Vec<u64>> {
-        Ok(newest_first(&run.checkpoints())?.into_iter().map(|(step, _)| step).collect())
+        let writing = run.writing().into_iter();
+        Ok(writing.chain(newest_first(&run.checkpoints())?.into_iter().map(|(step, _)| step)).collect())
     }
 }
 
@@ -424,6 +425,17 @@ mod tests {
         manifest.as_object_mut().unwrap().remove("seal");
         std::fs::write(&path, manifest.to_string()).unwrap();
         assert_eq!(Checkpoint::verify(&written.path).unwrap(), written);
+    }
+
+    #[test]
+    fn what_is_being_written_is_among_a_runs_checkpoints() {
+        let (_root, run) = run();
+        assert_eq!(Checkpoint::steps(&run).unwrap(), []);
+        run.clone().set_writing(Some(3));
+        assert_eq!(Checkpoint::steps(&run).unwrap(), [3]);
+        write(&run, 2);
+        run.set_writing(None);
+        assert_eq!(Checkpoint::steps(&run).unwrap(), [2]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::checkpoint::remove_leftovers;
 use super::lock::Lock;
@@ -31,6 +32,8 @@ const LOCK: &str = "lock";
 pub struct RunDirectory {
     path: PathBuf,
     is_new: bool,
+    /// Steps of the checkpoint that is being written; 0: none is.
+    writing: Arc<AtomicU64>,
     _lock: Arc<Lock>,
 }
 
@@ -43,10 +46,24 @@ impl RunDirectory {
         check_name(name)?;
         let path = root.join(name);
         std::fs::create_dir_all(&path).map_err(Error::io(&path, "create the run directory"))?;
-        let run = Self { _lock: Arc::new(Lock::acquire(&path.join(LOCK))?), path, is_new: true };
+        let run = Self::locked(path, true)?;
         check_empty(&run.path)?;
         run.make_folders()?;
         Ok(run)
+    }
+
+    fn locked(path: PathBuf, is_new: bool) -> Result<Self> {
+        let _lock = Arc::new(Lock::acquire(&path.join(LOCK))?);
+        Ok(Self { path, is_new, writing: Arc::default(), _lock })
+    }
+
+    /// A checkpoint of so many steps is on its way: what it needs of the run's folder stays. None: it is there, or never will be.
+    pub fn set_writing(&self, step: Option<u64>) {
+        self.writing.store(step.unwrap_or(0), Ordering::SeqCst);
+    }
+
+    pub(super) fn writing(&self) -> Option<u64> {
+        Some(self.writing.load(Ordering::SeqCst)).filter(|step| *step > 0)
     }
 
     /// Refuses what [`Self::create`] would refuse, and makes nothing.
@@ -86,8 +103,7 @@ impl RunDirectory {
                 "Name the directory that `rlvr train` printed as `run:`",
             ));
         }
-        let _lock = Arc::new(Lock::acquire(&path.join(LOCK))?);
-        let run = Self { path: path.to_path_buf(), is_new: false, _lock };
+        let run = Self::locked(path.to_path_buf(), false)?;
         run.make_folders()?;
         remove_leftovers(&run.checkpoints())?;
         Ok(run)

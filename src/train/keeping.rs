@@ -99,6 +99,7 @@ impl Keeping {
             let (say, said) = channel();
             let of = job.cursor.clone();
             // Nobody listens at the end of a run that failed.
+            self.run.set_writing(Some(of.total_steps));
             let thread = std::thread::spawn(move || job.run(|text| drop(say.send(text))));
             self.writing = Some(Writing { cursor: of, thread, said });
         } else {
@@ -132,7 +133,9 @@ impl Keeping {
         }
         said.iter().for_each(|text| sinks.warn(text));
         let broken = |_| Error::Compute("the thread that wrote the checkpoint broke".into());
-        let checkpoint = thread.join().map_err(broken)??;
+        let ended = thread.join();
+        self.run.set_writing(None);
+        let checkpoint = ended.map_err(broken)??;
         self.written(cursor, checkpoint, sinks);
         Ok(())
     }

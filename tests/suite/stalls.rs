@@ -9,7 +9,7 @@ fn a_run_that_hangs_anywhere_says_where_ends_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let small = |background| {
         let background = format!("checkpoint.background={background}");
-        Small::new(dir.path(), &["checkpoint.every_steps=1", "run.stall_minutes=0.15", &background])
+        Small::new(dir.path(), &["checkpoint.every_steps=1", "run.stall_minutes=0.4", &background])
     };
     assert!(small(true).train("whole", None).status.success());
     let want = left(&dir.path().join("whole"));
