@@ -27,6 +27,9 @@ pub enum Error {
     /// A run ended where its config says so; it can be gone on with (exit code 75).
     #[error("step {step}: {problem}. {fix}")]
     Halted { step: u64, problem: String, fix: String },
+    /// Nobody could say what a completion earns; the run can be gone on with (exit code 75).
+    #[error("{place}: {problem}. {fix}")]
+    Unrewarded { place: String, problem: String, fix: String },
     /// A file that was written does not hold what was to be written.
     #[error("{}: what was read back is not what is in memory: {problem}. Nothing was kept", path.display())]
     Unfaithful { path: PathBuf, problem: String },
@@ -98,6 +101,14 @@ impl Error {
         }
     }
 
+    /// The same before anything was trained: the user's to mend.
+    pub fn as_input(self) -> Self {
+        match self {
+            Self::Unrewarded { place, problem, fix } => Self::input(place, problem, fix),
+            other => other,
+        }
+    }
+
     /// The same of a model that training made so, after `step` optimiser steps of a stage.
     pub fn at_step(self, step: u64) -> Self {
         match self {
@@ -135,7 +146,7 @@ impl Error {
                 source.kind() == std::io::ErrorKind::NotFound
                     && (action.starts_with("read") || action.starts_with("open"))
             }
-            Self::Halted { .. } | Self::DeviceLost { .. } | Self::Stopped => false,
+            Self::Halted { .. } | Self::DeviceLost { .. } | Self::Stopped | Self::Unrewarded { .. } => false,
             Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
         }
     }

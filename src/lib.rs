@@ -47,6 +47,7 @@ pub mod optim;
 pub mod pack;
 pub mod plan;
 pub mod report;
+pub mod reward;
 pub mod rng;
 pub mod rollout;
 pub mod run;

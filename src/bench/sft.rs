@@ -41,6 +41,7 @@ impl SftShape {
                 attack_succeeded: None,
                 answers: Vec::new(),
                 control_texts: Vec::new(),
+                told: None,
             }
         };
         let rows: Vec<EncodedRow> = (0..self.rows).map(row).collect();

@@ -13,6 +13,7 @@ use crate::hub::RUN_CONFIG;
 use crate::run::RunDirectory;
 use crate::stop;
 use crate::train::launch;
+use crate::train::materials::Permits;
 
 /// Train every arm of an ablation over its seeds and compare them. Run it again to go on after a stop.
 #[derive(clap::Args)]
@@ -32,6 +33,9 @@ pub struct Args {
     /// Start runs although memory or disk have less than they can take at their worst.
     #[arg(long)]
     allow_over_budget: bool,
+    /// Start the programs, and send rows to the addresses, that the tasks' rewards name.
+    #[arg(long)]
+    allow_programs: bool,
     /// List the runs, and which are done, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -69,7 +73,8 @@ pub fn run(args: &Args) -> Result<()> {
     let mut failures = Vec::new();
     for (i, run) in planned.iter().enumerate() {
         tell!("\n== run {} of {}: {}, seed {}", i + 1, planned.len(), run.arm.name, run.seed);
-        if let Err(error) = finish(run, args.allow_over_budget) {
+        let may = Permits { over_budget: args.allow_over_budget, programs: args.allow_programs };
+        if let Err(error) = finish(run, may) {
             if matches!(error.downcast_ref(), Some(Error::Stopped)) {
                 return Err(error);
             }
@@ -96,15 +101,15 @@ fn again() -> String {
     "the same command".into()
 }
 
-/// Makes the run, or the rest of it, or nothing when it is done. `may_exceed`: memory or disk.
-fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
+/// Makes the run, or the rest of it, or nothing when it is done.
+fn finish(run: &PlannedRun, may: Permits) -> Result<()> {
     let folder = run.folder();
     if folder.join(RUN_CONFIG).is_file() {
         // A checkpoint that a kill left without its name gets it back.
         RunDirectory::open_for_resume(&folder)?;
     }
     let mut fetched = train::fetch(run.config.clone())?;
-    fetched.allow_over_budget = may_exceed;
+    fetched.may = may;
     let resolved = fetched.recorded.to_toml()?;
     match run.progress(&resolved)? {
         Progress::Done => {
@@ -134,7 +139,7 @@ fn finish(run: &PlannedRun, may_exceed: bool) -> Result<()> {
         launch::start(&fetched, &create()?, train::sinks(&fetched.config.run, &folder, None, again()))?;
         return Ok(());
     };
-    finish(warm_up, may_exceed)?;
+    finish(warm_up, may)?;
     let (trained, latest) = (warm_up.folder(), warm_up.last_checkpoint()?);
     tell!("after the SFT of {}", trained.display());
     let directory = create()?;

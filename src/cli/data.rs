@@ -15,11 +15,13 @@ use crate::data::check::{Check, Quantiles, Report};
 use crate::data::coverage;
 use crate::data::near::NEAR;
 use crate::data::overlap::{self, Leak};
+use crate::data::told::first_rows;
 use crate::data::{Limits, Targets};
 use crate::error::Error;
 use crate::hub::Parts;
 use crate::observe::WorkDisplay;
-use crate::task::Task;
+use crate::reward::{self, Question};
+use crate::task::{LabelId, Task};
 use crate::text::{Date, EncoderFiles, PromptEncoder};
 
 /// Check, show and make data files.
@@ -84,6 +86,9 @@ struct CheckArgs {
     /// The file is for SFT: a row without a target is a problem.
     #[arg(long)]
     sft: bool,
+    /// Start the programs, and send a row to the addresses, that the task's rewards name, to see that they answer.
+    #[arg(long)]
+    allow_programs: bool,
     /// Problems to show; all are counted.
     #[arg(long, value_name = "N", default_value_t = 50)]
     max_problems: usize,
@@ -204,12 +209,29 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
             }
         }
     }
+    if let (Some((file, _)), true) = (files.first(), wrong.is_empty()) {
+        for text in ask_once(&task, file, args.allow_programs)? {
+            writeln!(out, "reward      {text}")?;
+        }
+    }
     match wrong.into_iter().next() {
         Some((file, problem)) => {
             Err(Error::input(file.display(), problem, "Correct the lines named above").into())
         }
         None => Ok(()),
     }
+}
+
+/// What everybody who rewards completions says of the first row's target, or of silence.
+fn ask_once(task: &Task, file: &Path, allowed: bool) -> Result<Vec<String>> {
+    if !allowed {
+        return Ok(reward::not_asked(task).into_iter().collect());
+    }
+    let first = first_rows(task, file, 1)?.into_iter().next();
+    let Some((_, sample, told)) = first else { return Ok(Vec::new()) };
+    let gold = task.label_id(&sample.gold).unwrap_or(LabelId::NEGATIVE);
+    let text = sample.target.unwrap_or_default();
+    Ok(reward::probe(task, Question::about("probe".into(), task, &told, gold, &text))?)
 }
 
 fn write_report(report: &Report, task: &Task, limits: &Limits, out: &mut impl Write) -> std::io::Result<()> {

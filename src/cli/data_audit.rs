@@ -8,6 +8,8 @@ use anyhow::Result;
 use super::hub;
 use crate::error::Error;
 use crate::eval::audit::{Audit, Strategy, audit_files};
+use crate::eval::audit_rewards::{RewardAudit, audit_rewards};
+use crate::reward;
 use crate::task::Task;
 
 /// Score strategies that never read a log under the task's reward and both rules, before training.
@@ -22,19 +24,59 @@ pub struct Args {
     /// Recorded answers to compare with, as for `rlvr eval`; also a file of a run's samples/: its last step, or with FILE@STEP that one.
     #[arg(long, value_name = "FILE")]
     predictions: Option<PathBuf>,
+    /// Rows on which rewards that look at the text or ask somebody are computed, each with some twenty answers.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    reward_rows: usize,
+    /// Start the programs, and send rows to the addresses, that the task's rewards name.
+    #[arg(long)]
+    allow_programs: bool,
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let task = Task::load(&args.task)?;
-    let found = audit_files(&task, &hub::rows(&args.data)?, args.predictions.as_deref())?;
+    reward::permitted(&task, args.allow_programs)?;
+    let data = hub::rows(&args.data)?;
+    let found = audit_files(&task, &data, args.predictions.as_deref())?;
+    let rewards = audit_rewards(&task, &data, args.reward_rows)?;
     if args.json {
+        let found = Whole { found, rewards };
         writeln!(out, "{}", serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()))?)?;
         return Ok(());
     }
     write_audit(&found, out)?;
+    if let Some(rewards) = &rewards {
+        write_rewards(rewards, out)?;
+    }
     Ok(())
+}
+
+#[derive(serde::Serialize)]
+struct Whole {
+    #[serde(flatten)]
+    found: Audit,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rewards: Option<RewardAudit>,
+}
+
+fn write_rewards(found: &RewardAudit, out: &mut impl Write) -> std::io::Result<()> {
+    let RewardAudit { rows, rewards, strategies, warnings } = found;
+    writeln!(out, "\nall rewards, on the first {rows} rows")?;
+    let width = strategies.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
+    let columns = || rewards.iter().map(|name| name.chars().count().max(7));
+    write!(out, "{:<width$}   reward", "")?;
+    rewards.iter().zip(columns()).try_for_each(|(name, width)| write!(out, "  {name:>width$}"))?;
+    writeln!(out)?;
+    for paid in strategies {
+        write!(out, "{:<width$}  {:>7.3}", paid.name, paid.reward)?;
+        for (part, width) in paid.parts.iter().zip(columns()) {
+            let text = part.map_or("-".into(), |value| format!("{value:.3}"));
+            write!(out, "  {text:>width$}")?;
+        }
+        writeln!(out)?;
+    }
+    warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
 }
 
 fn write_audit(found: &Audit, out: &mut impl Write) -> std::io::Result<()> {

@@ -12,6 +12,7 @@ use crate::hub::Parts;
 use crate::observe::machine::Host;
 use crate::ops::cuda;
 use crate::train::launch;
+use crate::train::materials::Permits;
 use crate::train::preflight::{FIRST_ROWS, Preflight, preflight};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -20,13 +21,14 @@ const WIDTH: usize = 44;
 
 /// # Errors
 /// What the run would refuse before its first step. Nothing of it stays on the disk.
-pub fn run(loaded: Loaded) -> Result<()> {
+pub fn run(loaded: Loaded, may: Permits) -> Result<()> {
     let mut out = std::io::stdout().lock();
     write!(out, "{}", written_out(&loaded)?)?;
     out.flush()?;
     let config = loaded.config;
     // Of a hub's model the small files; the weights are the run's to fetch.
-    let fetched = launch::fetch_parts(config, Parts::Text, &mut Bars::default())?;
+    let mut fetched = launch::fetch_parts(config, Parts::Text, &mut Bars::default())?;
+    fetched.may = may;
     super::use_threads(fetched.config.threads)?;
     let scratch = std::env::temp_dir().join(format!("rlvr-dry-run-{}", std::process::id()));
     let found = preflight(&fetched, fetched.pinned.is_empty(), &scratch);

@@ -133,8 +133,8 @@ pub fn main() -> ExitCode {
         // Ours say all in one line; anyhow would repeat the cause.
         Some(ours) => {
             eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));
-            // A run goes on once there is room, or another device.
-            let resumable = ours.is_full_disk() || ours.is_lost_device();
+            // A run goes on once there is room, another device, or a program that answers.
+            let resumable = ours.is_full_disk() || ours.is_lost_device() || matches!(ours, Error::Unrewarded { .. });
             let words = last_words().filter(|_| resumable);
             words.iter().for_each(|words| eprintln!("{words}"));
             if ours.is_lost_device() {
@@ -142,7 +142,7 @@ pub fn main() -> ExitCode {
                 crate::stop::leave();
             }
             ExitCode::from(match ours {
-                Error::Halted { .. } => crate::stop::EXIT_CODE,
+                Error::Halted { .. } | Error::Unrewarded { .. } => crate::stop::EXIT_CODE,
                 _ if words.is_some() => crate::stop::EXIT_CODE,
                 ours if ours.is_input() => 2,
                 _ => 1,

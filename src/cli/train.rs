@@ -17,6 +17,7 @@ use crate::run::{Checkpoint, RunDirectory};
 use crate::stop;
 use crate::task::Task;
 use crate::train::launch::{self, Fetched};
+use crate::train::materials::Permits;
 
 /// Run the stages of a config: SFT, GRPO, with evaluation before and after each.
 #[derive(clap::Args)]
@@ -35,6 +36,9 @@ pub struct Args {
     /// Start although memory or disk have less than the run can take at its worst: rows that are shorter take less.
     #[arg(long)]
     allow_over_budget: bool,
+    /// Start the programs, and send rows to the addresses, that the task's rewards name: a task file with one is code. Read it first.
+    #[arg(long)]
+    allow_programs: bool,
     /// Go on with a run after its last checkpoint; its own config counts. With auto, and a config that has a run.name: start that
     /// run or go on with it, whatever is there; one that is done ends with 0.
     #[arg(long, value_name = "RUN_DIR|auto")]
@@ -67,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
     let resume = loaded.config.run.resume.or(is_auto.then_some(Resume::Auto));
     if args.dry_run {
         loaded.config.run.resume = resume;
-        return dry_run::run(loaded);
+        return dry_run::run(loaded, args.may());
     }
     if resume.is_some() {
         return start_or_go_on(loaded.config, args);
@@ -76,7 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::input("--allow-changed", "has no effect without --resume", "Remove it").into());
     }
     let mut fetched = fetch(loaded.config)?;
-    fetched.allow_over_budget = args.allow_over_budget;
+    fetched.may = args.may();
     let config = &fetched.config;
     super::use_threads(config.threads)?;
     let mirror = mirrored::open_new(config)?;
@@ -84,11 +88,19 @@ pub fn run(args: &Args) -> Result<()> {
         Some(name) => RunDirectory::create(&config.run.root, name)?,
         None => RunDirectory::create_numbered(&config.run.root, Task::load(&config.task)?.name())?,
     };
-    begin(&fetched, &run, mirror)
+    begin(&fetched, &run, mirror, args.again(run.path()))
 }
 
-fn again(run: &Path) -> String {
-    format!("rlvr train --resume {}", run.display())
+impl Args {
+    fn may(&self) -> Permits {
+        Permits { over_budget: self.allow_over_budget, programs: self.allow_programs }
+    }
+
+    /// What goes on with a run.
+    fn again(&self, run: &Path) -> String {
+        let programs = if self.allow_programs { " --allow-programs" } else { "" };
+        format!("rlvr train --resume {}{programs}", run.display())
+    }
 }
 
 /// `--resume auto`.
@@ -130,9 +142,9 @@ fn start_or_bring(config: Config, run: RunDirectory, args: &Args) -> Result<()> 
     let brought = mirrored::bring(&mut mirror, &run);
     if !run.config().is_file() {
         let mut fetched = brought.and_then(|_| fetch(config)).inspect_err(give_back)?;
-        fetched.allow_over_budget = args.allow_over_budget;
+        fetched.may = args.may();
         super::use_threads(fetched.config.threads)?;
-        return begin(&fetched, &run, mirror);
+        return begin(&fetched, &run, mirror, args.again(run.path()));
     }
     let warnings = brought?;
     // What was made here is the run that was there.
@@ -144,8 +156,8 @@ fn start_or_bring(config: Config, run: RunDirectory, args: &Args) -> Result<()> 
 }
 
 /// A run from its first step.
-fn begin(fetched: &Fetched, run: &RunDirectory, mut mirror: Option<Mirror>) -> Result<()> {
-    let mut sinks = sinks(&fetched.config.run, run.path(), None, again(run.path()));
+fn begin(fetched: &Fetched, run: &RunDirectory, mut mirror: Option<Mirror>, again: String) -> Result<()> {
+    let mut sinks = sinks(&fetched.config.run, run.path(), None, again);
     if let Some(follower) = mirrored::follow(&mut mirror, run, None)? {
         sinks.add(follower);
     }
@@ -161,7 +173,7 @@ fn go_on(
     mut warnings: Vec<String>,
 ) -> Result<()> {
     let mut fetched = fetch(Config::of_run(&run.config())?)?;
-    (fetched.allow_over_budget, fetched.allow_changed) = (args.allow_over_budget, args.allow_changed);
+    (fetched.may, fetched.allow_changed) = (args.may(), args.allow_changed);
     super::use_threads(fetched.config.threads)?;
     let Some(latest) = Checkpoint::latest(run.path())? else {
         if run.model().exists() {
@@ -171,11 +183,11 @@ fn go_on(
         }
         eprintln!("{} has no checkpoint yet: it starts at step 0", run.path().display());
         run.start_over()?;
-        return begin(&fetched, run, mirror);
+        return begin(&fetched, run, mirror, args.again(run.path()));
     };
     warnings.extend(launch::edits(&latest.checkpoint, run)?);
     let kept = (latest.checkpoint.path.clone(), latest.checkpoint.step);
-    let mut sinks = sinks(&fetched.config.run, run.path(), Some(kept), again(run.path()));
+    let mut sinks = sinks(&fetched.config.run, run.path(), Some(kept), args.again(run.path()));
     if let Some(follower) = mirrored::follow(&mut mirror, run, Some(&latest.checkpoint))? {
         sinks.add(follower);
     }

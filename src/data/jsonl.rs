@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::account::Account;
 use super::limits::{Limits, Targets, TooLong};
 use super::lines::{CHUNK, Line, Lines, Place};
+use super::told::Told;
 use crate::error::{Error, Result};
 use crate::stop;
 use crate::task::{Answer, LabelId, Task};
@@ -35,6 +36,8 @@ pub struct EncodedRow {
     pub answers: Vec<EncodedAnswer>,
     /// Control tokens that stand in the row's conversation as text, and were encoded as text.
     pub control_texts: Vec<String>,
+    /// Where the task asks somebody what a completion earns.
+    pub told: Option<Arc<Told>>,
 }
 
 /// One label's answer and its end token.
@@ -136,8 +139,9 @@ impl Source<'_> {
                     Targets::Required | Targets::Ignored => Vec::new(),
                 };
                 let sample = self.task.sample(&row, &file, line)?;
+                let told = Told::where_asked(self.task, &sample, &row, &file);
                 let (row, too_long) = self.encode_row(&file, &sample, &answers)?;
-                Ok(((EncodedRow { line: number, ..row }, too_long), has_half_characters(read)))
+                Ok(((EncodedRow { line: number, told, ..row }, too_long), has_half_characters(read)))
             };
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
             let encoded: Vec<Result<_>> = lines.par_iter().map(encode).collect();
@@ -188,6 +192,7 @@ impl Source<'_> {
             attack_succeeded: sample.attack_succeeded,
             answers: Vec::new(),
             control_texts: self.encoder.control_texts(&sample.conversation),
+            told: None,
         };
         let prompt =
             self.encoder.encode_prompt_within(&sample.conversation, max_prompt_tokens).map_err(at)?;

@@ -18,6 +18,7 @@ mod recorded;
 pub mod split;
 mod surrogates;
 pub mod synthetic;
+pub mod told;
 pub mod unlabelled;
 
 pub use jsonl::{Dataset, EncodedRow, Source};

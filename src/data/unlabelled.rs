@@ -74,6 +74,7 @@ impl<'a> Unlabelled<'a> {
             answers,
             attack_succeeded: None,
             control_texts: self.encoder.control_texts(&conversation),
+            told: None,
         })
     }
 }

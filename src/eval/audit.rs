@@ -64,6 +64,11 @@ fn probes(refusal: Option<(&str, &str)>) -> Vec<Probe> {
     all
 }
 
+/// Names and texts of the probes.
+pub(super) fn probe_texts(refusal: Option<(&str, &str)>) -> Vec<(&'static str, String)> {
+    probes(refusal).into_iter().map(|probe| (probe.name, probe.text)).collect()
+}
+
 fn strategy(name: &str, task: &Task, golds: &[LabelId], answer: impl Fn(LabelId) -> Verdict) -> Strategy {
     scored(name, task, golds.iter().map(|gold| (*gold, answer(*gold))))
 }

@@ -1,6 +1,7 @@
 //! Evaluation: completions of held-out prompts, judged by the task, counted under both rules.
 
 pub mod audit;
+pub mod audit_rewards;
 pub mod constants;
 pub mod enumerate;
 pub mod exact;

@@ -77,6 +77,9 @@ pub struct Rollouts {
     pub timing: Timing,
 }
 
+/// Hears of groups as they are drawn, with the number of the first.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, &[Group]) -> Result<()>;
+
 /// Seconds spent in each phase, summed over packs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
@@ -114,6 +117,14 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// A prompt that leaves no room for its completions within the model's positions.
     pub fn generate(&self, requests: &[Request], draws: Draws) -> Result<Rollouts> {
+        self.generate_watched(requests, draws, &mut |_, _| Ok(()))
+    }
+
+    /// [`Self::generate`], telling `watch` of each pack's groups, and the number of the first, before the next pack is drawn.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], and those of `watch`.
+    pub fn generate_watched(&self, requests: &[Request], draws: Draws, watch: Watch) -> Result<Rollouts> {
         let Completions { per_prompt, max_tokens, .. } = self.completions;
         for request in requests {
             let longest = request.prompt.token_ids.len() + max_tokens;
@@ -147,6 +158,7 @@ impl<'a> Engine<'a> {
             if let Some(tape) = self.generate_pack(pack, draws, taping, &mut rollouts)? {
                 rollouts.tapes.push(run.start..run.start + taping.prompts, tape);
             }
+            watch(run.start, rollouts.groups.get(run).unwrap_or_default())?;
         }
         Ok(rollouts)
     }

@@ -3,7 +3,7 @@
 use crate::data::jsonl::EncodedRow;
 use crate::error::Result;
 use crate::observe::SampleRecord;
-use crate::task::{LabelId, Outcome, Task, Verdict};
+use crate::task::{Answered, LabelId, Outcome, Task, Verdict};
 use crate::text::PromptEncoder;
 use crate::types::{FinishReason, Rollout};
 
@@ -14,6 +14,7 @@ pub struct Judged {
     pub finish: FinishReason,
     pub verdict: Verdict,
     pub outcome: Outcome,
+    /// Without what programs and addresses say.
     pub reward: f32,
 }
 
@@ -28,7 +29,8 @@ impl Judged {
     pub fn new(task: &Task, gold: LabelId, completion: String, tokens: usize, finish: FinishReason) -> Self {
         let verdict = task.judge(&completion, finish);
         let outcome = Outcome::of(gold, verdict);
-        Self { completion, tokens, finish, verdict, outcome, reward: task.reward(outcome) }
+        let reward = task.own_reward(Answered { text: &completion, tokens: Some(tokens), outcome });
+        Self { completion, tokens, finish, verdict, outcome, reward }
     }
 
     pub fn record(self, task: &Task, row: &EncodedRow) -> SampleRecord {

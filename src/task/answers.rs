@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::check::Check;
 use super::row::{RowPath, Template};
-use super::{LabelId, Outcome, Place, Task, Verdict, shorten};
+use super::{LabelId, Outcome, Place, Target, Task, Verdict, shorten};
 use crate::error::Result;
 use crate::types::FinishReason;
 
@@ -131,6 +131,19 @@ impl Task {
                 Ok(Answer { label, text })
             })
             .collect()
+    }
+
+    /// What says `label` of a row, where `[answers]` or `sft.target_template` has a text for it.
+    pub fn text_of(&self, row: &Value, label: LabelId) -> Option<String> {
+        if self.answers.is_some() {
+            let answers = self.answers(row, std::path::Path::new(""), 0).ok()?;
+            if let Some(answer) = answers.into_iter().find(|answer| answer.label == label) {
+                return Some(answer.text);
+            }
+        }
+        let Some(Target::Templates { negative, positive }) = &self.target else { return None };
+        let template = if label.is_negative() { negative } else { positive };
+        self.label_for(label, |text| template.render(row, Some(text)).ok())
     }
 
     /// What a completion that is none of the answers is taken for: malformed where every label has one, else the

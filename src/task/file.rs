@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::answers::AnswersSection;
 use super::check::Check;
-use super::outcome::ExtraReward;
 use super::paper::PaperSection;
+use super::reward_file::{self, ExtraReward, MainReward};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
-use super::{Gold, LabelId, Messages, NamedReward, Outcome, Reward, Target, Task, shorten};
+use super::{Gold, LabelId, Messages, Outcome, Target, Task, shorten};
 use crate::config::range::{Outside, outside};
 use crate::config::schema;
 use crate::error::{Error, Result};
@@ -42,7 +42,7 @@ pub(super) struct TaskFile {
     verdict: Vec<RuleEntry>,
     paper: Option<PaperSection>,
     #[serde(default)]
-    reward: Reward,
+    reward: MainReward,
     /// Rewards beside `[reward]`, by name.
     #[serde(default)]
     extra_rewards: BTreeMap<String, ExtraReward>,
@@ -180,15 +180,7 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
     let mut rules = check.rules(file.verdict, &labels, file.truncated)?;
     rules.paper_flag = paper_flag;
-    let mut rewards = vec![NamedReward { name: file.name.clone(), weight: 1.0, reward: file.reward }];
-    rewards.extend(file.extra_rewards.into_iter().map(|(name, extra)| {
-        let (weight, reward) = extra.parts();
-        NamedReward { name, weight, reward }
-    }));
-    for (i, named) in rewards.iter().enumerate() {
-        let key = if i == 0 { "reward".to_string() } else { format!("extra_rewards.{}", named.name) };
-        check.reward(&key, named)?;
-    }
+    let rewards = reward_file::rewards(&check, &file.name, file.reward, file.extra_rewards)?;
     let attack_succeeded =
         file.attack_succeeded.map(|path| check.path("attack_succeeded", &path)).transpose()?;
     let task = Task {
@@ -419,15 +411,6 @@ impl Check<'_> {
                 Err(self.at(&path, format!("{value} is not from {range}"), "Give a number of that range"))
             }
         }
-    }
-
-    fn reward(&self, key: &str, named: &NamedReward) -> Result<()> {
-        let entries = named.reward.entries();
-        if entries.iter().all(|(_, value)| *value == entries[0].1) {
-            let fix = "Give exact_positive and exact_negative more than the others";
-            return Err(self.at(key, "all six rewards are equal, so nothing can be learned", fix));
-        }
-        Ok(())
     }
 
     /// SFT must not teach answers that the task's own rules judge to be something else.

@@ -11,6 +11,8 @@ mod mcp;
 mod metrics;
 mod outcome;
 mod paper;
+mod reward;
+mod reward_file;
 mod row;
 mod verdict;
 
@@ -25,7 +27,8 @@ pub use confusion::Confusion;
 pub use conversation::Converted;
 pub use gold::GoldLabels;
 pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
-pub use outcome::{NamedReward, Outcome, Reward};
+pub use outcome::{Outcome, Reward};
+pub use reward::{Answered, HttpReward, NamedReward, OnError, ProgramReward, RewardKind};
 pub use verdict::{LabelId, PaperReading, Verdict};
 
 use crate::disk;
@@ -182,12 +185,31 @@ impl Task {
         self.rules.judge(&self.labels, completion, finish)
     }
 
-    /// The weighted sum of all rewards.
+    /// The weighted sum of what outcomes earn; where it is all that counts, see [`Self::is_by_outcome`].
     pub fn reward(&self, outcome: Outcome) -> f32 {
-        self.rewards.iter().map(|r| r.weight * r.reward.of(outcome)).sum()
+        let of = |r: &NamedReward| match &r.kind {
+            RewardKind::Outcomes(reward) => Some(r.weight * reward.of(outcome)),
+            _ => None,
+        };
+        self.rewards.iter().filter_map(of).sum()
     }
 
-    /// `[reward]` first, with weight 1 and the task's name, then `[extra_rewards]`.
+    /// The weighted sum of all rewards that need nobody's word.
+    pub fn own_reward(&self, answer: Answered) -> f32 {
+        self.rewards.iter().filter_map(|r| Some(r.weight * r.of(answer)?)).sum()
+    }
+
+    /// Whether an answer earns by its outcome alone.
+    pub fn is_by_outcome(&self) -> bool {
+        self.rewards.iter().all(|r| matches!(r.kind, RewardKind::Outcomes(_)))
+    }
+
+    /// Whether a program or an address is asked what an answer earns.
+    pub fn asks(&self) -> bool {
+        self.rewards.iter().any(NamedReward::is_asked)
+    }
+
+    /// `[reward]` first, by the task's name, then `[extra_rewards]`.
     pub fn rewards(&self) -> &[NamedReward] {
         &self.rewards
     }
@@ -296,7 +318,8 @@ mod tests {
             assert_eq!((task.name(), task.labels().len(), task.labels()[0].as_str()), (name, 10, "Safe"));
             assert_eq!(task.label_id("Log Explosion Attacks"), Some(LabelId(9)));
             let paid = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0];
-            assert_eq!(task.rewards()[0].reward.entries().map(|(_, value)| value), paid);
+            let RewardKind::Outcomes(reward) = &task.rewards()[0].kind else { panic!() };
+            assert_eq!(reward.entries().map(|(_, value)| value), paid);
         }
     }
 

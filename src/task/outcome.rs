@@ -1,7 +1,6 @@
 //! What a verdict is worth against the gold label.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{LabelId, Verdict};
 
@@ -43,8 +42,7 @@ impl Outcome {
 
 /// `[reward]`: the reward of each outcome. The default is {0, 1} exact label match, as in MCP-RiskCue, but
 /// with nothing for a malformed answer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reward {
     /// Gold positive, the same label in the answer.
     #[schemars(range(min = -1_000_000, max = 1_000_000))]
@@ -77,61 +75,6 @@ impl Default for Reward {
             malformed: 0.0,
         }
     }
-}
-
-/// `[extra_rewards.<name>]`: a reward beside `[reward]`. Outcomes that are left out earn nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ExtraReward {
-    /// What it counts in the sum.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    weight: f32,
-    /// Gold positive, the same label in the answer.
-    #[serde(default)]
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    exact_positive: f32,
-    /// Gold negative, and so is the answer.
-    #[serde(default)]
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    exact_negative: f32,
-    /// Gold positive, another positive label in the answer.
-    #[serde(default)]
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    wrong_label: f32,
-    /// Gold negative, any positive label in the answer.
-    #[serde(default)]
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    false_positive: f32,
-    /// Gold positive, a negative answer.
-    #[serde(default)]
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    false_negative: f32,
-    /// An answer that says nothing of the task, whatever the gold label is.
-    #[serde(default)]
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
-    malformed: f32,
-}
-
-impl ExtraReward {
-    pub fn parts(self) -> (f32, Reward) {
-        let reward = Reward {
-            exact_positive: self.exact_positive,
-            exact_negative: self.exact_negative,
-            wrong_label: self.wrong_label,
-            false_positive: self.false_positive,
-            false_negative: self.false_negative,
-            malformed: self.malformed,
-        };
-        (self.weight, reward)
-    }
-}
-
-/// One of a task's rewards.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NamedReward {
-    pub name: String,
-    pub weight: f32,
-    pub reward: Reward,
 }
 
 impl Reward {

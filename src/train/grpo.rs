@@ -25,6 +25,7 @@ use crate::model::decoder::Decoder;
 use crate::model::forward::Distribution;
 use crate::observe::{Event, Metrics, PromptRecord, SampleKind, SampleRecord, Sinks};
 use crate::ops::sampling::Sampling;
+use crate::reward::Judges;
 use crate::rng::Purpose;
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::stop;
@@ -36,6 +37,8 @@ pub struct Grpo<'a> {
     prompts: Prompts,
     /// `None` without a KL penalty.
     reference: Option<Reference<'a>>,
+    /// `None` where nobody is asked what a completion earns.
+    judges: Option<Judges>,
     watch: Watch,
     /// Lines whose prompts were told.
     told: BTreeSet<usize>,
@@ -59,7 +62,9 @@ impl<'a> Grpo<'a> {
             _ => Some(Reference::open(around, policy, config.reference_sync_steps, sinks)?),
         };
         let prompts = Prompts::new(&around, difficulty)?;
-        Ok(Self { around, config, prompts, reference, watch: Watch::default(), told: BTreeSet::new() })
+        let judges = Judges::open(&around.materials.task)?;
+        let (watch, told) = (Watch::default(), BTreeSet::new());
+        Ok(Self { around, config, prompts, reference, judges, watch, told })
     }
 }
 
@@ -71,6 +76,9 @@ impl Objective for Grpo<'_> {
         // y_1 .. y_G ~ pi_old(. | x) for each prompt x, and their rewards R_1 .. R_G.
         let mut rolled = self.roll_out(learner.decoder(), at.step, &rule)?;
         let tried = rolled.take_tried();
+        for text in std::mem::take(&mut rolled.warnings) {
+            sinks.warn(format!("grpo step {}: {text}", at.step + 1));
+        }
         let missing = rolled.missing(&rule, config.prompts_per_step);
         let mut metrics = rolled.metrics(&rule, (config.max_resamples > 0).then_some(missing));
 
@@ -162,7 +170,7 @@ fn of_parts(parts: &[Metrics]) -> Metrics {
 impl<'a> Grpo<'a> {
     /// Samples and judges a group a prompt. With dynamic sampling, other prompts follow in the place of those whose
     /// groups are dead, for so many rounds at most.
-    fn roll_out(&self, policy: &Decoder, step: u64, rule: &AdvantageRule) -> Result<Rolled<'a>> {
+    fn roll_out(&mut self, policy: &Decoder, step: u64, rule: &AdvantageRule) -> Result<Rolled<'a>> {
         let (config, materials, pack) = (self.config, self.around.materials, &self.around.config.pack);
         let completions = Completions {
             per_prompt: config.group_size,
@@ -175,20 +183,24 @@ impl<'a> Grpo<'a> {
             let (round, taken) = (rolled.rounds, rolled.groups.len());
             let indices =
                 self.prompts.round(step, round, taken, rolled.missing(rule, config.prompts_per_step));
-            let rows = indices.iter().map(|i| &materials.rows.grpo[*i]);
-            let request = |(i, row): (usize, &'a EncodedRow)| Request {
+            let rows: Vec<&EncodedRow> = indices.iter().map(|i| &materials.rows.grpo[*i]).collect();
+            let request = |(i, row): (usize, &&'a EncodedRow)| Request {
                 prompt: &row.prompt,
                 sample_id: (taken + i) as u32,
             };
-            let requests: Vec<Request> = rows.clone().enumerate().map(request).collect();
+            let requests: Vec<Request> = rows.iter().enumerate().map(request).collect();
             let mut engine =
                 Engine::new(policy, materials.encoder.stop_tokens(), completions, pack.rollout_tokens());
             // Rounds after the first keep nothing.
             if round == 0 && !step.is_multiple_of(STEPS_BETWEEN_CHECKS) {
                 engine = engine.taping(pack.activations.into(), pack.reused_tokens());
             }
-            let rollouts = engine.generate(&requests, draws)?;
-            rolled.add(&indices, rows, rollouts, &materials.encoder)?;
+            // What is judged elsewhere is judged while the next pack is drawn.
+            let rollouts = engine.generate_watched(&requests, draws, &mut |first, groups| {
+                let rows = rows.get(first..).unwrap_or_default();
+                rolled.hear(rows, groups, &materials.encoder, (self.judges.as_ref(), step + 1))
+            })?;
+            rolled.add(&indices, &rows, rollouts, self.judges.as_mut())?;
             let missing = rolled.missing(rule, config.prompts_per_step);
             if missing == 0 || rolled.rounds as usize > config.max_resamples {
                 return Ok(rolled);

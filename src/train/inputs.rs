@@ -12,7 +12,7 @@ use crate::disk;
 use crate::error::Result;
 use crate::hub::data_files;
 use crate::run::{hex, sha256};
-use crate::task::Task;
+use crate::task::{RewardKind, Task};
 
 /// SHA-256 by name, of whole files. Empty in the checkpoints of earlier versions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ const TEXT: [&str; 7] = [
 const SHAPE: [&str; 2] = ["config.json", "generation_config.json"];
 
 impl Inputs {
-    /// Data files, task, tokenizer, chat template, and the shape of the base model. Its weights with `[lora]` only: without, a checkpoint
+    /// Data files, task, files in the commands of its rewards, tokenizer, chat template, and the shape of the base model. Its weights with `[lora]` only: without, a checkpoint
     /// has all weights, and nothing depends on the base any more. What is no file, a pipe for instance, is left out.
     ///
     /// `run`: the run's folder, where a model from the seed has its tokenizer.
@@ -70,6 +70,12 @@ impl Inputs {
                     }
                 }
             }
+        }
+        for named in Task::load(&config.task)?.rewards() {
+            let RewardKind::Program(program) = &named.kind else { continue };
+            program
+                .files()
+                .for_each(|(word, path)| add(&format!("extra_rewards.{}/{word}", named.name), path));
         }
         let mut all = files
             .into_par_iter()

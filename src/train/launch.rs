@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::inputs::Inputs;
 use super::lora::{Adapters, base_digest, check_base};
-use super::materials::Materials;
+use super::materials::{Materials, Permits};
 use super::meter::Meter;
 use super::stages::{Record, Training};
 use super::state::{self, Cursor};
@@ -31,8 +31,8 @@ pub struct Fetched {
     pub pinned: Vec<String>,
     /// Data sets that came from there, `hf:org/name@commit:split`.
     pub data: Vec<String>,
-    /// Start although memory or disk are less than the run can take; it is a warning then.
-    pub allow_over_budget: bool,
+    /// What the run may do; memory or disk that are less than it can take are a warning then.
+    pub may: Permits,
     /// Go on although data, task, tokenizer, chat template or base model are not what they were at the checkpoint; it is a warning then.
     pub allow_changed: bool,
 }
@@ -42,7 +42,7 @@ impl From<Config> for Fetched {
     fn from(config: Config) -> Self {
         let recorded = config.clone();
         let (pinned, data) = (Vec::new(), Vec::new());
-        Self { recorded, config, pinned, data, allow_over_budget: false, allow_changed: false }
+        Self { recorded, config, pinned, data, may: Permits::default(), allow_changed: false }
     }
 }
 
@@ -87,7 +87,7 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
 /// Before the first evaluation a new run's directory is gone again; after it, a run can be resumed from its last checkpoint.
 pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
     let began = Instant::now();
-    let Fetched { config, recorded, allow_over_budget, .. } = fetched;
+    let Fetched { config, recorded, may, .. } = fetched;
     run.write_config(&recorded.to_toml()?)?;
     sinks.add(SampleFiles::new(run)?);
     sinks.add(JsonlSink::create(run.metrics())?);
@@ -97,7 +97,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     let prepare = |sinks: &mut Sinks| -> Result<_> {
         watch(config, run, sinks)?;
         track(config, recorded, run, sinks)?;
-        let (materials, mut decoder) = Materials::prepare(config, run.path(), *allow_over_budget, sinks)?;
+        let (materials, mut decoder) = Materials::prepare(config, run.path(), *may, sinks)?;
         let mut cursor = Cursor::default();
         if config.lora.is_some() {
             cursor.base = Some(base_digest(&decoder)?);
@@ -231,8 +231,7 @@ pub fn resume(
         let text = "the checkpoint is of an earlier rlvr and knows no digests of data, task and tokenizer: they are not compared";
         sinks.emit(&Event::Note { text: text.into() });
     }
-    let (materials, mut decoder) =
-        Materials::prepare(config, run.path(), fetched.allow_over_budget, &mut sinks)?;
+    let (materials, mut decoder) = Materials::prepare(config, run.path(), fetched.may, &mut sinks)?;
     // The run may have made its tokenizer just now.
     cursor.inputs = if config.model.path.is_none() { Inputs::of(config, run.path())? } else { inputs };
     sinks.emit(&Event::phase("loading the checkpoint"));

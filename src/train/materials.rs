@@ -19,6 +19,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::observe::{Event, PromptRecord, SampleKind, Sinks};
 use crate::plan::Target;
+use crate::reward::{self, Question};
 use crate::task::Task;
 use crate::text::{Date, EncoderFiles, PromptEncoder, byte_tokenizer};
 
@@ -30,6 +31,15 @@ pub struct Materials {
     pub companions: Companions,
     /// Why a checkpoint cannot be written in the background, where it could not.
     pub lacks_copy: Option<String>,
+}
+
+/// What a run may do although it was not asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Permits {
+    /// Start although memory or disk are less than it can take.
+    pub over_budget: bool,
+    /// Start the programs and ask the addresses that the task's rewards name.
+    pub programs: bool,
 }
 
 /// Where the weights of a run come from.
@@ -53,13 +63,13 @@ impl Materials {
     /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer.
     ///
     /// # Errors
-    /// Those of [`Self::gather`]; memory or disk that the run can exceed, unless it may.
-    pub fn prepare(
-        config: &Config,
-        run: &Path,
-        may_exceed: bool,
-        sinks: &mut Sinks,
-    ) -> Result<(Self, Decoder)> {
+    /// Those of [`Self::gather`]; memory or disk that the run can exceed, unless it may; programs of the task's rewards, unless it may
+    /// start them, or that do not answer.
+    pub fn prepare(config: &Config, run: &Path, may: Permits, sinks: &mut Sinks) -> Result<(Self, Decoder)> {
+        let samples = config.stages.contains(&Stage::Grpo);
+        if samples {
+            reward::permitted(&Task::load(&config.task)?, may.programs)?;
+        }
         sinks.emit(&Event::phase("opening the device"));
         let Opened { mut place, fell_back } = place::open_for(config)?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
@@ -71,7 +81,7 @@ impl Materials {
         let (room, model) = (Room::here(&place.device, run)?, start.model()?);
         materials.lacks_copy = room.lacks_copy(&model, config, target, &materials.rows);
         match room.check(&model, config, target, &materials.rows) {
-            Err(error) if may_exceed => sinks.warn(error.to_string()),
+            Err(error) if may.over_budget => sinks.warn(error.to_string()),
             checked => checked?,
         }
         place.missing = materials.encoder.tokenizer().missing_ids();
@@ -80,7 +90,8 @@ impl Materials {
             Start::Folder(dir) => hf::load_decoder(&dir, positions, &place)?,
             Start::Seed(model) => Decoder::random_on(&place, *model, config.seed, positions)?,
         };
-        for text in fell_back.into_iter().chain(materials.encoder.note()) {
+        let said = if samples { materials.probe_rewards()? } else { Vec::new() };
+        for text in fell_back.into_iter().chain(materials.encoder.note()).chain(said) {
             sinks.emit(&Event::Note { text });
         }
         Ok((materials, decoder))
@@ -91,6 +102,13 @@ impl Materials {
         let task = Task::load(&config.task)?;
         let (grpo, enumerate) =
             (config.stages.contains(&Stage::Grpo), config.stages.contains(&Stage::Enumerate));
+        if enumerate && !task.is_by_outcome() {
+            let why = format!(
+                "a reward of task `{}` is no table of outcomes, which is all that enumerate computes",
+                task.name()
+            );
+            return Err(Error::config("stages", "enumerate", "\"grpo\" in its place", why));
+        }
         if enumerate && !task.has_closed_answers() {
             let want =
                 "\"grpo\" in its place, or a task file whose [answers] has a text for the negative label too";
@@ -122,6 +140,18 @@ impl Materials {
             prompt_order(&rows.answers, config.enumerate.balance, "enumerate.balance", config.seed)?;
         }
         Ok((Self { task, encoder, rows, companions, lacks_copy: None }, start))
+    }
+
+    /// Asks everybody who rewards completions about the first row, its target or silence: what they say. Their processes end again.
+    ///
+    /// # Errors
+    /// Somebody cannot answer.
+    pub fn probe_rewards(&self) -> Result<Vec<String>> {
+        let Some(row) = self.rows.grpo.first() else { return Ok(Vec::new()) };
+        let Some(told) = &row.told else { return Ok(Vec::new()) };
+        let text = row.target.as_ref().map(|ids| self.encoder.decode_completion(ids)).transpose()?;
+        let text = text.unwrap_or_default();
+        reward::probe(&self.task, Question::about("probe".into(), &self.task, told, row.gold, &text))
     }
 
     /// What the evaluations ask.

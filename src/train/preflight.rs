@@ -17,6 +17,7 @@ use crate::observe::{Event, Sink, Sinks};
 use crate::ops::cuda;
 use crate::plan::activations;
 use crate::plan::{Plan, Target};
+use crate::reward;
 use crate::run::RunDirectory;
 
 /// Rows of each file that are looked at first.
@@ -70,6 +71,12 @@ pub fn preflight(fetched: &Fetched, whole: bool, scratch: &Path) -> Result<Prefl
     let plan = Plan::new(&model, &settled, target);
     let mut notes = heard.0.take();
     notes.extend(fell_back);
+    if config.stages.contains(&Stage::Grpo) {
+        match fetched.may.programs {
+            true => notes.extend(materials.probe_rewards()?),
+            false => notes.extend(reward::not_asked(&materials.task)),
+        }
+    }
     Ok(Preflight { materials, model, cuda: on_cuda, dtype, plan, all_rows, notes })
 }
 

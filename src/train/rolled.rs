@@ -1,5 +1,6 @@
 //! The judged groups of a step, as they come in round after round.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards};
@@ -7,12 +8,13 @@ use crate::algo::summary::RewardSummary;
 use crate::config::stages::TruncatedCompletions;
 use crate::data::difficulty::Successes;
 use crate::data::jsonl::EncodedRow;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::observe::{Metrics, SampleRecord};
+use crate::reward::{Judges, Question, Said, Subject};
 use crate::rollout::engine::{Rollouts, Timing};
-use crate::rollout::judge::judge;
+use crate::rollout::judge::{Judged, judge};
 use crate::rollout::tapes::Tapes;
-use crate::task::{Confusion, Outcome, Task};
+use crate::task::{Answered, Confusion, NamedReward, Outcome, RewardKind, Task};
 use crate::text::PromptEncoder;
 use crate::types::{FinishReason, Group, ScoredGroup};
 
@@ -30,6 +32,16 @@ pub struct Rolled<'a> {
     tried: Vec<(usize, Successes)>,
     confusion: Confusion,
     timing: Timing,
+    /// Of the round that is drawn, by group.
+    judged: ByGroup<Judged>,
+    /// Completions that somebody was asked about.
+    asked: usize,
+    /// Sum and count of what was said in parts, by `reward/part`; and how often nobody could say, by reward.
+    named: BTreeMap<String, (f64, usize)>,
+    failed: BTreeMap<String, usize>,
+    reward_seconds: f64,
+    /// What there is to warn of.
+    pub warnings: Vec<String>,
 }
 
 /// A step's groups with their advantages, the activations that were kept of them, and what there is to show.
@@ -42,8 +54,7 @@ pub struct Scored {
 impl<'a> Rolled<'a> {
     /// Nothing yet; the clock runs.
     pub fn new(task: &'a Task) -> Self {
-        let part =
-            |r: &crate::task::NamedReward| RewardPart { weight: f64::from(r.weight), rewards: Vec::new() };
+        let part = |r: &NamedReward| RewardPart { weight: f64::from(r.weight), rewards: Vec::new() };
         let parts = task.rewards().iter().map(part).collect();
         Self {
             task,
@@ -56,6 +67,12 @@ impl<'a> Rolled<'a> {
             tried: Vec::new(),
             confusion: Confusion::new(task),
             timing: Timing::default(),
+            judged: Vec::new(),
+            asked: 0,
+            named: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            reward_seconds: 0.0,
+            warnings: Vec::new(),
         }
     }
 
@@ -64,30 +81,63 @@ impl<'a> Rolled<'a> {
         wanted.saturating_sub(rule.live(&self.rewards).into_iter().filter(|live| *live).count())
     }
 
-    /// Judges a round. `indices` and `rows`: the prompts', in the order of the groups.
-    pub fn add<'r>(
+    /// Judges groups that were drawn, and asks about them who has to be asked; `step` counts from 1 within the stage.
+    pub fn hear(
+        &mut self,
+        rows: &[&EncodedRow],
+        groups: &[Group],
+        encoder: &PromptEncoder,
+        (judges, step): (Option<&Judges>, u64),
+    ) -> Result<()> {
+        for (row, group) in rows.iter().zip(groups) {
+            let judge = |rollout| judge(self.task, encoder, row.gold, rollout);
+            let judged = group.rollouts.iter().map(judge).collect::<Result<Vec<_>>>()?;
+            if let (Some(judges), Some(told)) = (judges, &row.told) {
+                let gold = self.task.label_text(row.gold);
+                for (judged, rollout) in judged.iter().zip(&group.rollouts) {
+                    let subject = Subject {
+                        completion: &judged.completion,
+                        tokens: Some(judged.tokens),
+                        truncated: rollout.finish == FinishReason::Length,
+                        verdict: &self.task.verdict_text(judged.verdict),
+                        gold: &gold,
+                        outcome: judged.outcome,
+                    };
+                    judges.ask(Question::new(format!("{step}.{}", self.asked), told, subject));
+                    self.asked += 1;
+                }
+            }
+            self.judged.push(judged);
+        }
+        Ok(())
+    }
+
+    /// Adds a round whose groups were heard of, once everybody has answered. `indices` and `rows`: the prompts', in the order of the
+    /// groups.
+    pub fn add(
         &mut self,
         indices: &[usize],
-        rows: impl Iterator<Item = &'r EncodedRow>,
+        rows: &[&EncodedRow],
         rollouts: Rollouts,
-        encoder: &PromptEncoder,
+        judges: Option<&mut Judges>,
     ) -> Result<()> {
         let Rollouts { groups, tapes, timing } = rollouts;
-        for ((row, group), index) in rows.zip(&groups).zip(indices) {
-            let (mut total, mut outcomes) = (Vec::new(), Vec::new());
-            for rollout in &group.rollouts {
-                let judged = judge(self.task, encoder, row.gold, rollout)?;
+        let start = Instant::now();
+        let (said, warnings) = judges.map_or(Ok(Default::default()), Judges::take)?;
+        self.warnings.extend(warnings);
+        self.reward_seconds += start.elapsed().as_secs_f64();
+        let mut said = said.into_iter();
+        for ((row, judged), index) in rows.iter().zip(std::mem::take(&mut self.judged)).zip(indices) {
+            let tried = judged.len() as u32;
+            let right = judged.iter().filter(|judged| judged.outcome.is_exact()).count() as u32;
+            self.tried.push((*index, Successes { right, tried }));
+            self.rewards.total.push(Vec::new());
+            self.rewards.parts.iter_mut().for_each(|part| part.rewards.push(Vec::new()));
+            for mut judged in judged {
                 self.confusion.add(row.gold, judged.verdict);
-                total.push(judged.reward);
-                outcomes.push(judged.outcome);
+                judged.reward = self.reward(&judged, said.next().unwrap_or_default())?;
                 self.samples.push(judged.record(self.task, row));
             }
-            self.rewards.total.push(total);
-            for (part, named) in self.rewards.parts.iter_mut().zip(self.task.rewards()) {
-                part.rewards.push(outcomes.iter().map(|outcome| named.reward.of(*outcome)).collect());
-            }
-            let right = outcomes.iter().filter(|outcome| outcome.is_exact()).count() as u32;
-            self.tried.push((*index, Successes { right, tried: outcomes.len() as u32 }));
         }
         self.groups.extend(groups);
         if self.rounds == 0 {
@@ -96,6 +146,34 @@ impl<'a> Rolled<'a> {
         self.timing += timing;
         self.rounds += 1;
         Ok(())
+    }
+
+    /// Adds what a completion of the last group earns, part by part; their weighted sum.
+    fn reward(&mut self, judged: &Judged, said: Vec<Said>) -> Result<f32> {
+        let answered =
+            Answered { text: &judged.completion, tokens: Some(judged.tokens), outcome: judged.outcome };
+        let mut total = 0.0;
+        for (at, (part, named)) in self.rewards.parts.iter_mut().zip(self.task.rewards()).enumerate() {
+            let of_others = said.iter().find(|said| said.index == at);
+            let value = named.of(answered).or(of_others.map(|said| said.value));
+            let nobody = || Error::Compute(format!("extra_rewards.{} was not asked for", named.name).into());
+            let value = value.ok_or_else(nobody)?;
+            if let Some(group) = part.rewards.last_mut() {
+                group.push(value);
+            }
+            total += named.weight * value;
+            if let Some(said) = of_others {
+                *self.failed.entry(named.name.clone()).or_default() += usize::from(said.failed);
+                for (name, value) in &said.named {
+                    let (sum, count) = self.named.entry(format!("{}/{name}", named.name)).or_default();
+                    (*sum, *count) = (*sum + f64::from(*value), *count + 1);
+                }
+            }
+        }
+        if let Some(group) = self.rewards.total.last_mut() {
+            group.push(total);
+        }
+        Ok(total)
     }
 
     /// The row of each group, and how its completions fared.
@@ -128,14 +206,9 @@ impl<'a> Rolled<'a> {
     /// Rewards, lengths and verdicts of everything that was sampled.
     /// `resampled`: what dynamic sampling still lacks of the step's groups, where it is on.
     pub fn metrics(&self, rule: &AdvantageRule, resampled: Option<usize>) -> Metrics {
-        let summary =
-            RewardSummary::new(&self.rewards.total, &rule.live(&self.rewards), best_reward(self.task));
+        let summary = RewardSummary::new(&self.rewards.total, &rule.live(&self.rewards), self.best_reward());
         let mut metrics: Metrics = summary.metrics().into_iter().collect();
-        for (part, named) in self.rewards.parts.iter().zip(self.task.rewards()) {
-            let count = part.rewards.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-            let mean = part.rewards.iter().flatten().map(|r| f64::from(*r)).sum::<f64>() / count;
-            metrics.insert(format!("rewards/{}/mean", named.name), mean);
-        }
+        metrics.extend(self.reward_metrics());
         metrics.extend(self.length_metrics());
         let report = self.confusion.report();
         metrics.extend(report.metrics().into_iter().filter(|(name, _)| name.matches('/').count() == 1));
@@ -145,6 +218,39 @@ impl<'a> Rolled<'a> {
             metrics.insert("dynamic_sampling/missing", missing as f64);
         }
         metrics
+    }
+
+    /// Mean and standard deviation (the sample's, as TRL has it) of each reward over the completions, and what those who were asked said
+    /// in parts.
+    fn reward_metrics(&self) -> Vec<(String, f64)> {
+        let mut metrics = Vec::new();
+        for (part, named) in self.rewards.parts.iter().zip(self.task.rewards()) {
+            let values = || part.rewards.iter().flatten().map(|r| f64::from(*r));
+            let count = values().count() as f64;
+            let mean = values().sum::<f64>() / count.max(1.0);
+            let squares = values().map(|r| (r - mean).powi(2)).sum::<f64>();
+            metrics.push((format!("rewards/{}/mean", named.name), mean));
+            metrics.push((format!("rewards/{}/std", named.name), (squares / (count - 1.0).max(1.0)).sqrt()));
+            if let Some(failed) = self.failed.get(&named.name) {
+                metrics.push((format!("rewards/{}/failed", named.name), *failed as f64 / count.max(1.0)));
+            }
+        }
+        let of_part = |(name, (sum, count)): (&String, &(f64, usize))| {
+            (format!("rewards/{name}/mean"), sum / (*count).max(1) as f64)
+        };
+        metrics.extend(self.named.iter().map(of_part));
+        metrics
+    }
+
+    /// The most that an answer to any row can earn, as far as that is known: of rewards that are no table, the most that a completion
+    /// of the step earned.
+    fn best_reward(&self) -> f32 {
+        let best = |(part, named): (&RewardPart, &NamedReward)| match named.kind {
+            RewardKind::Outcomes(_) => None,
+            _ => part.rewards.iter().flatten().map(|value| named.weight * value).reduce(f32::max),
+        };
+        let others: f32 = self.rewards.parts.iter().zip(self.task.rewards()).filter_map(best).sum();
+        best_outcome(self.task) + others
     }
 
     fn length_metrics(&self) -> [(&'static str, f64); 4] {
@@ -161,12 +267,15 @@ impl<'a> Rolled<'a> {
     }
 
     /// Seconds since the rollout began, and of its phases.
-    pub fn timing_metrics(&self) -> [(&'static str, f64); 3] {
-        [
+    /// `time/reward`: what those who were asked took after the last completion.
+    pub fn timing_metrics(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let reward = self.task.asks().then_some(("time/reward", self.reward_seconds));
+        let others = [
             ("time/rollout", self.start.elapsed().as_secs_f64()),
             ("time/prefill", self.timing.prefill_seconds),
             ("time/decode", self.timing.decode_seconds),
-        ]
+        ];
+        others.into_iter().chain(reward)
     }
 }
 
@@ -178,8 +287,8 @@ fn mask_truncated(group: &mut Group) {
     }
 }
 
-/// The most that an answer to any row can earn.
-fn best_reward(task: &Task) -> f32 {
+/// The most that an outcome can earn.
+fn best_outcome(task: &Task) -> f32 {
     let outcomes = [
         Outcome::ExactPositive,
         Outcome::ExactNegative,

@@ -205,6 +205,7 @@ mod tests {
             attack_succeeded: None,
             answers: Vec::new(),
             control_texts: Vec::new(),
+            told: None,
         };
         let valid_name = String::new();
         Rows {

@@ -56,8 +56,8 @@ impl Training<'_> {
     /// Runs what is left. `optimizer`: of a stage that goes on. Returns the folder of the final model.
     ///
     /// # Errors
-    /// [`Error::Stopped`] once every whole step is in a checkpoint, for a wish to stop or a bound of time or cost that is reached; before
-    /// the first step there may be none.
+    /// [`Error::Stopped`] once every whole step is in a checkpoint, for a wish to stop or a bound of time or cost that is reached, and
+    /// [`Error::Unrewarded`] likewise; before the first step there may be none.
     pub fn run(mut self, decoder: Decoder, optimizer: Option<AdamW>) -> Result<PathBuf> {
         let ended = self.make(decoder, optimizer);
         // However the run ends: what is on its way to the disk is kept.
@@ -179,9 +179,9 @@ impl Training<'_> {
                 None => Learner::new(decoder, &optim, activations, config.seed)?,
             };
             ended = match record.steps(stage, &mut *objective, &mut learner, materials, adapters) {
-                Err(Error::Stopped) => {
+                Err(error @ (Error::Stopped | Error::Unrewarded { .. })) => {
                     record.keep_learner(&*objective, &learner, adapters)?;
-                    return Err(Error::Stopped);
+                    return Err(error);
                 }
                 ended => ended?,
             };

@@ -72,7 +72,9 @@ impl Watch {
             .flat_map(|(label, times)| std::iter::repeat_n(label, times))
             .collect();
         let reward = self.steps.iter().map(|s| s.reward).sum::<f64>() / n;
-        let beaten = best_constant(task, &golds).filter(|(_, earns)| *earns >= reward);
+        // What an answer that was not given would have earned is known of outcomes only.
+        let best = if task.is_by_outcome() { best_constant(task, &golds) } else { None };
+        let beaten = best.filter(|(_, earns)| *earns >= reward);
         found.push((
             "beaten",
             beaten.map(|(name, earns)| {

@@ -52,6 +52,7 @@ fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
         target: None,
         answers: answers.iter().enumerate().map(answer).collect(),
         control_texts: Vec::new(),
+        told: None,
     }
 }
 

@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 7] = [
     &["ops"],
     &["model", "text", "data", "task", "dist", "observe", "pack", "hub"],
     &["formats"],
-    &["rollout", "algo", "optim", "run", "mirror", "plan", "init"],
+    &["rollout", "reward", "algo", "optim", "run", "mirror", "plan", "init"],
     &["train", "eval", "ablate", "bench", "export", "report", "check"],
     &["main", "cli"],
 ];

@@ -105,6 +105,16 @@ fn every_mistake_names_file_key_and_fix() {
             "malformed = 1\nwrong_label = 1\nfalse_positive = 1\nfalse_negative = 1\n",
             "t.toml: reward: all six rewards are equal",
         ),
+        (
+            "malformed = 0\n",
+            "malformed = 0\n[reward.program]\ncommand = [\"x\"]\n",
+            "t.toml: reward.program: [reward] is what outcomes earn. Write [extra_rewards.<name>.program], and",
+        ),
+        (
+            "malformed = 0\n",
+            "weight = 0\n",
+            "t.toml: reward.weight: every reward has the weight 0, so nothing can be learned",
+        ),
     ] {
         let text = GOOD.replacen(from, to, 1);
         assert_ne!(text, GOOD, "{from}");
@@ -139,6 +149,70 @@ fn every_number_has_a_range_and_what_lies_outside_is_named() {
         "{refused}"
     );
     assert!(parse(&extra("-1e6"), "t.toml").is_ok());
+}
+
+#[test]
+fn every_mistake_in_a_reward_names_its_key() {
+    let numbers = |key: &str| format!("t.toml: extra_rewards.x.{key} is not from");
+    for (keys, want) in [
+        ("weight = nan", numbers("weight: nan")),
+        ("weight = 1", "extra_rewards.x: all six rewards are equal".into()),
+        ("malformed = 1", "missing field `weight`".into()),
+        ("weight = 1\nregex = {}", "missing field `pattern`".into()),
+        ("weight = 1\nregex = { pattern = '(' }", "extra_rewards.x.regex: `(` does not compile".into()),
+        (
+            "weight = 1\nregex = { pattern = 'a', otherwise = 1 }",
+            "extra_rewards.x.regex: every answer".into(),
+        ),
+        ("weight = 1\nregex = { pattern = 'a', most = 0 }", numbers("regex.most: 0")),
+        (
+            "weight = 1\nmalformed = 1\nregex = { pattern = 'a' }",
+            "are five kinds of reward. Give each a".into(),
+        ),
+        (
+            "weight = 1\nlength = { from = 3, to = 9 }\nregex = { pattern = 'a' }",
+            "are five kinds of reward".into(),
+        ),
+        ("weight = 1\nlength = { from = 9, to = 9 }", "x.length: from = 9 is not below to = 9".into()),
+        ("weight = 1\nlength = { from = -1, to = 9 }", numbers("length.from: -1")),
+        ("weight = 1\nlength = { from = 1, to = 9, at_from = -1 }", "length: every length earns".into()),
+        ("weight = 1\nlength = { from = 1, to = 9, unit = \"words\" }", "unknown variant `words`".into()),
+        ("weight = 1\nprogram = { command = [] }", "x.program.command: names no program. Give the".into()),
+        ("weight = 1\nprogram = { command = [\" \"] }", "x.program.command: names no program".into()),
+        ("weight = 1\nprogram = { command = \"judge\" }", "expected a sequence".into()),
+        ("weight = 1\nprogram = { command = [\"a\"], workers = 0 }", numbers("program.workers: 0")),
+        ("weight = 1\nprogram = { command = [\"a\"], batch = 9999 }", numbers("program.batch: 9999")),
+        (
+            "weight = 1\nprogram = { command = [\"a\"], timeout_seconds = 0 }",
+            numbers("program.timeout_seconds: 0"),
+        ),
+        (
+            "weight = 1\nprogram = { command = [\"a\"], start_timeout_seconds = inf }",
+            numbers("program.start_timeout_seconds: inf"),
+        ),
+        ("weight = 1\nprogram = { command = [\"a\"], on_error = \"skip\" }", "a number, or \"stop\"".into()),
+        (
+            "weight = 1\nprogram = { command = [\"a\"], on_error = nan }",
+            numbers("program.on_error: nan"),
+        ),
+        ("weight = 1\nprogram = { command = [\"a\"], retries = 3 }", "unknown field `retries`".into()),
+        ("weight = 1\nhttp = { url = \"example.org\" }", "x.http.url: `example.org` is no address".into()),
+        ("weight = 1\nhttp = { url = \"file:///etc\" }", "x.http.url: `file:///etc` is no address".into()),
+        ("weight = 1\nhttp = { url = \"http://a\", tries = 0 }", numbers("http.tries: 0")),
+        (
+            "weight = 1\nhttp = { url = \"http://a\", headers_from_env = { \"a b\" = \"X\" } }",
+            "x.http.headers_from_env: `a b` is no header".into(),
+        ),
+    ] {
+        let error = parse(&format!("{GOOD}[extra_rewards.x]\n{keys}\n"), "t.toml").expect_err(&want);
+        let line = error.to_string();
+        assert!(error.is_input() && line.contains(&want) && !line.contains('\n'), "{want}\n{line}");
+    }
+    for name in ["guard", "overlong", "\"a/b\"", "\"\""] {
+        let text = format!("{GOOD}[extra_rewards.{name}]\nweight = 1\nexact_positive = 1\n");
+        let line = parse(&text, "t.toml").unwrap_err().to_string();
+        assert!(line.contains("the name is empty, has a `/`, or is the task's"), "{line}");
+    }
 }
 
 #[test]

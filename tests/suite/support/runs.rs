@@ -27,14 +27,20 @@ pub fn rlvr(args: &[&str]) -> Output {
 
 /// A finished run of the small demo in `root`, by the real binary.
 pub fn train(root: &Path, name: &str, overrides: &[&str]) -> PathBuf {
-    let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
-    let mut args = vec!["train", "demo"];
-    for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
-        args.extend(["--set", set]);
-    }
-    let output = rlvr(&args);
+    let output = train_command(root, name, overrides).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     root.join(name)
+}
+
+/// The small demo in `root`, not started yet.
+pub fn train_command(root: &Path, name: &str, overrides: &[&str]) -> Command {
+    let (root_key, name_key) = (format!("run.root={}", root.display()), format!("run.name={name}"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
+    command.args(["train", "demo"]);
+    for set in SMALL.iter().chain(overrides).chain([&root_key.as_str(), &name_key.as_str()]) {
+        command.args(["--set", set]);
+    }
+    command
 }
 
 /// What the binary prints when it ends well.
