@@ -48,6 +48,8 @@ fn every_example_of_the_page_works() {
     let base = label_task("no", &["yes"]);
     let base = base.split_once("[sft.target_template]").unwrap();
     let (_, rest) = base.1.split_once("[[verdict]]").unwrap();
+    // Any answer but `yes` says no: a row of any text is a good one.
+    let rest = rest.replace("default = \"@malformed\"", "default = \"@negative\"");
     let base = format!("{}[sft]\ntarget = \"answer\"\n[[verdict]]{rest}", base.0);
     let mut tasks = Vec::new();
     for (mark, body) in &blocks {
