@@ -68,10 +68,9 @@ pub fn audit_rewards(task: &Task, data: &Path, rows: usize) -> Result<Option<Rew
     let mut judges = Judges::open(task)?;
     if let Some(judges) = &mut judges {
         judges.stop_on_error();
-        let mut number = 0;
-        for (text, row) in ways.iter().flat_map(|way| way.texts.iter().zip(&read)) {
+        let all = ways.iter().flat_map(|way| way.texts.iter().zip(&read));
+        for (number, (text, row)) in all.enumerate() {
             judges.ask(Question::about(format!("audit.{number}"), task, &row.told, row.gold, text));
-            number += 1;
         }
     }
     let said = judges.as_mut().map_or(Ok(Default::default()), Judges::take).map_err(Error::as_input)?.0;

@@ -165,12 +165,10 @@ impl Process {
     pub(super) fn finish(mut self) -> Result<(), Fault> {
         self.questions = None;
         let begun = Instant::now();
-        let extra = loop {
-            match self.lines.recv_timeout(GRACE.saturating_sub(begun.elapsed())) {
-                Ok(Line::Text(line)) => break Some(shortened(&String::from_utf8_lossy(&line))),
-                Ok(Line::TooLong) => break Some("...".into()),
-                Err(_) => break None,
-            }
+        let extra = match self.lines.recv_timeout(GRACE) {
+            Ok(Line::Text(line)) => Some(shortened(&String::from_utf8_lossy(&line))),
+            Ok(Line::TooLong) => Some("...".into()),
+            Err(_) => None,
         };
         self.status_within(GRACE.saturating_sub(begun.elapsed()));
         self.kill();

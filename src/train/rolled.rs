@@ -94,11 +94,11 @@ impl<'a> Rolled<'a> {
             let judged = group.rollouts.iter().map(judge).collect::<Result<Vec<_>>>()?;
             if let (Some(judges), Some(told)) = (judges, &row.told) {
                 let gold = self.task.label_text(row.gold);
-                for (judged, rollout) in judged.iter().zip(&group.rollouts) {
+                for judged in &judged {
                     let subject = Subject {
                         completion: &judged.completion,
                         tokens: Some(judged.tokens),
-                        truncated: rollout.finish == FinishReason::Length,
+                        truncated: judged.finish == FinishReason::Length,
                         verdict: &self.task.verdict_text(judged.verdict),
                         gold: &gold,
                         outcome: judged.outcome,
