@@ -134,7 +134,8 @@ pub fn main() -> ExitCode {
         Some(ours) => {
             eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));
             // A run goes on once there is room, another device, or a program that answers.
-            let resumable = ours.is_full_disk() || ours.is_lost_device() || matches!(ours, Error::Unrewarded { .. });
+            let resumable =
+                ours.is_full_disk() || ours.is_lost_device() || matches!(ours, Error::Unrewarded { .. });
             let words = last_words().filter(|_| resumable);
             words.iter().for_each(|words| eprintln!("{words}"));
             if ours.is_lost_device() {

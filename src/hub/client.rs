@@ -275,28 +275,6 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The certificates of SSL_CERT_FILE, or the usual ones.
-///
-/// # Errors
-/// It names no file with certificates.
-pub fn tls() -> Result<TlsConfig> {
-    let mut tls = TlsConfig::builder();
-    if let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
-        let pem = std::fs::read(&path).map_err(Error::io(&path, "read the certificates"))?;
-        let certificates = parse_pem(&pem).filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        });
-        let certificates: Vec<_> = certificates.collect();
-        if certificates.is_empty() {
-            let fix = "Name a PEM file, or unset SSL_CERT_FILE";
-            return Err(Error::input(path.display(), "has no certificate", fix));
-        }
-        tls = tls.root_certs(RootCerts::from(certificates));
-    }
-    Ok(tls.build())
-}
-
 /// A file's name as an address has it.
 fn escaped(file: &str) -> String {
     let byte = |byte: u8| match byte {

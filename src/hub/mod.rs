@@ -20,7 +20,6 @@ use self::cache::RepoCache;
 use self::client::Client;
 use crate::error::{Error, Result};
 
-pub use self::client::tls;
 pub use self::dataset::{Data, DataFiles, DataName, data_files, pinned_data};
 pub use self::local::{
     CHECKPOINTS, Folder, RUN_ADAPTER, RUN_CONFIG, RUN_MODEL, find, here, in_run, keep, run_of, short_name,

@@ -9,7 +9,7 @@ use ureq::{Agent, Body, http::Response};
 use super::Fault;
 use super::question::{Answer, Question, read, shortened};
 use crate::error::{Error, Result};
-use crate::hub;
+use crate::net::tls;
 use crate::task::HttpReward;
 
 /// Bytes of an answer.
@@ -58,7 +58,7 @@ impl Endpoint {
             Ok((name.clone(), value))
         };
         let agent = Agent::config_builder()
-            .tls_config(hub::tls()?)
+            .tls_config(tls()?)
             .user_agent(concat!("rlvr/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .max_redirects(0)

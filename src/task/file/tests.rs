@@ -191,10 +191,7 @@ fn every_mistake_in_a_reward_names_its_key() {
             numbers("program.start_timeout_seconds: inf"),
         ),
         ("weight = 1\nprogram = { command = [\"a\"], on_error = \"skip\" }", "a number, or \"stop\"".into()),
-        (
-            "weight = 1\nprogram = { command = [\"a\"], on_error = nan }",
-            numbers("program.on_error: nan"),
-        ),
+        ("weight = 1\nprogram = { command = [\"a\"], on_error = nan }", numbers("program.on_error: nan")),
         ("weight = 1\nprogram = { command = [\"a\"], retries = 3 }", "unknown field `retries`".into()),
         ("weight = 1\nhttp = { url = \"example.org\" }", "x.http.url: `example.org` is no address".into()),
         ("weight = 1\nhttp = { url = \"file:///etc\" }", "x.http.url: `file:///etc` is no address".into()),
