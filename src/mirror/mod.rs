@@ -45,6 +45,9 @@ use crate::stop;
 /// The end of a run waits for so many times `run.mirror_wait` while nothing moves.
 const WAITS_AT_THE_END: u32 = 10;
 
+/// What helps where nothing of a mirror is whole.
+const AGAIN: &str = "Give the same command again; if it stays so, remove the run there to make it again, or give another run.name";
+
 /// The mirror of one run, which no other process writes to as long as this lives.
 pub struct Mirror {
     store: Store,
@@ -121,11 +124,7 @@ impl Mirror {
         match named.map(|file| bring(&self.store, file, &run.config())) {
             None | Some(Ok(())) => Ok(()),
             Some(Err(Unfit::Failed(error))) => Err(error),
-            Some(Err(Unfit::Damaged(problem))) => Err(Error::input(
-                self.place(),
-                problem,
-                "Remove the run there to make it again, or give another run.name",
-            )),
+            Some(Err(Unfit::Damaged(problem))) => Err(Error::input(self.place(), problem, AGAIN)),
         }
     }
 
@@ -164,8 +163,7 @@ impl Mirror {
         }
         if here.is_none() {
             let problem = warnings.pop().unwrap_or_default();
-            let fix = "Remove the run there to make it again, or give another run.name";
-            return Err(Error::input(self.place(), problem, fix));
+            return Err(Error::input(self.place(), problem, AGAIN));
         }
         Ok(None)
     }
