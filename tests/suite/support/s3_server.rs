@@ -90,10 +90,6 @@ impl S3Server {
         self.state().objects.remove(key).unwrap();
     }
 
-    pub fn clear(&self) {
-        self.state().objects.clear();
-    }
-
     /// Objects that came in parts.
     pub fn multipart(&self) -> usize {
         self.state().multipart
