@@ -212,7 +212,10 @@ pub fn companions(run: &Path) -> Result<Vec<PathBuf>> {
     files.extend(beside.into_iter().filter(|path| path.is_file()));
     let mut folders: Vec<PathBuf> = COMPANIONS.map(|name| run.join(name)).into();
     while let Some(folder) = folders.pop() {
-        for path in if folder.is_dir() { disk::entries(&folder)? } else { Vec::new() } {
+        if !folder.is_dir() {
+            continue;
+        }
+        for path in disk::entries(&folder)? {
             match path.is_dir() {
                 true => folders.push(path),
                 false if path.extension().is_some_and(|ending| ending == "partial") => {}

@@ -217,7 +217,8 @@ fn a_damaged_snapshot_is_passed_over_and_named() {
 
 #[test]
 fn a_mirror_out_of_reach_ends_the_start_and_does_not_end_a_run() {
-    let place = Place::new("p-reach", &[]);
+    // Long enough that a checkpoint which is not copied is said while it trains.
+    let place = Place::new("p-reach", &["grpo.steps=150", "eval.every_steps=0"]);
     let mut command = place.command("one", "a", None);
     let nobody = command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:9").output().unwrap();
     ends(&nobody, 1, "cannot reach the run's mirror");
