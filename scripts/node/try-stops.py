@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
 """Runs of the small demo that are stopped, or find their disk full or their memory limited, and go on: what that loses.
 
-    python3 scripts/node/try-stops.py target/release/rlvr [--stops 200] [--disks 50] [--gib 2] [--memory-mib 200] [--seed 1]
+    python3 scripts/node/try-stops.py target/release/rlvr [--stops 200] [--disks 50] [--gib 2] [--limited-gib 0.25] [--seed 1]
 
 One line a kind; a run that does not come out bit for bit as an unbroken one ends the script. Full disks are tmpfs of a few
 MiB, which takes root or `unshare -Urm python3 ...`; a limit of memory takes a control group that may be made here. What this
 machine does not let happen is said and left out. Standard library only.
 """
 
-import argparse, json, os, random, shutil, signal, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, random, re, shutil, signal, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 SMALL = """device=cpu threads=2 data.synthetic.sft_rows=64 data.synthetic.grpo_rows=64 data.synthetic.valid_rows=8
 sft.rows_per_step=4 sft.steps=4 grpo.steps=3 grpo.prompts_per_step=2 grpo.group_size=4 eval.every_steps=2
 model.random.hidden_size=32 model.random.intermediate_size=48 model.random.attention_heads=2
 model.random.key_value_heads=1 checkpoint.every_steps=1 grpo.kl_coef=0.1""".split()
+PEAKS = ("memory.max_usage_in_bytes", "memory.peak")
 # What a run says of its disk is no part of what comes out.
 OF_THE_DISK = ("waits for room", "cannot be written now", "the run writes ")
 
@@ -56,6 +57,10 @@ def steps(run):
     return path.read_text().count('{"event":"step"') if path.exists() else 0
 
 
+def started(words):
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 def finish(words, what):
     ended = subprocess.run(words, capture_output=True, text=True)
     if ended.returncode:
@@ -78,7 +83,7 @@ def stops(rlvr, times, draw):
         while len(took) < times:
             shutil.rmtree(run, ignore_errors=True)
             while True:
-                process = subprocess.Popen(command(rlvr, root, "a"), stderr=subprocess.PIPE, text=True)
+                process = started(command(rlvr, root, "a"))
                 time.sleep(draw.uniform(0.05, whole))
                 asked = time.monotonic()
                 process.send_signal(signal.SIGTERM)
@@ -129,7 +134,7 @@ def disks(rlvr, times, draw):
             roomier = lambda: subprocess.run(["mount", "-o", f"remount,size={1 << 20}k", disk], check=True)
             try:
                 words = command(rlvr, disk, "a", more=["--allow-over-budget"])
-                process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+                process = started(words)
                 said, stays = "", draw.random() < 0.5
                 for line in process.stderr:
                     said += line
@@ -186,7 +191,7 @@ def large(rlvr, gib):
     """A stop within a step of a large model."""
     sets = [*of_size(gib), "sft.steps=50"]
     with tempfile.TemporaryDirectory() as root:
-        process = subprocess.Popen(command(rlvr, root, "a", sets), stderr=subprocess.PIPE, text=True)
+        process = started(command(rlvr, root, "a", sets))
         run = Path(root, "a")
         while steps(run) < 2:
             time.sleep(0.2)
@@ -223,36 +228,41 @@ def group(mib):
     return folder, ""
 
 
-def limited(rlvr, mib):
-    """A run in a control group with little memory, and one with too little."""
+def limited(rlvr, gib):
+    """A run in a control group with too little memory, and in one with little more than it says that it takes."""
+    sets = [*of_size(gib), "sft.steps=3", "checkpoint.every_steps=1"]
+
+    def within(name, size):
+        folder, why = group(size)
+        if folder is None:
+            print(f"limited memory: left out, no control group can be made here ({why})")
+            return None, 0
+        try:
+            enter = f"echo $$ > {folder}/cgroup.procs && exec \"$@\""
+            words = ["sh", "-c", enter, "sh", *command(rlvr, root, name, sets)]
+            ended = subprocess.run(words, capture_output=True, text=True)
+            peak = next((folder / name for name in PEAKS if (folder / name).exists()), None)
+            return ended, int(peak.read_text()) >> 20 if peak else 0
+        finally:
+            time.sleep(0.2)
+            folder.rmdir()
+
     with tempfile.TemporaryDirectory() as root:
-        want, _ = unbroken(rlvr, root)
-        said = []
-        for name, size in [("enough", mib), ("little", 70)]:
-            folder, why = group(size)
-            if folder is None:
-                print(f"limited memory: left out, no control group can be made here ({why})")
-                return
-            try:
-                enter = f"echo $$ > {folder}/cgroup.procs && exec \"$@\""
-                words = ["sh", "-c", enter, "sh", *command(rlvr, root, name)]
-                ended = subprocess.run(words, capture_output=True, text=True)
-                peak = folder / "memory.max_usage_in_bytes"
-                peak = peak if peak.exists() else folder / "memory.peak"
-                peak = int(peak.read_text()) / 2**20 if peak.exists() else float("nan")
-            finally:
-                time.sleep(0.2)
-                folder.rmdir()
-            if name == "enough":
-                if ended.returncode:
-                    sys.exit(f"in {size} MiB: ended with {ended.returncode}: {ended.stderr}")
-                same(Path(root, name), want, f"in {size} MiB")
-                said.append(f"in {size} MiB a run is done, {peak:.0f} MiB at its peak, bits that differ 0")
-            elif ended.returncode != 2 or "memory" not in ended.stderr:
-                sys.exit(f"in {size} MiB: ended with {ended.returncode}: {ended.stderr}")
-            else:
-                said.append(f"in {size} MiB it is refused before it loads anything (2)")
-        print(f"limited memory: {'; '.join(said)}")
+        ended, _ = within("little", 70)
+        if ended is None:
+            return
+        says = re.search(r"the run takes ([0-9.]+) GiB at its peak", ended.stderr)
+        if ended.returncode != 2 or not says:
+            sys.exit(f"in 70 MiB: ended with {ended.returncode}: {ended.stderr}")
+        takes = float(says[1]) * 1024
+        size = int(takes * 1.1) + 8
+        finish(command(rlvr, root, "whole", sets), "an unbroken run")
+        ended, peak = within("enough", size)
+        if ended.returncode:
+            sys.exit(f"in {size} MiB: ended with {ended.returncode}: {ended.stderr}")
+        same(Path(root, "enough"), left(Path(root, "whole")), f"in {size} MiB")
+        print(f"limited memory: in 70 MiB a run is refused before it loads anything (2), for it takes {takes:.0f} MiB; in {size} MiB it "
+              f"is done, {peak} MiB at its peak, bits that differ 0")
 
 
 def main():
@@ -261,7 +271,7 @@ def main():
     parser.add_argument("--stops", type=int, default=200)
     parser.add_argument("--disks", type=int, default=50)
     parser.add_argument("--gib", type=float, default=2, help="of the large checkpoint, and eight times those of one that is written beside steps; 0: none")
-    parser.add_argument("--memory-mib", type=int, default=200, help="of the control group; 0: none")
+    parser.add_argument("--limited-gib", type=float, default=0.25, help="of a checkpoint in limited memory; 0: none")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     rlvr, draw = os.path.abspath(given.rlvr), random.Random(given.seed)
@@ -272,8 +282,8 @@ def main():
     if given.gib:
         large(rlvr, given.gib)
         beside(rlvr, given.gib / 8)
-    if given.memory_mib:
-        limited(rlvr, given.memory_mib)
+    if given.limited_gib:
+        limited(rlvr, given.limited_gib)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ fn stops_full_disks_and_little_memory_lose_nothing() {
     let script = project().join("scripts/node/try-stops.py");
     let mut words: Vec<&str> = space.unwrap_or_default().to_vec();
     words.extend(["python3", script.to_str().unwrap(), env!("CARGO_BIN_EXE_rlvr")]);
-    words.extend(["--stops", "2", "--disks", "3", "--gib", "0"]);
+    words.extend(["--stops", "2", "--disks", "3", "--gib", "0", "--limited-gib", "0.02"]);
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
