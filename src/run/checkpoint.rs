@@ -373,7 +373,7 @@ mod tests {
                 edit_manifest(at, "\"metrics_bytes\": 0", "\"metrics_bytes\": 1")
             }),
             ("manifest.json: is damaged (it has changed", |at| {
-                edit_manifest(at, "\"format\": 2", "\"format\": 1")
+                edit_manifest(at, "\"format\": 3", "\"format\": 1")
             }),
             ("model/weights: is truncated: 999 of 1000 bytes", |at| {
                 std::fs::write(at.join("model/weights"), [7; 999]).unwrap();

@@ -17,8 +17,8 @@ use crate::trail;
 pub type Lengths = BTreeMap<String, u64>;
 
 pub(super) const MANIFEST: &str = "manifest.json";
-/// 1 had no seal.
-const FORMAT: u32 = 2;
+/// 1 had no seal, 2 no `samples`.
+const FORMAT: u32 = 3;
 
 const FIX: &str = "Remove this checkpoint and resume from an older one";
 
