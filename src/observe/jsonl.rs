@@ -36,6 +36,10 @@ impl Sink for JsonlSink {
         self.0.append(&line)
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.0.flush()
     }

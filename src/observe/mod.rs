@@ -38,7 +38,11 @@ pub trait Sink {
     /// What a warning calls this sink.
     fn name(&self) -> &str;
     fn emit(&mut self, event: &Event) -> Result<()>;
-    /// Writes what a full disk made wait, of a sink that a resumed run reads.
+    /// Whether what could not be written is kept, to be written later.
+    fn waits(&self) -> bool {
+        false
+    }
+    /// Writes what a full disk made wait.
     fn flush(&mut self) -> Result<()> {
         Ok(())
     }
@@ -66,7 +70,8 @@ impl Sinks {
         for Entry { sink, failed } in &mut self.sinks {
             if let (Err(error), false) = (sink.emit(event), *failed) {
                 *failed = true;
-                warnings.push(format!("{} cannot be written now, training goes on: {error}", sink.name()));
+                let what = if sink.waits() { "cannot be written now" } else { "stops being complete" };
+                warnings.push(format!("{} {what}, training goes on: {error}", sink.name()));
             }
         }
         for text in warnings {
@@ -133,9 +138,7 @@ mod tests {
         let notes = notes.borrow();
         assert_eq!(notes.len(), 3, "{notes:?}");
         assert_eq!(notes[0], r#"{"event":"step","stage":"sft","step":1}"#);
-        assert!(
-            notes[1].starts_with("metrics.jsonl cannot be written now") && notes[1].contains("Free some")
-        );
+        assert!(notes[1].starts_with("metrics.jsonl stops being complete") && notes[1].contains("Free some"));
         assert!(notes[2].contains(r#""step":2"#));
     }
 }

@@ -114,6 +114,10 @@ impl Sink for SampleFiles {
         }
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     fn flush(&mut self) -> Result<()> {
         let growing = self.growing.values_mut().map(|(_, file)| file);
         growing.chain(self.prompts.iter_mut().map(|of| &mut of.file)).try_for_each(GrowingFile::flush)
