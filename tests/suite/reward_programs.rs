@@ -20,7 +20,7 @@ fn a_program_is_told_of_the_row_and_says_what_a_completion_earns() {
     assert_eq!(values(&said), [1.0, 0.25, 0.5]);
     assert_eq!(said[1].named, [("right".to_string(), 0.0), ("row".to_string(), 0.25)]);
     assert!(said.iter().all(|said| said.index == 1 && !said.failed) && warnings.is_empty(), "{warnings:?}");
-    assert_eq!(bench.pids().len(), 2, "two workers by default, each a process");
+    assert!([1, 2].contains(&bench.pids().len()), "two workers by default, each a process at most");
     bench.assert_all_gone();
 }
 
@@ -28,19 +28,40 @@ fn a_program_is_told_of_the_row_and_says_what_a_completion_earns() {
 fn answers_are_in_the_order_of_asking_whenever_they_come() {
     let texts = ["a", "bb", "ccc", "dddd", "eeeee", "f", "gg", "hhh"];
     let want = [1.0, 2.0, 3.0, 4.0, 5.0, 1.0, 2.0, 3.0];
-    // The longer the sooner, by four processes; and four lines at a time, the last one first.
+    // The longer the sooner, by four processes.
     let late = "for line in sys.stdin:\n    asked = json.loads(line)\n    \
                 time.sleep(0.02 * (6 - len(asked['completion'])))\n    say(asked, len(asked['completion']))\n";
-    let backwards = "while True:\n    asked = [json.loads(sys.stdin.readline() or sys.exit()) for _ in range(4)]\n    \
-                     for one in reversed(asked): say(one, len(one['completion']))\n";
-    for (body, keys) in
-        [(LENGTHS, "workers = 1"), (late, "workers = 4"), (backwards, "workers = 1, batch = 4")]
-    {
+    for (body, keys) in [(LENGTHS, "workers = 1"), (late, "workers = 4"), (LENGTHS, "batch = 3")] {
         let bench = Bench::new();
         let (said, _) = ask(&bench.program(body, keys), &texts).unwrap();
         assert_eq!(values(&said), want, "{keys}");
         bench.assert_all_gone();
     }
+}
+
+#[test]
+fn a_batch_may_be_answered_in_any_order() {
+    let bench = Bench::new();
+    let body = "say(json.loads(sys.stdin.readline()), 0)\nheld = json.loads(sys.stdin.readline())\n\
+                open('asked', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.001)\nsay(held, 1)\n\
+                asked = [json.loads(sys.stdin.readline()) for _ in range(4)]\n\
+                for one in reversed(asked): say(one, len(one['completion']))\n";
+    let task = bench.program(body, "workers = 1, batch = 4");
+    let mut judges = Judges::open(&task).unwrap().unwrap();
+    let mut questions = questions(&task, &["first", "held", "a", "bb", "ccc", "dddd"]).into_iter();
+    judges.ask(questions.next().unwrap());
+    assert_eq!(judges.take().unwrap().0[0][0].value, 0.0);
+    judges.ask(questions.next().unwrap());
+    while !bench.path("asked").exists() {
+        std::thread::yield_now();
+    }
+    // They wait together until the process is free, and are its next batch.
+    questions.for_each(|question| judges.ask(question));
+    std::fs::write(bench.path("go"), "").unwrap();
+    let said: Vec<_> = judges.take().unwrap().0.into_iter().flatten().collect();
+    assert_eq!(values(&said), [1.0, 1.0, 2.0, 3.0, 4.0]);
+    assert!(judges.finish().is_empty());
+    bench.assert_all_gone();
 }
 
 #[test]
