@@ -78,13 +78,15 @@ impl Question {
 /// The id that an answer names and what it says; else what is wrong with it, and whose it was if it says so.
 pub(super) fn read(line: &str) -> std::result::Result<(String, Answer), (Option<String>, String)> {
     let shown = shortened(line);
-    let value: Value = serde_json::from_str(line).map_err(|_| {
-        let problem = match line {
-            _ if line.trim().is_empty() => "it printed an empty line".to_string(),
-            _ if line.contains("NaN") || line.contains("Infinity") || line.contains("e999") => {
-                format!("it printed `{shown}`, which is no finite number")
-            }
-            _ => format!("it printed `{shown}`, which is not JSON"),
+    let value: Value = serde_json::from_str(line).map_err(|error| {
+        // Python writes the first two; a number beyond f64 is none to the parser.
+        let too_large = error.to_string().starts_with("number out of range");
+        let problem = if line.trim().is_empty() {
+            "it printed an empty line".to_string()
+        } else if too_large || line.contains("NaN") || line.contains("Infinity") {
+            format!("it printed `{shown}`, which is no finite number")
+        } else {
+            format!("it printed `{shown}`, which is not JSON")
         };
         (None, problem)
     })?;

@@ -111,7 +111,7 @@ fn what_a_program_does_wrong_names_the_row() {
         ),
         (answer("NaN"), "", 1, "\"reward\": NaN}`, which is no finite number"),
         (answer("-Infinity"), "", 1, "\"reward\": -Infinity}`, which is no finite number"),
-        (answer("1e39"), "", 1, "the reward 1e39 is no finite number"),
+        (answer("1e39"), "", 1, "the reward 1e+39 is no finite number"),
         (answer("\"good\""), "", 1, "the reward \"good\" is no finite number"),
         (answer("null"), "", 1, "the reward null is no finite number"),
         (printing("''"), "", 1, "it printed an empty line"),

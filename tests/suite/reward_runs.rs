@@ -52,7 +52,7 @@ fn metrics(run: &Path) -> Vec<Value> {
 
 fn run(root: &Path, name: &str, task: &Path, more: &[&str]) -> Output {
     let task = format!("task={}", task.display());
-    let sets = [&[task.as_str(), "checkpoint.keep_last=99", "checkpoint.every_steps=1"], more].concat();
+    let sets = [&[task.as_str(), "checkpoint.keep_last=12", "checkpoint.every_steps=1"], more].concat();
     train_command(root, name, &sets).arg("--allow-programs").output().unwrap()
 }
 
