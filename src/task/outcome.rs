@@ -45,22 +45,16 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reward {
     /// Gold positive, the same label in the answer.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub exact_positive: f32,
     /// Gold negative, and so is the answer.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub exact_negative: f32,
     /// Gold positive, another positive label in the answer.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub wrong_label: f32,
     /// Gold negative, any positive label in the answer.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub false_positive: f32,
     /// Gold positive, a negative answer.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub false_negative: f32,
     /// An answer that says nothing of the task, whatever the gold label is.
-    #[schemars(range(min = -1_000_000, max = 1_000_000))]
     pub malformed: f32,
 }
 

@@ -7,6 +7,7 @@ use rlvr::config::{foreign, keys};
 use serde_json::Value;
 
 use crate::support::golden::golden_dir;
+use crate::support::made::hold;
 
 const HEAD: &str = "# From TRL
 
@@ -63,5 +64,5 @@ fn page() -> String {
 
 #[test]
 fn the_page_of_trls_keys_is_current_in_the_reference() {
-    super::reference::hold("docs/from-trl.md", page());
+    hold("docs/from-trl.md", page());
 }

@@ -7,24 +7,10 @@ use rlvr::config::{keys, reference, schema};
 use rlvr::task::Task;
 use serde_json::Value;
 
+use crate::support::made::hold;
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The file is what it would be made to be now, or is made so.
-pub fn hold(name: &str, now: String) {
-    let path = root().join(name);
-    if std::env::var_os("RLVR_UPDATE").is_some() {
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, &now).unwrap();
-    }
-    let there = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = there.lines().zip(now.lines()).find(|(a, b)| a != b);
-    assert!(
-        there == now,
-        "{name} is not what the source says (first difference: {differs:?}); write it with\n    \
-         RLVR_UPDATE=1 cargo test --release --test suite reference"
-    );
 }
 
 #[test]

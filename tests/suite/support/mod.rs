@@ -11,6 +11,7 @@ pub mod hub_place;
 pub mod hub_server;
 pub mod judges;
 pub mod losses;
+pub mod made;
 pub mod models;
 pub mod parity_fixture;
 pub mod preload;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -108,7 +109,8 @@ impl S3Server {
         else {
             return Answer::error(404, "NoSuchBucket");
         };
-        let now = Timestamp::now() + state.ahead;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = Timestamp::from_millisecond(since.as_millis() as i64).unwrap() + state.ahead;
         match (request.method.as_str(), request.query("uploadId"), request.query("partNumber")) {
             ("PUT", Some(upload), Some(part)) => {
                 let Some(parts) = state.uploads.get_mut(&upload) else {
