@@ -1,6 +1,6 @@
 //! Rewards become advantages: each completion against the others of its group.
 
-use crate::config::stages::{Baseline, CombineRewards, GrpoConfig, ScaleRewards};
+use crate::config::stages::{Baseline, CombineRewards, GrpoConfig, ScaleRewards, ScaleStd};
 
 /// `[groups][G]`
 pub type ByGroup<T> = Vec<Vec<T>>;
@@ -26,6 +26,7 @@ pub struct RewardPart {
 pub struct AdvantageRule {
     pub combine_rewards: CombineRewards,
     pub scale_rewards: ScaleRewards,
+    pub scale_std: ScaleStd,
     pub baseline: Baseline,
     /// Added to the standard deviations that divide.
     pub eps: f64,
@@ -36,6 +37,7 @@ impl From<&GrpoConfig> for AdvantageRule {
         Self {
             combine_rewards: config.combine_rewards,
             scale_rewards: config.scale_rewards,
+            scale_std: config.scale_std,
             baseline: config.baseline,
             eps: config.advantage_eps,
         }
@@ -49,7 +51,7 @@ impl AdvantageRule {
         match self.combine_rewards {
             CombineRewards::Sum => rewards.total.iter().map(|group| !all_equal(group)).collect(),
             CombineRewards::NormalizeThenSum => {
-                let sums = sum_of_normalized(&rewards.parts, self.eps);
+                let sums = sum_of_normalized(&rewards.parts, self.scale_std, self.eps);
                 sums.iter().map(|group| group.iter().any(|s| *s != 0.0)).collect()
             }
         }
@@ -77,7 +79,7 @@ impl AdvantageRule {
         let none = Vec::new();
         let mut all = match self.combine_rewards {
             CombineRewards::Sum => {
-                centered(&kept_of(&rewards.total, penalties), self.scale_rewards, self.eps)
+                centered(&kept_of(&rewards.total, penalties), self.scale_rewards, self.scale_std, self.eps)
             }
             CombineRewards::NormalizeThenSum => {
                 let part = |(k, part): (usize, &RewardPart)| {
@@ -85,7 +87,7 @@ impl AdvantageRule {
                     RewardPart { weight: part.weight, rewards: kept_of(&part.rewards, penalties) }
                 };
                 let parts: Vec<RewardPart> = rewards.parts.iter().enumerate().map(part).collect();
-                normalized_then_summed(&parts, self.eps)
+                normalized_then_summed(&parts, self.scale_std, self.eps)
             }
         };
         if self.baseline == Baseline::LeaveOneOut {
@@ -106,13 +108,18 @@ fn penalised(rewards: &[f32], penalties: &[f64]) -> Vec<f32> {
 /// Advantages `(r - mean) / (std + eps)` of all groups of a step; `mean` is the group's, `std` the group's, the
 /// step's or absent, as `scale` says. A group whose rewards are all equal gets exact zeros.
 ///
-/// `std` is the population standard deviation. TRL and verl take the sample's, which makes every advantage
-/// smaller by the one factor `sqrt((G - 1) / G)`; Adam is indifferent to such a factor.
+/// The sample's deviation is TRL's and verl's. The population's makes every advantage of a group of G larger by
+/// `sqrt(G / (G - 1))`: Adam alone is indifferent to such a factor, a KL or entropy term beside it is not.
 ///
 /// Paper: DeepSeekMath, arXiv:2402.03300, section 4.1.2; without `std`: Dr. GRPO, arXiv:2503.20783.
-pub fn centered<G: AsRef<[f32]>>(groups: &[G], scale: ScaleRewards, eps: f64) -> ByGroup<f32> {
+pub fn centered<G: AsRef<[f32]>>(
+    groups: &[G],
+    scale: ScaleRewards,
+    kind: ScaleStd,
+    eps: f64,
+) -> ByGroup<f32> {
     let step_std = match scale {
-        ScaleRewards::Batch => moments(groups.iter().flat_map(AsRef::as_ref)).1,
+        ScaleRewards::Batch => moments(groups.iter().flat_map(AsRef::as_ref), kind).1,
         ScaleRewards::Group | ScaleRewards::None => 0.0,
     };
     let of_group = |rewards: &G| -> Vec<f32> {
@@ -120,7 +127,7 @@ pub fn centered<G: AsRef<[f32]>>(groups: &[G], scale: ScaleRewards, eps: f64) ->
         if all_equal(rewards) {
             return vec![0.0; rewards.len()];
         }
-        let (mean, std) = moments(rewards.iter());
+        let (mean, std) = moments(rewards.iter(), kind);
         let divisor = match scale {
             ScaleRewards::Group => std + eps,
             ScaleRewards::Batch => step_std + eps,
@@ -143,15 +150,15 @@ pub fn leave_one_out(advantages: &mut ByGroup<f32>) {
 }
 
 /// GDPO: `sum_k w_k (r_k - mean_k) / (std_k + eps)` with the group's mean and standard deviation, divided by its
-/// standard deviation over the whole step plus eps. Its mean over the step is 0 by itself. Standard deviations are the
-/// population's; a dead group gets exact zeros.
+/// standard deviation over the whole step plus eps. Its mean over the step is 0 by itself. A dead group gets exact zeros.
 ///
 /// Paper: GDPO, arXiv:2601.05242, equations 4 to 6.
-pub fn normalized_then_summed(parts: &[RewardPart], eps: f64) -> ByGroup<f32> {
-    let sums = sum_of_normalized(parts, eps);
-    let count = sums.iter().map(Vec::len).sum::<usize>().max(1) as f64;
-    let std = (sums.iter().flatten().map(|s| s * s).sum::<f64>() / count).sqrt();
-    let divisor = if std + eps > 0.0 { std + eps } else { 1.0 };
+pub fn normalized_then_summed(parts: &[RewardPart], kind: ScaleStd, eps: f64) -> ByGroup<f32> {
+    let sums = sum_of_normalized(parts, kind, eps);
+    let count = sums.iter().map(Vec::len).sum::<usize>();
+    let variance = sums.iter().flatten().map(|s| s * s).sum::<f64>() / degrees(count, kind);
+    let divisor = variance.sqrt() + eps;
+    let divisor = if divisor > 0.0 { divisor } else { 1.0 };
     sums.into_iter().map(|group| group.into_iter().map(|s| (s / divisor) as f32).collect()).collect()
 }
 
@@ -159,10 +166,10 @@ pub fn normalized_then_summed(parts: &[RewardPart], eps: f64) -> ByGroup<f32> {
 const CANCELLED: f64 = 1e-6;
 
 /// `sum_k w_k (r_k - mean_k) / (std_k + eps)`, exact zeros where the completions of a group are all alike in it.
-fn sum_of_normalized(parts: &[RewardPart], eps: f64) -> ByGroup<f64> {
+fn sum_of_normalized(parts: &[RewardPart], kind: ScaleStd, eps: f64) -> ByGroup<f64> {
     let mut sums: ByGroup<f64> = Vec::new();
     for part in parts {
-        let normalized = centered(&part.rewards, ScaleRewards::Group, eps);
+        let normalized = centered(&part.rewards, ScaleRewards::Group, kind, eps);
         sums.resize_with(normalized.len(), Vec::new);
         for (sum, group) in sums.iter_mut().zip(normalized) {
             sum.resize(group.len(), 0.0);
@@ -189,17 +196,26 @@ pub(super) fn all_equal(rewards: &[f32]) -> bool {
     rewards.windows(2).all(|pair| pair[0] == pair[1])
 }
 
-/// Mean and population standard deviation; zeros of nothing.
-pub(super) fn moments<'a>(rewards: impl Iterator<Item = &'a f32> + Clone) -> (f64, f64) {
-    let count = rewards.clone().count().max(1) as f64;
-    let mean = rewards.clone().map(|r| f64::from(*r)).sum::<f64>() / count;
-    let variance = rewards.map(|r| (f64::from(*r) - mean).powi(2)).sum::<f64>() / count;
-    (mean, variance.sqrt())
+/// Mean and standard deviation; of nothing zeros, and of one reward no deviation.
+pub fn moments<'a>(rewards: impl Iterator<Item = &'a f32> + Clone, kind: ScaleStd) -> (f64, f64) {
+    let count = rewards.clone().count();
+    let mean = rewards.clone().map(|r| f64::from(*r)).sum::<f64>() / count.max(1) as f64;
+    let squares = rewards.map(|r| (f64::from(*r) - mean).powi(2)).sum::<f64>();
+    (mean, (squares / degrees(count, kind)).sqrt())
+}
+
+/// What a sum of squares is divided by.
+fn degrees(count: usize, kind: ScaleStd) -> f64 {
+    match kind {
+        ScaleStd::Sample => count.saturating_sub(1).max(1) as f64,
+        ScaleStd::Population => count.max(1) as f64,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::stages::ScaleStd::{Population, Sample};
 
     #[track_caller]
     fn close(got: &[f32], want: &[f32]) {
@@ -210,6 +226,7 @@ mod tests {
     const PLAIN: AdvantageRule = AdvantageRule {
         combine_rewards: CombineRewards::Sum,
         scale_rewards: ScaleRewards::None,
+        scale_std: Population,
         baseline: Baseline::Mean,
         eps: 0.0,
     };
@@ -231,41 +248,55 @@ mod tests {
     #[test]
     fn one_success_in_four() {
         // mean 1/4, std sqrt(3)/4: the success gets sqrt(3), each failure -1/sqrt(3).
-        let got = centered(&[&[1.0, 0.0, 0.0, 0.0]], ScaleRewards::Group, 0.0);
+        let got = centered(&[&[1.0, 0.0, 0.0, 0.0]], ScaleRewards::Group, Population, 0.0);
         close(&got[0], &[1.732_050_8, -0.577_350_3, -0.577_350_3, -0.577_350_3]);
     }
 
     #[test]
+    fn a_samples_deviation_is_larger_than_the_populations() {
+        // Squares sum to 3/4, over 3 of a sample: std 1/2.
+        let got = centered(&[&[1.0, 0.0, 0.0, 0.0]], ScaleRewards::Group, Sample, 0.0);
+        close(&got[0], &[1.5, -0.5, -0.5, -0.5]);
+        // Over the step: squares 3/4 over 3, and the first group's mean is 1/2.
+        let got = centered(&[&[1.0, 0.0], &[1.0, 1.0]], ScaleRewards::Batch, Sample, 0.0);
+        close(&got[0], &[1.0, -1.0]);
+        // (1, -1)/sqrt(2) twice, whose squares sum to 2 over 3 of a sample.
+        let got =
+            normalized_then_summed(&two([1.0, 0.0], [[[1.0, 0.0]; 2], [[0.0; 2]; 2]]).parts, Sample, 0.0);
+        close(&got.concat(), &[0.866_025_4, -0.866_025_4, 0.866_025_4, -0.866_025_4]);
+    }
+
+    #[test]
     fn eps_is_added_to_the_standard_deviation() {
-        let got = centered(&[&[1.0, 0.0]], ScaleRewards::Group, 0.5);
+        let got = centered(&[&[1.0, 0.0]], ScaleRewards::Group, Population, 0.5);
         close(&got[0], &[0.5, -0.5]);
     }
 
     #[test]
     fn the_whole_steps_standard_deviation_divides() {
         // Rewards 1 0 1 1: mean 3/4, std sqrt(3)/4; the first group's mean is 1/2.
-        let got = centered(&[&[1.0, 0.0], &[1.0, 1.0]], ScaleRewards::Batch, 0.0);
+        let got = centered(&[&[1.0, 0.0], &[1.0, 1.0]], ScaleRewards::Batch, Population, 0.0);
         close(&got[0], &[1.154_700_5, -1.154_700_5]);
         assert_eq!(got[1], [0.0, 0.0]);
     }
 
     #[test]
     fn unscaled_advantages_are_distances_from_the_mean() {
-        close(&centered(&[&[3.0, 0.0, 0.0]], ScaleRewards::None, 1e-6)[0], &[2.0, -1.0, -1.0]);
+        close(&centered(&[&[3.0, 0.0, 0.0]], ScaleRewards::None, Population, 1e-6)[0], &[2.0, -1.0, -1.0]);
     }
 
     #[test]
     fn equal_rewards_teach_exactly_nothing() {
         // 0.1 is no binary fraction: without care the mean is off by a rounding and eps = 0 divides by it.
         for scale in [ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None] {
-            assert_eq!(centered(&[&[0.1; 3]], scale, 0.0), [[0.0; 3]]);
+            assert_eq!(centered(&[&[0.1; 3]], scale, Population, 0.0), [[0.0; 3]]);
         }
     }
 
     #[test]
     fn each_against_the_mean_of_the_others() {
         let rewards = [1.0f32, 0.3, -0.2, 0.0];
-        let mut got = centered(&[&rewards[..], &[0.5; 3]], ScaleRewards::None, 0.0);
+        let mut got = centered(&[&rewards[..], &[0.5; 3]], ScaleRewards::None, Population, 0.0);
         leave_one_out(&mut got);
         for (i, advantage) in got[0].iter().enumerate() {
             let others: f32 = (0..4).filter(|j| *j != i).map(|j| rewards[j]).sum();
@@ -279,9 +310,10 @@ mod tests {
         // Group 1: the first reward tells the completions apart, the second does too, on a hundredth of the scale.
         let parts = [[[1.0, 0.0], [1.0, 1.0]], [[0.0, 0.01], [0.02, 0.03]]];
         // Normalised: (1, -1) + 0.5 (-1, 1) = (0.5, -0.5) and 0.5 (-1, 1); all are 0.5 in size, and so is the std.
-        let got = normalized_then_summed(&two([1.0, 0.5], parts).parts, 0.0);
+        let got = normalized_then_summed(&two([1.0, 0.5], parts).parts, Population, 0.0);
         close(&got.concat(), &[1.0, -1.0, -1.0, 1.0]);
-        let dead = normalized_then_summed(&two([1.0, 1.0], [[[0.1, 0.1]], [[0.3, 0.3]]]).parts, 0.0);
+        let dead =
+            normalized_then_summed(&two([1.0, 1.0], [[[0.1, 0.1]], [[0.3, 0.3]]]).parts, Population, 0.0);
         assert_eq!(dead, [[0.0; 2]]);
     }
 

@@ -9,7 +9,7 @@ use crate::config::lora::LoraConfig;
 use crate::config::loss::LossConfig;
 use crate::config::optim::OptimConfig;
 use crate::config::sampling::SamplingConfig;
-use crate::config::stages::ScaleRewards;
+use crate::config::stages::{ScaleRewards, ScaleStd};
 use crate::error::Result;
 use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
@@ -109,7 +109,7 @@ impl StepShape {
     fn update(&self, learner: &mut Learner, groups: Vec<Group>, tapes: Tapes) -> Result<(Work, Metrics)> {
         let rewards: Vec<f32> = (0..self.group_size).map(|i| (i % 2) as f32).collect();
         let of_groups = vec![rewards.as_slice(); groups.len()];
-        let advantages = centered(&of_groups, ScaleRewards::Group, 1e-6);
+        let advantages = centered(&of_groups, ScaleRewards::Group, ScaleStd::Sample, 1e-6);
         let mut work = Work::of(&learner.decoder().config, &groups)?;
         let groups: Vec<ScoredGroup> = groups
             .into_iter()

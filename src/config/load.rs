@@ -36,6 +36,7 @@ impl Config {
         let (_, text) = read_source(&place)?;
         let mut layers = Layers::of_file(&place, &text)?;
         exclusive::settle_as_before(&mut layers.table);
+        defaults_as_before(&mut layers.table);
         Ok(finish(layers, &place)?.config)
     }
 }
@@ -93,6 +94,16 @@ fn finish(mut layers: Layers, place: &str) -> Result<Loaded> {
     keys::check(&written)?;
     notes.extend(exclusive::idle(&config, &origins));
     Ok(Loaded { config, origins, notes })
+}
+
+/// What a run of before was made with where its config does not know the key: it goes on as it began. Runs divided advantages by
+/// the population's deviation until there was `grpo.scale_std`.
+fn defaults_as_before(table: &mut Table) {
+    let Some(Value::Table(grpo)) = table.get_mut("grpo") else { return };
+    let divides = grpo.get("scale_rewards").and_then(Value::as_str) != Some("none");
+    if divides && !grpo.contains_key("scale_std") {
+        grpo.insert("scale_std".into(), "population".into());
+    }
 }
 
 /// Keys of configs and runs of before: one that says what is so anyway is dropped, another is named with its heir.

@@ -38,6 +38,16 @@ pub enum ScaleRewards {
     None,
 }
 
+/// Of which the rewards are taken for the standard deviation that divides advantages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleStd {
+    /// Of a sample: the squares' sum over n - 1, as TRL, verl and torch divide.
+    Sample,
+    /// Of the whole: over n.
+    Population,
+}
+
 /// What a completion's reward is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -112,6 +122,8 @@ pub struct GrpoConfig {
     pub sampling: SamplingConfig,
     /// How rewards become advantages.
     pub scale_rewards: ScaleRewards,
+    /// Which standard deviation divides.
+    pub scale_std: ScaleStd,
     /// Added to the standard deviation that divides the advantages.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub advantage_eps: f64,
@@ -213,6 +225,7 @@ impl Default for GrpoConfig {
             max_completion_tokens: 64,
             sampling: SamplingConfig::default(),
             scale_rewards: ScaleRewards::Group,
+            scale_std: ScaleStd::Sample,
             advantage_eps: 1e-6,
             baseline: Baseline::Mean,
             combine_rewards: CombineRewards::Sum,
@@ -398,9 +411,13 @@ impl GrpoConfig {
             return Err(Error::input("grpo.scale_rewards", problem, "Remove one of the two keys"));
         }
         let nothing_divides = self.scale_rewards == ScaleRewards::None;
-        if nothing_divides && self.advantage_eps != Self::default().advantage_eps {
+        let idle = [
+            ("grpo.advantage_eps", self.advantage_eps != Self::default().advantage_eps),
+            ("grpo.scale_std", self.scale_std != Self::default().scale_std),
+        ];
+        if let Some((key, _)) = idle.into_iter().find(|(_, given)| nothing_divides && *given) {
             let problem = "has no effect: with grpo.scale_rewards = \"none\" no deviation divides";
-            return Err(Error::input("grpo.advantage_eps", problem, "Remove one of the two keys"));
+            return Err(Error::input(key, problem, "Remove one of the two keys"));
         }
         number("entropy_coef", coef, coef >= 0.0, "0 or more", "a negative bonus makes the policy collapse")?;
         if let Some(cap) = self.importance_cap {

@@ -19,7 +19,7 @@ type Curve = (&'static str, &'static str, Option<(f64, f64)>);
 type Scores = (&'static str, Vec<(&'static str, Vec<&'static str>)>, &'static str);
 
 /// Metrics of training steps.
-const CURVES: [Curve; 14] = [
+const CURVES: [Curve; 15] = [
     ("Reward", "reward", None),
     ("Loss", "loss", None),
     ("Strict accuracy of rollouts", "verdict/accuracy_strict", Some((0.0, 1.0))),
@@ -29,8 +29,9 @@ const CURVES: [Curve; 14] = [
     ("Entropy, nats", "entropy", None),
     ("KL to the reference, nats", "kl", None),
     ("Share of clipped ratios", "clip_ratio/region_mean", None),
-    ("Share of groups that all agree", "frac_reward_zero_std", Some((0.0, 1.0))),
-    ("Reward spread within groups", "reward_std", None),
+    ("Share of groups that are all right", "zero_std/all_right", Some((0.0, 1.0))),
+    ("Share of groups that are all wrong", "zero_std/all_wrong", Some((0.0, 1.0))),
+    ("Deviation of the rewards", "reward_std", None),
     ("Gradient norm", "grad_norm", None),
     ("Learning rate", "learning_rate", None),
     ("Seconds a step", "step_time", None),

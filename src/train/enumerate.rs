@@ -93,7 +93,8 @@ pub struct Expectation<'a> {
 #[derive(Default)]
 struct Sums {
     reward: f64,
-    std: f64,
+    /// Of the squared reward.
+    squares: f64,
     exact: f64,
     /// Probability of a flag on risky prompts and on benign ones, of the negative label on benign ones; and how many.
     hits: f64,
@@ -201,7 +202,7 @@ impl Sums {
         }
         self.exact += mass(&|i| set.exact[i]);
         self.reward += expected.reward;
-        self.std += expected.std;
+        self.squares += expected.std.powi(2) + expected.reward.powi(2);
         self.rest += expected.rest;
         self.kl += expected.kl;
     }
@@ -212,7 +213,7 @@ impl Sums {
         let answered = (prompts - self.rest).max(f64::MIN_POSITIVE);
         let mut metrics: Metrics = [
             ("reward", self.reward / prompts),
-            ("reward_std", self.std / prompts),
+            ("reward_std", (self.squares / prompts - (self.reward / prompts).powi(2)).max(0.0).sqrt()),
             ("verdict/accuracy_strict", (self.hits + self.passes) / prompts),
             ("verdict/exact_label_accuracy", self.exact / prompts),
             ("verdict/malformed_rate", self.rest / prompts),

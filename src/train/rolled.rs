@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards};
+use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards, moments};
 use crate::algo::summary::RewardSummary;
-use crate::config::stages::TruncatedCompletions;
+use crate::config::stages::{ScaleStd, TruncatedCompletions};
 use crate::data::difficulty::Successes;
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
@@ -206,7 +206,7 @@ impl<'a> Rolled<'a> {
     /// Rewards, lengths and verdicts of everything that was sampled.
     /// `resampled`: what dynamic sampling still lacks of the step's groups, where it is on.
     pub fn metrics(&self, rule: &AdvantageRule, resampled: Option<usize>) -> Metrics {
-        let summary = RewardSummary::new(&self.rewards.total, &rule.live(&self.rewards), self.best_reward());
+        let summary = RewardSummary::new(&self.rewards, rule, self.best_reward());
         let mut metrics: Metrics = summary.metrics().into_iter().collect();
         metrics.extend(self.reward_metrics());
         metrics.extend(self.length_metrics());
@@ -225,14 +225,12 @@ impl<'a> Rolled<'a> {
     fn reward_metrics(&self) -> Vec<(String, f64)> {
         let mut metrics = Vec::new();
         for (part, named) in self.rewards.parts.iter().zip(self.task.rewards()) {
-            let values = || part.rewards.iter().flatten().map(|r| f64::from(*r));
-            let count = values().count() as f64;
-            let mean = values().sum::<f64>() / count.max(1.0);
-            let squares = values().map(|r| (r - mean).powi(2)).sum::<f64>();
+            let (mean, std) = moments(part.rewards.iter().flatten(), ScaleStd::Sample);
             metrics.push((format!("rewards/{}/mean", named.name), mean));
-            metrics.push((format!("rewards/{}/std", named.name), (squares / (count - 1.0).max(1.0)).sqrt()));
+            metrics.push((format!("rewards/{}/std", named.name), std));
             if let Some(failed) = self.failed.get(&named.name) {
-                metrics.push((format!("rewards/{}/failed", named.name), *failed as f64 / count.max(1.0)));
+                let count = part.rewards.iter().flatten().count().max(1);
+                metrics.push((format!("rewards/{}/failed", named.name), *failed as f64 / count as f64));
             }
         }
         let of_part = |(name, (sum, count)): (&String, &(f64, usize))| {
@@ -354,6 +352,7 @@ mod tests {
     const RULE: AdvantageRule = AdvantageRule {
         combine_rewards: crate::config::stages::CombineRewards::Sum,
         scale_rewards: crate::config::stages::ScaleRewards::Group,
+        scale_std: ScaleStd::Sample,
         baseline: crate::config::stages::Baseline::Mean,
         eps: 0.0,
     };

@@ -1,6 +1,7 @@
 //! Every shipped config loads, round-trips through its resolved form, and says no key that does nothing.
 
 use rlvr::config::ablate::ABLATIONS;
+use rlvr::config::stages::ScaleStd;
 use rlvr::config::{Config, Loaded, Origin, PRESETS};
 
 use crate::support::runs::{rlvr, stdout};
@@ -34,6 +35,24 @@ fn defaults_preset_file_and_set_come_in_that_order() {
     assert_eq!(config.grpo.kl_coef, 0.2, "from the preset");
     assert_eq!(config.grpo.advantage_eps, 1e-6, "a default");
     assert_eq!(config.grpo.loss, rlvr::config::loss::LossConfig::Dapo(Default::default()));
+}
+
+/// Runs whose config does not know `grpo.scale_std` divided by the population's deviation, and go on so.
+#[test]
+fn a_run_of_before_keeps_its_deviation() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_run = |scale: &str, known: &str| {
+        let now = Config::load("demo", &[format!("grpo.scale_rewards={scale}")]).unwrap().to_toml().unwrap();
+        let line = "scale_std = \"sample\"\n";
+        assert_eq!(now.matches(line).count(), 1, "{now}");
+        let path = dir.path().join("config.resolved.toml");
+        std::fs::write(&path, now.replace(line, known)).unwrap();
+        Config::of_run(&path).unwrap().grpo.scale_std
+    };
+    assert_eq!(of_run("group", ""), ScaleStd::Population);
+    assert_eq!(of_run("batch", ""), ScaleStd::Population);
+    assert_eq!(of_run("none", ""), ScaleStd::Sample, "nothing divides");
+    assert_eq!(of_run("group", "scale_std = \"sample\"\n"), ScaleStd::Sample);
 }
 
 #[test]
@@ -137,6 +156,11 @@ fn side_by_side_they_are_refused_with_both_places() {
             format!("{data}[grpo]\nscale_rewards = \"none\"\nadvantage_eps = 1e-4"),
             &[],
             ["grpo.advantage_eps: has no effect", "Remove one"],
+        ),
+        (
+            format!("{data}[grpo]\nscale_rewards = \"none\"\nscale_std = \"population\""),
+            &[],
+            ["grpo.scale_std: has no effect", "Remove one"],
         ),
         (
             format!("{data}[grpo]\nscale_rewards = \"none\"\ncombine_rewards = \"normalize_then_sum\""),

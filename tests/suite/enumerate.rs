@@ -6,7 +6,7 @@ use rlvr::algo::advantage::centered;
 use rlvr::config::enumerate::{EnumerateConfig, ScaleExpected};
 use rlvr::config::loss::LossConfig;
 use rlvr::config::sampling::SamplingConfig;
-use rlvr::config::stages::ScaleRewards;
+use rlvr::config::stages::{ScaleRewards, ScaleStd};
 use rlvr::data::jsonl::{EncodedAnswer, EncodedRow};
 use rlvr::eval::enumerate::Enumerator;
 use rlvr::model::decoder::Decoder;
@@ -166,7 +166,7 @@ fn the_exact_gradient_is_the_mean_of_sampled_ones() {
         let rewards: Vec<f32> = group.rollouts.iter().map(|r| earns(&r.token_ids)).collect();
         earned.extend(rewards.iter().map(|r| f64::from(*r)));
         // The mean holds each completion's own reward: that alone shrinks the estimate, by (G - 1) / G.
-        let advantages = centered(&[&rewards], ScaleRewards::None, 0.0).remove(0);
+        let advantages = centered(&[&rewards], ScaleRewards::None, ScaleStd::Sample, 0.0).remove(0);
         let advantages = advantages.into_iter().map(|a| a * 32.0 / 31.0).collect();
         let scored = ScoredGroup { group, rewards, advantages };
         let loss = LossConfig::Luspo(Default::default());

@@ -2,6 +2,7 @@
 
 mod ablate;
 mod adamw;
+mod advantages;
 mod bad_input;
 mod best;
 mod budget;
