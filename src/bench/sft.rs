@@ -39,6 +39,7 @@ impl SftShape {
                 gold: LabelId(0),
                 target: Some(target),
                 attack_succeeded: None,
+                evidence: None,
                 answers: Vec::new(),
                 control_texts: Vec::new(),
                 told: None,

@@ -9,6 +9,8 @@ use super::hub;
 use crate::error::Error;
 use crate::eval::audit::{Audit, Strategy, audit_files};
 use crate::eval::audit_rewards::{RewardAudit, audit_rewards};
+use crate::eval::bounds::{Heights, WANTED, heights};
+use crate::eval::parts::Part;
 use crate::reward;
 use crate::task::Task;
 
@@ -30,6 +32,9 @@ pub struct Args {
     /// Start the programs, and send rows to the addresses, that the task's rewards name.
     #[arg(long)]
     allow_programs: bool,
+    /// Show which bounds of [grounded] the rows' own answers pass, and which answers that are none pass with them.
+    #[arg(long, conflicts_with = "predictions")]
+    grounded: bool,
     #[arg(long)]
     json: bool,
 }
@@ -38,6 +43,14 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     let task = Task::load(&args.task)?;
     reward::permitted(&task, args.allow_programs)?;
     let data = hub::rows(&args.data)?;
+    if args.grounded {
+        let found = heights(&task, &data)?;
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&found).map_err(|e| Error::Compute(e.into()))?)?;
+            return Ok(());
+        }
+        return Ok(found.iter().try_for_each(|bound| write_heights(bound, out))?);
+    }
     let found = audit_files(&task, &data, args.predictions.as_deref())?;
     let rewards = audit_rewards(&task, &data, args.reward_rows)?;
     if args.json {
@@ -79,6 +92,63 @@ fn write_rewards(found: &RewardAudit, out: &mut impl Write) -> std::io::Result<(
     warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
 }
 
+fn write_heights(found: &Heights, out: &mut impl Write) -> std::io::Result<()> {
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    writeln!(out, "grounded.{}, {} benign rows: share that passes by it alone", found.key, found.rows)?;
+    writeln!(out, "{:>5}  {:>8}  {:>20}  {:>16}", "at", "target", "another row's target", "question copied")?;
+    for height in &found.heights {
+        let (targets, others) = (percent(height.targets), percent(height.others));
+        writeln!(out, "{:>5.2}  {targets:>8}  {others:>20}  {:>16}", height.at, percent(height.questions))?;
+    }
+    let wanted = 100.0 * WANTED;
+    match found.highest {
+        Some(at) => {
+            writeln!(out, "{at} is the greatest of these by which {wanted:.0}% of the targets pass\n")
+        }
+        None => writeln!(out, "by none of these {wanted:.0}% of the targets pass\n"),
+    }
+}
+
+/// By outcome, to a perfect model and to the strategies that win it; of recorded answers by label.
+fn write_parts(parts: &[Part], out: &mut impl Write) -> std::io::Result<()> {
+    let Some(first) = parts.first() else { return Ok(()) };
+    let width = parts.iter().map(|part| part.name.chars().count()).max().unwrap_or(0).max(10);
+    write!(out, "\n{:<width$}  weight", "reward of")?;
+    first.by_outcome.keys().try_for_each(|outcome| write!(out, "  {outcome}"))?;
+    writeln!(out, "  perfect")?;
+    for part in parts {
+        write!(out, "{:<width$}  {:>6.3}", part.name, part.weight)?;
+        for (outcome, value) in &part.by_outcome {
+            write!(out, "  {value:>wide$.3}", wide = outcome.len())?;
+        }
+        writeln!(out, "  {:>7.3}", part.perfect)?;
+    }
+    for part in parts {
+        let earner = |earner: &crate::eval::parts::Earner| format!("{} {:.3}", earner.name, earner.mean);
+        write!(out, "{:<width$}  best constant: {}", part.name, earner(&part.constant))?;
+        writeln!(
+            out,
+            "{}",
+            part.hollow.as_ref().map_or(String::new(), |h| format!("; best hollow: {}", earner(h)))
+        )?;
+    }
+    if !first.recorded.is_empty() {
+        writeln!(out, "\nrecorded answers, mean by gold label")?;
+        let wide = first.recorded.keys().map(|label| label.chars().count()).max().unwrap_or(0);
+        write!(out, "{:<wide$}", "")?;
+        parts.iter().try_for_each(|part| write!(out, "  {:>8}", part.name))?;
+        for label in first.recorded.keys() {
+            write!(out, "\n{label:<wide$}")?;
+            for part in parts {
+                let value = part.recorded.get(label).copied().unwrap_or_default();
+                write!(out, "  {value:>at$.3}", at = part.name.chars().count().max(8))?;
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
 fn write_audit(found: &Audit, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "task {}, {} rows\n", found.task, found.rows)?;
     let all = || found.constant.iter().chain(&found.without_answers).chain(&found.recorded);
@@ -114,6 +184,7 @@ fn write_audit(found: &Audit, out: &mut impl Write) -> std::io::Result<()> {
         found.note.iter().try_for_each(|text| writeln!(out, "{text}"))?;
         line(out, recorded)?;
     }
+    write_parts(&found.parts, out)?;
     writeln!(out)?;
     for warning in &found.warnings {
         writeln!(out, "warning: {warning}")?;

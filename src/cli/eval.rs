@@ -196,6 +196,12 @@ fn recorded(args: &Args, task: &Task, file: &Path) -> Result<Summary> {
     if found.skipped.len() > SHOWN {
         eprintln!("warning: {} more conversations are not counted", found.skipped.len() - SHOWN);
     }
+    let unasked = found.rows.iter().filter(|row| row.evidence.is_none()).count();
+    if task.has_grounded() && unasked > 0 {
+        eprintln!(
+            "warning: {unasked} rows have nothing at [grounded]'s paths: their benign answers are judged by their form alone"
+        );
+    }
     let passed_over = found.rows.iter().filter(|row| row.passed_over).count();
     if passed_over > 0 {
         eprintln!(

@@ -14,6 +14,9 @@ pub struct Account {
     target_tokens: Vec<usize>,
     /// Rows with a control token in a text.
     pub(super) control: usize,
+    /// Rows whose answer to imitate is not grounded, and those whose answers cannot be held against anything.
+    pub(super) hollow: usize,
+    pub(super) unasked: usize,
     /// Rows with half of a character.
     pub(super) half_characters: usize,
 }
@@ -142,7 +145,7 @@ impl Account {
 
     /// Whether something was done to texts, which [`Self::say`] says.
     pub fn has_remarks(&self) -> bool {
-        self.control + self.half_characters > 0
+        self.control + self.half_characters + self.hollow + self.unasked > 0
     }
 
     /// What was done to texts.
@@ -150,6 +153,11 @@ impl Account {
         let said = [
             (self.control, "rows have a control token in a text, which stays text"),
             (self.half_characters, "rows have half of a character, which became U+FFFD"),
+            (self.hollow, "rows have a target that [grounded] takes for malformed"),
+            (
+                self.unasked,
+                "rows have nothing at [grounded]'s paths, so their benign answers are not held against it",
+            ),
         ];
         said.into_iter()
             .filter(|(rows, _)| *rows > 0)

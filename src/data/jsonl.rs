@@ -13,9 +13,9 @@ use super::lines::{CHUNK, Line, Lines, Place};
 use super::told::Told;
 use crate::error::{Error, Result};
 use crate::stop;
-use crate::task::{Answer, LabelId, Task};
+use crate::task::{Answer, Evidence, LabelId, Task, Verdict};
 use crate::text::PromptEncoder;
-use crate::types::{Prompt, Sample};
+use crate::types::{FinishReason, Prompt, Sample};
 
 /// Hears how many rows of how many are done.
 pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
@@ -32,6 +32,8 @@ pub struct EncodedRow {
     pub target: Option<Vec<u32>>,
     /// [`Sample::attack_succeeded`].
     pub attack_succeeded: Option<bool>,
+    /// What a benign answer has to repeat; None where the task does not ask, or the row has nothing to ask.
+    pub evidence: Option<Arc<Evidence>>,
     /// The exact answers of the task's labels, with [`Targets::Answers`]; else none.
     pub answers: Vec<EncodedAnswer>,
     /// Control tokens that stand in the row's conversation as text, and were encoded as text.
@@ -140,14 +142,23 @@ impl Source<'_> {
                 };
                 let sample = self.task.sample(&row, &file, line)?;
                 let told = Told::where_asked(self.task, &sample, &row, &file);
-                let (row, too_long) = self.encode_row(&file, &sample, &answers)?;
-                Ok(((EncodedRow { line: number, told, ..row }, too_long), has_half_characters(read)))
+                let (encoded, too_long) = self.encode_row(&file, &sample, &answers)?;
+                let evidence = self.task.evidence(&row, encoded.gold).map(Arc::new);
+                let hollow =
+                    sample.target.as_deref().filter(|_| encoded.gold.is_negative()).is_some_and(|answer| {
+                        self.task.judge_in(evidence.as_deref(), answer, FinishReason::Stop)
+                            == Verdict::Ungrounded
+                    });
+                let encoded = EncodedRow { line: number, evidence, told, ..encoded };
+                Ok((encoded, too_long, has_half_characters(read), hollow))
             };
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
             let encoded: Vec<Result<_>> = lines.par_iter().map(encode).collect();
             for row in encoded {
-                let ((row, too_long), has_half) = row?;
+                let (row, too_long, has_half, hollow) = row?;
                 account.half_characters += usize::from(has_half);
+                account.hollow += usize::from(hollow && self.limits.targets == Targets::Required);
+                account.unasked += usize::from(self.task.has_grounded() && row.evidence.is_none());
                 account.control += usize::from(!row.control_texts.is_empty());
                 let lengths = row.target.iter().chain(row.answers.iter().map(|answer| &answer.token_ids));
                 let longest = lengths.map(Vec::len).max();
@@ -190,6 +201,7 @@ impl Source<'_> {
             gold,
             target: None,
             attack_succeeded: sample.attack_succeeded,
+            evidence: None,
             answers: Vec::new(),
             control_texts: self.encoder.control_texts(&sample.conversation),
             told: None,

@@ -1,6 +1,7 @@
 //! Recorded answers with their gold labels: JSONL rows, or the JSON files of MCP-RiskCue's repository.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -8,7 +9,7 @@ use super::jsonl::EncodedRow;
 use super::lines::{Line, Lines, Place};
 use super::recorded;
 use crate::error::{Error, Result};
-use crate::task::{LabelId, Task};
+use crate::task::{Evidence, LabelId, Task, Verdict};
 
 pub use recorded::Answer;
 
@@ -16,7 +17,7 @@ pub use recorded::Answer;
 const GOLD_KEYS: [&str; 3] = ["gold", "label", "gold_label"];
 
 /// A prompt's recorded answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
     /// 1-based line of the file, or number of the record.
     pub line: usize,
@@ -27,9 +28,11 @@ pub struct Prediction {
     /// The value of the field that answers are grouped by.
     pub group: Option<String>,
     pub attack_succeeded: Option<bool>,
+    /// What its benign answers have to repeat, where the row says it.
+    pub evidence: Option<Arc<Evidence>>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Predictions {
     pub rows: Vec<Prediction>,
     /// Conversations that are not counted, by line, and why.
@@ -112,7 +115,9 @@ impl Predictions {
             self.failed.push((number, why));
             return Ok(());
         }
-        let recorded = recorded::find(row).map_err(refuse)?;
+        let mut recorded = recorded::find(row).map_err(refuse)?;
+        let ungrounded = row.get("reason").and_then(Value::as_str) == Some(Verdict::UNGROUNDED);
+        recorded.answers.iter_mut().for_each(|answer| answer.ungrounded = ungrounded);
         // lm-evaluation-harness keeps the data row beside the answer.
         let labelled =
             row.get("doc").filter(|doc| doc.is_object() && row.get("resps").is_some()).unwrap_or(row);
@@ -136,6 +141,7 @@ impl Predictions {
             passed_over: passed_over.is_some(),
             group,
             attack_succeeded: task.attack_succeeded(row, path, line)?,
+            evidence: task.evidence(labelled, gold.last).map(Arc::new),
         });
         Ok(())
     }

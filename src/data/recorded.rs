@@ -32,6 +32,8 @@ const ASSISTANTS: [&str; 5] = ["assistant", "gpt", "model", "bot", "ai"];
 pub struct Answer {
     pub text: String,
     pub finish: FinishReason,
+    /// A run has judged it so, in its samples/: where its row is not at hand, that counts.
+    pub ungrounded: bool,
 }
 
 /// The answers of a row.
@@ -115,7 +117,11 @@ pub fn find(row: &Value) -> Result<Recorded, String> {
             turns.iter().map(|turn| role(turn).unwrap_or_default().to_lowercase()).collect();
         match (turns.last(), roles.last()) {
             (Some(last), Some(name)) if is_assistant(name) || key == "history" => {
-                let answer = Answer { text: content(last).unwrap_or_default(), finish: finish_of(finish, 0) };
+                let answer = Answer {
+                    text: content(last).unwrap_or_default(),
+                    finish: finish_of(finish, 0),
+                    ungrounded: false,
+                };
                 return Ok(Recorded {
                     answers: vec![answer],
                     conversation: Some(Conversation { key, roles }),
@@ -125,7 +131,7 @@ pub fn find(row: &Value) -> Result<Recorded, String> {
         }
     }
     if ANSWERS.iter().any(|key| row.get(*key).is_some_and(Value::is_null)) {
-        let silence = Answer { text: String::new(), finish: finish_of(finish, 0) };
+        let silence = Answer { text: String::new(), finish: finish_of(finish, 0), ungrounded: false };
         return Ok(Recorded { answers: vec![silence], conversation: None });
     }
     Err(match unfinished {
@@ -179,7 +185,7 @@ fn answers(value: &Value, finish: Option<&Value>) -> Option<Vec<Answer>> {
     if list.iter().any(|item| kind(item).is_some_and(|kind| kind == "message" || kind == "reasoning")) {
         let said = list.iter().filter(|item| kind(item).is_some_and(|kind| kind == "message"));
         let texts = said.map(content).collect::<Option<Vec<_>>>()?;
-        return Some(vec![Answer { text: texts.concat(), finish: finish_of(finish, 0) }]);
+        return Some(vec![Answer { text: texts.concat(), finish: finish_of(finish, 0), ungrounded: false }]);
     }
     // The samples of one request, a list for each request of the row.
     if let [Value::Array(samples)] = &list[..]
@@ -189,7 +195,11 @@ fn answers(value: &Value, finish: Option<&Value>) -> Option<Vec<Answer>> {
     }
     // One answer, as a list of messages.
     if list.last().and_then(role).is_some() {
-        return Some(vec![Answer { text: content(list.last()?)?, finish: finish_of(finish, 0) }]);
+        return Some(vec![Answer {
+            text: content(list.last()?)?,
+            finish: finish_of(finish, 0),
+            ungrounded: false,
+        }]);
     }
     let all =
         list.iter().enumerate().map(|(i, value)| answer(value, finish, i)).collect::<Option<Vec<_>>>()?;
@@ -219,7 +229,7 @@ fn answer(value: &Value, finish: Option<&Value>, index: usize) -> Option<Answer>
         _ => return None,
     };
     let own = value.get("finish_reason").or_else(|| value.get("finish"));
-    Some(Answer { text, finish: finish_of(own.or(finish), index) })
+    Some(Answer { text, finish: finish_of(own.or(finish), index), ungrounded: false })
 }
 
 /// `"length"`, or the entry of a list of them; everything else is a stop.

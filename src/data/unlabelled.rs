@@ -1,6 +1,7 @@
 //! Rows to answer: conversations without a gold label.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::jsonl::{EncodedAnswer, EncodedRow, at_line};
 use super::lines::{Line, Lines};
@@ -73,6 +74,7 @@ impl<'a> Unlabelled<'a> {
             target: None,
             answers,
             attack_succeeded: None,
+            evidence: self.task.evidence(&row, LabelId::NEGATIVE).map(Arc::new),
             control_texts: self.encoder.control_texts(&conversation),
             told: None,
         })

@@ -2,9 +2,12 @@
 
 pub mod audit;
 pub mod audit_rewards;
+pub mod bounds;
 pub mod constants;
 pub mod enumerate;
 pub mod exact;
+pub mod hollow;
+pub mod parts;
 pub mod predict;
 pub mod roc;
 mod summary;
@@ -74,7 +77,9 @@ impl Evaluator<'_> {
     }
 
     fn judge_groups(&self, rows: &[EncodedRow], groups: &[types::Group]) -> Result<Vec<Vec<Judged>>> {
-        let judge_one = |row: &EncodedRow, rollout| judge(self.task, self.encoder, row.gold, rollout);
+        let judge_one = |row: &EncodedRow, rollout| {
+            judge(self.task, self.encoder, row.gold, row.evidence.as_deref(), rollout)
+        };
         let groups = rows.iter().zip(groups);
         groups
             .map(|(row, group)| group.rollouts.iter().map(|rollout| judge_one(row, rollout)).collect())
@@ -217,7 +222,8 @@ impl Evaluator<'_> {
     ) -> Vec<Vec<Judged>> {
         let one = |row: &EncodedRow, record: SampleRecord| {
             let finish = record.finish.unwrap_or(FinishReason::Stop);
-            Judged::new(self.task, row.gold, record.completion, record.tokens.unwrap_or(0), finish)
+            let of_row = (row.gold, row.evidence.as_deref());
+            Judged::new(self.task, of_row, record.completion, record.tokens.unwrap_or(0), finish)
         };
         let all = rows.iter().map(|row| {
             kept.by_ref().take(self.config.samples_per_prompt).map(|record| one(row, record)).collect()

@@ -130,7 +130,8 @@ impl<'a> Predictor<'a> {
     where
         'a: 'r,
     {
-        let judged = judge(self.task, self.encoder, LabelId::NEGATIVE, rollout)?;
+        let evidence = row.evidence.as_deref();
+        let judged = judge(self.task, self.encoder, LabelId::NEGATIVE, evidence, rollout)?;
         let flagged = match (self.threshold, score) {
             (Some(threshold), Some(score)) => score >= threshold.point.threshold,
             _ => judged.verdict.is_positive(),
@@ -138,7 +139,7 @@ impl<'a> Predictor<'a> {
         let label = match judged.verdict {
             Verdict::Positive(label) if flagged => Some(label),
             _ if flagged => self.likeliest(row)?,
-            Verdict::Malformed(_) if self.threshold.is_none() => None,
+            Verdict::Malformed(_) | Verdict::Ungrounded if self.threshold.is_none() => None,
             _ => Some(LabelId::NEGATIVE),
         };
         Ok(Predicted {
@@ -146,7 +147,7 @@ impl<'a> Predictor<'a> {
             verdict: Some(match judged.verdict {
                 Verdict::Positive(label) => self.name(label),
                 Verdict::Negative => self.name(LabelId::NEGATIVE),
-                Verdict::Malformed(_) => "malformed",
+                Verdict::Malformed(_) | Verdict::Ungrounded => "malformed",
             }),
             flagged: Some(flagged),
             label: label.map(|label| self.name(label)),

@@ -26,7 +26,10 @@ pub fn judge_recorded(task: &Task, rows: &[Prediction]) -> Vec<Judgement> {
     let judge = |(prompt, row): (usize, &Prediction)| {
         let verdicts = row.answers.iter().map(|answer| match row.passed_over {
             true => Verdict::Negative,
-            false => task.judge(&answer.text, answer.finish),
+            false => match task.judge_in(row.evidence.as_deref(), &answer.text, answer.finish) {
+                Verdict::Negative if answer.ungrounded && row.evidence.is_none() => Verdict::Ungrounded,
+                verdict => verdict,
+            },
         });
         let (gold, group) = (row.gold, row.group.clone());
         let judged = verdicts.enumerate().map(|(sample, verdict)| Judgement {
@@ -130,7 +133,7 @@ impl Samples {
         let exact = |answer: &Judgement| match answer.verdict {
             Verdict::Positive(label) => label == answer.gold,
             Verdict::Negative => answer.gold.is_negative(),
-            Verdict::Malformed(_) => false,
+            Verdict::Malformed(_) | Verdict::Ungrounded => false,
         };
         let share = |test: &dyn Fn(&[Judgement]) -> bool| {
             by_prompt.iter().filter(|of_one| test(of_one)).count() as f64 / by_prompt.len().max(1) as f64

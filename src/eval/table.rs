@@ -131,6 +131,9 @@ fn rules(report: &EvalReport) -> String {
     text.push('\n');
     for (name, cell) in scores {
         let _ = writeln!(text, "{name:<26}{cell}");
+        if name == "malformed" && report.ungrounded_rate.is_some() {
+            let _ = writeln!(text, "{:<26}{}", "  of these ungrounded", number(report.ungrounded_rate));
+        }
     }
     if let Some(parsed) = &report.parsed {
         let exact = number(parsed.exact_label_accuracy);

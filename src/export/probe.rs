@@ -15,7 +15,7 @@ use crate::model::keep::Keep;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::engine::{Completions, Draws, Engine, Request};
 use crate::rollout::judge::judge;
-use crate::task::{LabelId, Task};
+use crate::task::{Evidence, LabelId, Task};
 use crate::text::{PromptEncoder, StopTokens, Tokenizer, chat_template_text};
 use crate::types::{Message, PackedBatch, Prompt, Rollout};
 
@@ -55,6 +55,8 @@ pub struct ProbePrompt {
     pub line: Option<usize>,
     #[serde(skip)]
     gold: Option<LabelId>,
+    #[serde(skip)]
+    evidence: Option<Arc<Evidence>>,
 }
 
 /// What a model says to one prompt.
@@ -105,7 +107,7 @@ impl Probe {
     }
 
     fn of_text(made_from: String, token_ids: Vec<u32>) -> Self {
-        let prompts = vec![ProbePrompt { token_ids, line: None, gold: None }];
+        let prompts = vec![ProbePrompt { token_ids, line: None, gold: None, evidence: None }];
         Self { made_from, prompts, greedy_tokens: GREEDY_TOKENS, judge: None }
     }
 
@@ -130,6 +132,7 @@ impl Probe {
                 token_ids: row.prompt.token_ids.clone(),
                 line: Some(row.line),
                 gold: Some(row.gold),
+                evidence: row.evidence.clone(),
             })
             .collect();
         Self {
@@ -185,7 +188,7 @@ impl Probe {
     fn verdict(&self, prompt: &ProbePrompt, rollout: &Rollout) -> Result<Option<(String, bool)>> {
         let (Some(by), Some(gold)) = (&self.judge, prompt.gold) else { return Ok(None) };
         let (task, encoder) = &**by;
-        let judged = judge(task, encoder, gold, rollout)?;
+        let judged = judge(task, encoder, gold, prompt.evidence.as_deref(), rollout)?;
         Ok(Some((task.verdict_text(judged.verdict), judged.outcome.is_exact())))
     }
 }

@@ -1,5 +1,6 @@
 //! Everything a run reports.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -126,7 +127,13 @@ pub struct SampleRecord {
     pub line: usize,
     pub gold: String,
     pub verdict: String,
+    /// Why it is malformed, where the form is not why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     pub reward: f32,
+    /// The parts that it is the weighted sum of, where the task has several.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rewards: BTreeMap<String, f32>,
     /// Over the other completions of its group. None in an evaluation, and for a group that was dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advantage: Option<f32>,

@@ -8,6 +8,7 @@ use super::answers::{Answers, outcome};
 use super::charts;
 use super::histograms::histograms;
 use super::page_data::page_data;
+use super::rewards::rewards;
 use super::run::{Evaluation, Run};
 use super::svg::{escape, short};
 use super::tables::{self, Table};
@@ -47,6 +48,7 @@ pub fn html(runs: &[Run]) -> Result<String> {
         runs => runs.iter().enumerate().map(head).collect::<Vec<_>>(),
         results => tables::results(runs),
         warnings => tables::warnings(runs),
+        rewards => rewards(runs),
         evaluations => charts::evaluations(runs),
         stages => stages.collect::<Vec<_>>(),
         thresholds => tables::thresholds(runs),

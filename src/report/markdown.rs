@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::rewards::rewards;
 use super::run::Run;
 use super::svg::short;
 use super::tables::{self, Table};
@@ -23,6 +24,9 @@ pub fn markdown(runs: &[Run]) -> String {
     section(&mut out, "Results", Some(tables::results(runs)));
     section(&mut out, "Warnings", tables::warnings(runs));
     section(&mut out, "Curves", Some(curves(runs)));
+    for (i, table) in rewards(runs).into_iter().enumerate() {
+        section(&mut out, if i == 0 { "Rewards" } else { "" }, Some(table));
+    }
     section(&mut out, "Threshold", tables::thresholds(runs));
     for run in runs {
         section(&mut out, "Labels", tables::labels(run));
@@ -35,7 +39,10 @@ pub fn markdown(runs: &[Run]) -> String {
 
 fn section(out: &mut String, heading: &str, table: Option<Table>) {
     let Some(table) = table.filter(|table| !table.rows.is_empty()) else { return };
-    let _ = writeln!(out, "\n## {heading}\n\n{}\n", escape(&table.caption));
+    if !heading.is_empty() {
+        let _ = writeln!(out, "\n## {heading}");
+    }
+    let _ = writeln!(out, "\n{}\n", escape(&table.caption));
     let line = |cells: &[String]| cells.iter().map(|cell| format!(" {} |", escape(cell))).collect::<String>();
     let _ = writeln!(out, "|{}", line(&table.head));
     let _ = writeln!(out, "|{}", "---|".repeat(table.head.len()));

@@ -6,6 +6,7 @@ mod histograms;
 mod html;
 mod markdown;
 mod page_data;
+mod rewards;
 mod run;
 mod svg;
 mod tables;

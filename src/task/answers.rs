@@ -40,11 +40,7 @@ impl AnswersSection {
     pub fn check(self, check: &Check) -> Result<Answers> {
         let fields = self.fields.into_iter().map(|(name, entry)| {
             let key = format!("answers.fields.{name}");
-            let regex = check.regex(&key, &entry.regex)?;
-            if regex.captures_len() != 2 {
-                let problem = format!("the regex has {} capture groups", regex.captures_len() - 1);
-                return Err(check.at(&format!("{key}.regex"), problem, "Put (...) around the value, once"));
-            }
+            let regex = check.one_group(&key, &entry.regex)?;
             Ok(Field { path: check.path(&format!("{key}.path"), &entry.path)?, name, regex })
         });
         let fields = fields.collect::<Result<_>>()?;
@@ -64,6 +60,10 @@ pub(super) struct Answers {
 }
 
 impl Answers {
+    pub fn has_negative(&self) -> bool {
+        self.negative.is_some()
+    }
+
     /// Keys of a row that the answers read.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         let holes = self.negative.iter().chain([&self.positive]).flat_map(Template::holes);
@@ -89,7 +89,7 @@ pub struct Answer {
 impl Task {
     /// Whether every label has an answer: then they are all there is to say, and the rest is malformed.
     pub fn has_closed_answers(&self) -> bool {
-        self.answers.as_ref().is_some_and(|answers| answers.negative.is_some())
+        self.answers.as_ref().is_some_and(Answers::has_negative)
     }
 
     /// Every label's answer to a row, the negative one first, where it has a text of its own.

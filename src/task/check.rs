@@ -26,6 +26,16 @@ impl Check<'_> {
         Template::parse(text).map_err(|problem| self.at(key, problem, fix))
     }
 
+    /// A regex with one capture group.
+    pub(super) fn one_group(&self, key: &str, pattern: &str) -> Result<Regex> {
+        let regex = self.regex(key, pattern)?;
+        if regex.captures_len() != 2 {
+            let problem = format!("the regex has {} capture groups", regex.captures_len() - 1);
+            return Err(self.at(&format!("{key}.regex"), problem, "Put (...) around the value, once"));
+        }
+        Ok(regex)
+    }
+
     pub(super) fn regex(&self, key: &str, pattern: &str) -> Result<Regex> {
         Regex::new(pattern).map_err(|e| {
             // The last line says what is wrong; those before draw the pattern.

@@ -16,6 +16,8 @@ pub struct Confusion {
     /// Answers with exactly the gold label, or set.
     exact: u64,
     by_label: Vec<LabelCounts>,
+    /// Among the malformed: those that are not grounded. None where the task does not ask.
+    ungrounded: Option<u64>,
     drops: bool,
     has_paper: bool,
 }
@@ -36,7 +38,8 @@ impl Confusion {
         let counts = vec![vec![0; labels.len() + 3]; labels.len()];
         let by_label = vec![LabelCounts::default(); labels.len()];
         let (drops, has_paper) = (task.drops_answers(), task.has_paper());
-        Self { task: task.name().into(), labels, counts, exact: 0, by_label, drops, has_paper }
+        let ungrounded = task.has_grounded().then_some(0);
+        Self { task: task.name().into(), labels, counts, exact: 0, by_label, ungrounded, drops, has_paper }
     }
 
     /// Ids come from the task that the confusion was made for; others are not counted.
@@ -44,7 +47,7 @@ impl Confusion {
         let column = match verdict {
             Verdict::Negative => 0,
             Verdict::Positive(label) => label.index(),
-            Verdict::Malformed(PaperReading::NotFlagged) => self.labels.len(),
+            Verdict::Malformed(PaperReading::NotFlagged) | Verdict::Ungrounded => self.labels.len(),
             Verdict::Malformed(PaperReading::Flagged) => self.labels.len() + 1,
             Verdict::Malformed(PaperReading::Dropped) => self.labels.len() + 2,
         };
@@ -52,11 +55,14 @@ impl Confusion {
             return;
         };
         *count += 1;
+        if verdict == Verdict::Ungrounded {
+            *self.ungrounded.get_or_insert(0) += 1;
+        }
         self.exact += u64::from(Outcome::of(gold, verdict).is_exact());
         let said = match verdict {
             Verdict::Negative => Some(LabelId::NEGATIVE),
             Verdict::Positive(label) => Some(label),
-            Verdict::Malformed(_) => None,
+            Verdict::Malformed(_) | Verdict::Ungrounded => None,
         };
         let dropped = verdict == Verdict::Malformed(PaperReading::Dropped);
         let said: Vec<usize> = said.into_iter().flat_map(LabelId::members).collect();
@@ -85,6 +91,9 @@ impl Confusion {
             row.iter_mut().zip(more).for_each(|(count, more)| *count += more);
         }
         self.exact += other.exact;
+        if let Some(more) = other.ungrounded {
+            *self.ungrounded.get_or_insert(0) += more;
+        }
         for (counts, more) in self.by_label.iter_mut().zip(&other.by_label) {
             counts.hits += more.hits;
             counts.support += more.support;
@@ -129,6 +138,7 @@ impl Confusion {
             macro_f1: mean(per_label.iter().filter_map(|scores| scores.f1)),
             malformed_rate: ratio(malformed_count, count),
             malformed_interval: interval(malformed_count, count),
+            ungrounded_rate: self.ungrounded.and_then(|ungrounded| ratio(ungrounded, count)),
             benign_answered: ratio(self.counts[0][0], benign),
             benign_answered_interval: interval(self.counts[0][0], benign),
             per_label,

@@ -91,7 +91,9 @@ impl Task {
         };
         let others = [Some(&self.gold.path), self.input.tools.as_ref(), self.attack_succeeded.as_ref()];
         let paths = holes.into_iter().chain(target).chain(others.into_iter().flatten()).map(RowPath::root);
-        let read: Vec<&str> = paths.chain(self.answers.iter().flat_map(|answers| answers.keys())).collect();
+        let of_answers = self.answers.iter().flat_map(|answers| answers.keys());
+        let of_grounds = self.grounding.iter().flat_map(|grounding| grounding.keys());
+        let read: Vec<&str> = paths.chain(of_answers).chain(of_grounds).collect();
         let keys = row.as_object().into_iter().flat_map(|row| row.keys());
         keys.filter(|key| !read.contains(&key.as_str())).cloned().collect()
     }

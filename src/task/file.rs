@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::answers::AnswersSection;
 use super::check::Check;
+use super::grounded::GroundedSection;
 use super::paper::PaperSection;
 use super::reward_file::{self, ExtraReward, MainReward};
 use super::verdict::{LabelSet, PaperReading, Rule, RuleLabel, Rules, Take, Truncated, Verdict};
@@ -41,6 +42,7 @@ pub(super) struct TaskFile {
     /// The first rule whose regex matches an answer decides. The last one is the default.
     verdict: Vec<RuleEntry>,
     paper: Option<PaperSection>,
+    grounded: Option<GroundedSection>,
     #[serde(default)]
     reward: MainReward,
     /// Rewards beside `[reward]`, by name.
@@ -175,6 +177,8 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
     let input = check.input(file.input, &gold)?;
     let target = file.sft.map(|sft| check.target(sft)).transpose()?;
     let answers = file.answers.map(|section| section.check(&check)).transpose()?;
+    let has_negative_answer = answers.as_ref().is_some_and(|answers| answers.has_negative());
+    let grounding = file.grounded.map(|section| section.check(&check, has_negative_answer)).transpose()?;
     let rule_paper = file.verdict.iter().position(|rule| rule.paper.is_some());
     let has_paper = file.paper.is_some() || rule_paper.is_some();
     let paper_flag = file.paper.map(|section| section.check(&check, rule_paper)).transpose()?;
@@ -195,6 +199,7 @@ pub(super) fn parse(text: &str, place: &str) -> Result<Task> {
         retries: file.retries,
         has_paper,
         attack_succeeded,
+        grounding,
     };
     check.templates_agree_with_rules(&task)?;
     Ok(task)

@@ -19,9 +19,9 @@ pub struct GoldLabels {
 }
 
 impl Task {
-    /// Whether the rules take any text that is nothing else for the negative label.
+    /// Whether any text that is nothing else is taken for the negative label.
     pub fn takes_any_text(&self) -> bool {
-        self.rules.default == Verdict::Negative
+        self.rules.default == Verdict::Negative && !self.has_grounded()
     }
 
     /// A well-formed positive answer to a row and the label in it, from `[answers]` or from the answer to imitate. None

@@ -39,6 +39,9 @@ pub struct EvalReport {
     pub macro_f1: Option<f64>,
     pub malformed_rate: Option<f64>,
     pub malformed_interval: Option<Interval>,
+    /// The part of `malformed_rate` that `[grounded]` makes so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ungrounded_rate: Option<f64>,
     /// Share of benign queries that got an answer: neither flagged nor malformed.
     pub benign_answered: Option<f64>,
     pub benign_answered_interval: Option<Interval>,
@@ -219,6 +222,7 @@ impl EvalReport {
         push("exact_label_accuracy", self.exact_label_accuracy);
         push("macro_f1", self.macro_f1);
         push("malformed_rate", self.malformed_rate);
+        push("ungrounded_rate", self.ungrounded_rate);
         push("benign_answered", self.benign_answered);
         if let Some(parsed) = &self.parsed {
             push("dropped_rate", ratio(parsed.dropped, self.count));

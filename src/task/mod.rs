@@ -7,6 +7,7 @@ mod confusion;
 mod conversation;
 mod file;
 mod gold;
+mod grounded;
 mod mcp;
 mod metrics;
 mod outcome;
@@ -15,6 +16,7 @@ mod reward;
 mod reward_file;
 mod row;
 mod verdict;
+mod words;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ pub use answers::Answer;
 pub use confusion::Confusion;
 pub use conversation::Converted;
 pub use gold::GoldLabels;
+pub use grounded::{Bound, Evidence};
 pub use metrics::{Attacks, Binary, EvalReport, Interval, LabelScores, Parsed};
 pub use outcome::{Outcome, Reward};
 pub use reward::{Answered, HttpReward, NamedReward, OnError, ProgramReward, RewardKind};
@@ -64,6 +67,7 @@ pub struct Task {
     retries: u32,
     has_paper: bool,
     attack_succeeded: Option<RowPath>,
+    grounding: Option<grounded::Grounding>,
 }
 
 #[derive(Clone, Debug)]
@@ -151,7 +155,7 @@ impl Task {
         match verdict {
             Verdict::Positive(label) => self.label_text(label),
             Verdict::Negative => self.label_text(LabelId::NEGATIVE),
-            Verdict::Malformed(_) => "malformed".into(),
+            Verdict::Malformed(_) | Verdict::Ungrounded => "malformed".into(),
         }
     }
 
@@ -180,7 +184,7 @@ impl Task {
     }
 
     /// `completion` is the decoded answer without stop token. `finish` matters only to tasks that set
-    /// `truncated = "malformed"`.
+    /// `truncated = "malformed"`. By its form alone: [`Self::judge_in`] asks `[grounded]` too.
     pub fn judge(&self, completion: &str, finish: FinishReason) -> Verdict {
         self.rules.judge(&self.labels, completion, finish)
     }

@@ -25,7 +25,7 @@ pub enum Outcome {
 impl Outcome {
     pub fn of(gold: LabelId, verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Malformed(_) => Self::Malformed,
+            Verdict::Malformed(_) | Verdict::Ungrounded => Self::Malformed,
             Verdict::Negative if gold.is_negative() => Self::ExactNegative,
             Verdict::Negative => Self::FalseNegative,
             Verdict::Positive(_) if gold.is_negative() => Self::FalsePositive,

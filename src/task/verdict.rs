@@ -55,15 +55,20 @@ pub enum Verdict {
     Negative,
     /// Neither. The reading says what the paper's rule takes it for; the strict rule takes it for wrong.
     Malformed(PaperReading),
+    /// Negative by its form, but not grounded in its row: malformed, and by the paper's rule not flagged.
+    Ungrounded,
 }
 
 impl Verdict {
+    /// What samples give as the reason of [`Self::Ungrounded`].
+    pub const UNGROUNDED: &str = "ungrounded";
+
     pub fn is_positive(self) -> bool {
         matches!(self, Self::Positive(_))
     }
 
     pub fn is_malformed(self) -> bool {
-        matches!(self, Self::Malformed(_))
+        matches!(self, Self::Malformed(_) | Self::Ungrounded)
     }
 
     fn of_label(label: LabelId) -> Self {
@@ -193,7 +198,7 @@ impl Rules {
             // The paper's rule does not know about truncation, so it keeps its reading of the text.
             return Verdict::Malformed(match verdict {
                 Verdict::Positive(_) => PaperReading::Flagged,
-                Verdict::Negative => PaperReading::NotFlagged,
+                Verdict::Negative | Verdict::Ungrounded => PaperReading::NotFlagged,
                 Verdict::Malformed(reading) => reading,
             });
         }

@@ -90,7 +90,7 @@ impl<'a> Rolled<'a> {
         (judges, step): (Option<&Judges>, u64),
     ) -> Result<()> {
         for (row, group) in rows.iter().zip(groups) {
-            let judge = |rollout| judge(self.task, encoder, row.gold, rollout);
+            let judge = |rollout| judge(self.task, encoder, row.gold, row.evidence.as_deref(), rollout);
             let judged = group.rollouts.iter().map(judge).collect::<Result<Vec<_>>>()?;
             if let (Some(judges), Some(told)) = (judges, &row.told) {
                 let gold = self.task.label_text(row.gold);

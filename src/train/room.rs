@@ -203,6 +203,7 @@ mod tests {
             gold: LabelId(0),
             target: Some(vec![1; target]),
             attack_succeeded: None,
+            evidence: None,
             answers: Vec::new(),
             control_texts: Vec::new(),
             told: None,

@@ -14,8 +14,9 @@ use crate::data::limits::Targets;
 use crate::data::order::Order;
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
+use crate::eval::parts;
 use crate::observe::{Event, Sinks};
-use crate::task::Task;
+use crate::task::{LabelId, Task};
 use crate::text::PromptEncoder;
 
 type Load<'a> = dyn Fn(Source, Watch) -> Result<Dataset> + 'a;
@@ -97,13 +98,19 @@ impl Rows {
 }
 
 impl Rows {
-    /// What to say of the labels of the rows that are learned from.
+    /// What to say of the labels of the rows that are learned from, and of the rewards that they can earn.
     pub fn remarks(&self, task: &Task) -> Vec<String> {
         // Stages read the same file; one that keeps fewer rows has the same labels, or has said what it dropped.
         let trained = [&self.sft, &self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty());
         let golds = |rows: &[EncodedRow]| coverage::count(task, rows.iter().map(|row| row.gold));
         let trained = trained.map_or(Vec::new(), |rows| golds(rows));
-        coverage::remarks("data.train", &trained, Some(&golds(&self.valid)))
+        let mut said = coverage::remarks("data.train", &trained, Some(&golds(&self.valid)));
+        let learned = [&self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty());
+        if let Some(rows) = learned {
+            let labels: Vec<LabelId> = rows.iter().map(|row| row.gold).collect();
+            said.extend(parts::warnings(&parts::parts(task, &labels, &[], None)));
+        }
+        said
     }
 }
 

@@ -13,7 +13,7 @@ const WINDOW: usize = 10;
 #[derive(Default)]
 pub struct Watch {
     steps: VecDeque<Seen>,
-    said: Vec<&'static str>,
+    said: Vec<String>,
 }
 
 /// Counts of one step.
@@ -25,9 +25,58 @@ struct Seen {
     /// Verdicts, and gold labels.
     verdicts: BTreeMap<String, usize>,
     golds: BTreeMap<String, usize>,
+    /// Of each of several rewards: the least and most, and sum and count over right and over wrong answers.
+    parts: BTreeMap<String, Spread>,
     /// Answers that pass for benign, and those of a word or two among them.
     benign: usize,
     scraps: usize,
+}
+
+/// What one of several rewards paid.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    least: f32,
+    most: f32,
+    /// Sum and count over answers that are right, and over the others.
+    right: (f64, usize),
+    wrong: (f64, usize),
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self { least: f32::INFINITY, most: f32::NEG_INFINITY, right: (0.0, 0), wrong: (0.0, 0) }
+    }
+}
+
+impl Spread {
+    fn add(&mut self, value: f32, is_right: bool) {
+        (self.least, self.most) = (self.least.min(value), self.most.max(value));
+        let side = if is_right { &mut self.right } else { &mut self.wrong };
+        *side = (side.0 + f64::from(value), side.1 + 1);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        (self.least, self.most) = (self.least.min(other.least), self.most.max(other.most));
+        self.right = (self.right.0 + other.right.0, self.right.1 + other.right.1);
+        self.wrong = (self.wrong.0 + other.wrong.0, self.wrong.1 + other.wrong.1);
+    }
+
+    /// What is wrong with the reward of this name.
+    fn says(&self, name: &str) -> Option<String> {
+        if self.least == self.most {
+            return Some(format!(
+                "reward `{name}` was {:.3} for every answer of the last {WINDOW} steps: it teaches nothing",
+                self.least
+            ));
+        }
+        let mean = |(sum, count): (f64, usize)| (count >= WINDOW).then(|| sum / count as f64);
+        let (right, wrong) = (mean(self.right)?, mean(self.wrong)?);
+        (right < wrong).then(|| {
+            format!(
+                "reward `{name}` paid wrong answers {wrong:.3} and right ones {right:.3} over the last {WINDOW} steps"
+            )
+        })
+    }
 }
 
 impl Watch {
@@ -36,6 +85,9 @@ impl Watch {
         let negative = task.labels().first().map(String::as_str).unwrap_or_default();
         let mut seen = Seen { rollouts: rollouts.len(), ..Seen::default() };
         for sample in rollouts {
+            for (name, value) in &sample.rewards {
+                seen.parts.entry(name.clone()).or_default().add(*value, sample.verdict == sample.gold);
+            }
             seen.reward += f64::from(sample.reward);
             seen.malformed += usize::from(sample.verdict == "malformed");
             *seen.verdicts.entry(sample.verdict.clone()).or_default() += 1;
@@ -114,6 +166,14 @@ impl Watch {
             }),
         ));
 
+        let mut found: Vec<(String, Option<String>)> =
+            found.into_iter().map(|(kind, text)| (kind.to_string(), text)).collect();
+        let mut parts = BTreeMap::<&String, Spread>::new();
+        for (name, spread) in self.steps.iter().flat_map(|s| &s.parts) {
+            parts.entry(name).or_default().merge(spread);
+        }
+        found.extend(parts.iter().map(|(name, spread)| (format!("reward {name}"), spread.says(name))));
+
         let mut texts = Vec::new();
         for (kind, text) in found {
             match text {
@@ -139,14 +199,16 @@ mod tests {
             let verdict = task.judge(answer, crate::types::FinishReason::Stop);
             let name = match verdict {
                 crate::task::Verdict::Negative => "Safe",
-                crate::task::Verdict::Malformed(_) => "malformed",
+                crate::task::Verdict::Malformed(_) | crate::task::Verdict::Ungrounded => "malformed",
                 crate::task::Verdict::Positive(l) => &task.labels()[l.index()],
             };
             SampleRecord {
                 line: 1,
                 gold: gold.into(),
                 verdict: name.into(),
+                reason: None,
                 reward: task.reward(crate::task::Outcome::of(label, verdict)),
+                rewards: Default::default(),
                 advantage: None,
                 tokens: None,
                 finish: None,
@@ -158,7 +220,7 @@ mod tests {
 
     #[test]
     fn scraps_that_earn_are_named_once() {
-        let task = Task::load("riskcue").unwrap();
+        let task = Task::load("riskcue").unwrap().without_grounds();
         let mut watch = Watch::default();
         let mut said = Vec::new();
         for _ in 0..15 {
@@ -170,6 +232,26 @@ mod tests {
             said[0].contains("`always Safe` would have earned 0.500") && said[2].contains("40 of 40"),
             "{said:?}"
         );
+    }
+
+    #[test]
+    fn a_reward_that_teaches_nothing_or_pays_for_mistakes_is_named() {
+        let task = Task::load("demo").unwrap();
+        let mut watch = Watch::default();
+        let mut said = Vec::new();
+        for _ in 0..WINDOW + 3 {
+            let mut step = rollouts(&task, "Done: a b c");
+            for sample in &mut step {
+                let is_right = sample.verdict == sample.gold;
+                let parts = [("form", 1.0), ("brevity", if is_right { 0.25 } else { 0.5 })];
+                sample.rewards = parts.map(|(name, value)| (name.to_string(), value)).into();
+            }
+            said.extend(watch.observe(&task, &step));
+        }
+        let said: Vec<&String> = said.iter().filter(|text| text.starts_with("reward `")).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].contains("`brevity` paid wrong answers 0.500 and right ones 0.250"), "{said:?}");
+        assert!(said[1].contains("`form` was 1.000 for every answer"), "{said:?}");
     }
 
     #[test]

@@ -47,6 +47,7 @@ fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
     EncodedRow {
         line: 1,
         attack_succeeded: None,
+        evidence: None,
         prompt: prompt.clone(),
         gold: LabelId(gold),
         target: None,
