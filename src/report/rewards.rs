@@ -159,7 +159,7 @@ impl<'a> Answers<'a> {
         self.table("gold label", |record| record.gold.clone())
     }
 
-    /// Where one part is far above its mean and another far below its own, in deviations.
+    /// Where one part is above its mean and another below its own: by the smaller of the two distances, in deviations.
     fn disagreements(&self) -> Option<Table> {
         let parts = &self.names[1..];
         if parts.len() < 2 || self.records.is_empty() {
@@ -179,7 +179,8 @@ impl<'a> Answers<'a> {
             let scores = scores.map(|(name, (mean, std))| (value(record, name) - mean) / std);
             let (least, most) =
                 scores.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), s| (a.min(s), b.max(s)));
-            most - least
+            // Rare mistakes that every part punishes are no disagreement.
+            most.min(-least)
         };
         let mut all: Vec<(f64, &(&str, &SampleRecord))> = self
             .records
@@ -243,6 +244,7 @@ mod tests {
             rewards: [("label", parts[0]), ("short", parts[1])].map(|(name, r)| (name.into(), r)).into(),
             advantage: None,
             tokens: None,
+            finish: None,
             completion: format!("{gold} as {verdict}"),
         }
     }

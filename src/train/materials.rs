@@ -132,6 +132,9 @@ impl Materials {
         if whole && config.data.train.is_some() {
             rows.remarks(&task).into_iter().for_each(|text| sinks.warn(text));
         }
+        if whole {
+            rows.reward_remarks(&task).into_iter().for_each(|text| sinks.warn(text));
+        }
         // Asked before the first evaluation, not after the warm-up.
         if grpo {
             prompt_order(&rows.grpo, config.grpo.balance, "grpo.balance", config.seed)?;

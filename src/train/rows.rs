@@ -98,19 +98,22 @@ impl Rows {
 }
 
 impl Rows {
-    /// What to say of the labels of the rows that are learned from, and of the rewards that they can earn.
+    /// What to say of the labels of the rows that are learned from.
     pub fn remarks(&self, task: &Task) -> Vec<String> {
         // Stages read the same file; one that keeps fewer rows has the same labels, or has said what it dropped.
         let trained = [&self.sft, &self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty());
         let golds = |rows: &[EncodedRow]| coverage::count(task, rows.iter().map(|row| row.gold));
         let trained = trained.map_or(Vec::new(), |rows| golds(rows));
-        let mut said = coverage::remarks("data.train", &trained, Some(&golds(&self.valid)));
-        let learned = [&self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty());
-        if let Some(rows) = learned {
-            let labels: Vec<LabelId> = rows.iter().map(|row| row.gold).collect();
-            said.extend(parts::warnings(&parts::parts(task, &labels, &[], None)));
-        }
-        said
+        coverage::remarks("data.train", &trained, Some(&golds(&self.valid)))
+    }
+
+    /// What to say of the rewards that the rows of GRPO or enumeration can earn.
+    pub fn reward_remarks(&self, task: &Task) -> Vec<String> {
+        let Some(rows) = [&self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty()) else {
+            return Vec::new();
+        };
+        let labels: Vec<LabelId> = rows.iter().map(|row| row.gold).collect();
+        parts::warnings(&parts::parts(task, &labels, &[], None))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::support::project;
 use crate::support::runs::{READ_HELD_OUT, copy, held_out, records, rows, stdout, text, train};
 
 #[test]
@@ -151,4 +152,33 @@ fn tensorboard_has_one_axis_over_the_stages_the_config_and_answers() {
     assert!(of("accuracy_strict_low").is_empty() && of("accuracy_strict_high").is_empty());
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     assert!(metrics.contains("accuracy_strict_low"), "metrics.jsonl keeps the bounds");
+}
+
+/// A second reward that pays for any form: said before the first step, kept with every rollout, shown by itself.
+#[test]
+fn rewards_are_looked_at_one_by_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let task = dir.path().join("two.toml");
+    let demo = std::fs::read_to_string(project().join("tasks/demo.toml")).unwrap();
+    let outcomes = ["exact_positive", "exact_negative", "wrong_label", "false_positive", "false_negative"];
+    let form = outcomes.map(|outcome| format!("{outcome} = 1.0\n")).concat();
+    std::fs::write(&task, format!("{demo}\n[extra_rewards.form]\nweight = 0.1\n{form}")).unwrap();
+    let key = format!("task={}", text(&task));
+    let run = train(dir.path(), "run", &[key.as_str()]);
+    let events = rows(&run.join("metrics.jsonl"));
+    let warned = events.iter().position(|event| {
+        event["event"] == "warning"
+            && event["text"].as_str().unwrap().starts_with("reward `form` pays `always Safe` 1.000")
+    });
+    let first = events.iter().position(|event| event["event"] == "step").unwrap();
+    assert!(warned.is_some_and(|at| at < first), "{events:?}");
+    let step = events.iter().rfind(|event| event["event"] == "step").unwrap();
+    assert!(step["rewards/form/std"].is_number() && step["rewards/demo/mean"].is_number(), "{step}");
+    let rollouts = rows(&run.join("samples/grpo-000006-rollouts.jsonl"));
+    assert!(rollouts.iter().all(|sample| sample["rewards"]["form"].is_number()), "{rollouts:?}");
+    stdout(&["report", text(&run)]);
+    let page = std::fs::read_to_string(run.join("report.md")).unwrap();
+    for part in ["## Rewards", "| run | grpo | form |", "mean of each reward by gold label"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
 }
