@@ -168,16 +168,9 @@ impl GroundedSection {
             }
         }
         for (key, share) in [("min_share", self.min_share), ("min_f1", self.min_f1)] {
-            if share.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
-                return at(
-                    &format!("grounded.{key}"),
-                    "is not above 0 and at most 1",
-                    "Give a share, such as 0.2",
-                );
+            if share == Some(0.0) {
+                return at(&format!("grounded.{key}"), "is not above 0", "Give a share, such as 0.2");
             }
-        }
-        if !(0.0..=1.0).contains(&self.min_known_numbers) {
-            return at("grounded.min_known_numbers", "is not from 0 to 1", "Give a share, such as 0.33");
         }
         if self.min_values == Some(0) {
             return at("grounded.min_values", "is 0, so anything is grounded", "Give 1 or more");

@@ -130,7 +130,7 @@ fn broken_task_files_are_named_by_line_or_key() {
         ),
         (
             task.replacen("exact_positive = 1.0", "exact_positive = nan", 1),
-            &["reward.exact_positive", "finite"],
+            &["reward.exact_positive", "is not from -1000000 to 1000000"],
         ),
     ];
     no_faults(cases.into_iter().map(|(text, says)| {
