@@ -206,7 +206,7 @@ fn a_run_that_was_stopped_goes_on_in_the_same_run_of_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| None);
     let mut first = command(dir.path(), &server.address, &[]);
-    let output = first.env("RLVR_SIGNAL_AT", "15:200").output().unwrap();
+    let output = first.env("RLVR_SIGNAL_AT", "15:100").output().unwrap();
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     assert_eq!(server.told.lock().unwrap().of("runs/update").last().unwrap()["status"], "KILLED");
     let output = command(dir.path(), &server.address, &[]).output().unwrap();
@@ -338,8 +338,9 @@ fn the_real_server_keeps_what_a_run_tells_it() {
     let mut kept = BTreeMap::new();
     for metric in run["run"]["data"]["metrics"].as_array().unwrap() {
         let key = metric["key"].as_str().unwrap();
-        let history =
-            ask("GET", &format!("metrics/get-history?run_id={id}&metric_key={key}"), Value::Null).unwrap();
+        let escaped = key.replace(' ', "%20");
+        let route = format!("metrics/get-history?run_id={id}&metric_key={escaped}");
+        let history = ask("GET", &route, Value::Null).unwrap();
         for point in history["metrics"].as_array().unwrap() {
             kept.insert(format!("{key}@{}", point["step"]), point["value"].as_f64().unwrap());
         }

@@ -174,7 +174,7 @@ fn rewards_are_looked_at_one_by_one() {
     assert!(warned.is_some_and(|at| at < first), "{events:?}");
     let step = events.iter().rfind(|event| event["event"] == "step").unwrap();
     assert!(step["rewards/form/std"].is_number() && step["rewards/demo/mean"].is_number(), "{step}");
-    let rollouts = rows(&run.join("samples/grpo-000006-rollouts.jsonl"));
+    let rollouts = rows(&run.join("samples/grpo-rollouts.jsonl"));
     assert!(rollouts.iter().all(|sample| sample["rewards"]["form"].is_number()), "{rollouts:?}");
     stdout(&["report", text(&run)]);
     let page = std::fs::read_to_string(run.join("report.md")).unwrap();
