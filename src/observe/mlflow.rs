@@ -158,7 +158,7 @@ impl Sink for MlFlow {
         let mut state = self.shared.state();
         state.waiting.extend(
             tagged(prefix, metrics).map(
-                |(key, value)| json!({"key": key, "value": number(value), "step": step, "timestamp": now}),
+                |(key, value)| json!({"key": named(&key), "value": number(value), "step": step, "timestamp": now}),
             ),
         );
         while state.waiting.len() > MOST_WAITING {
@@ -388,6 +388,11 @@ fn number(value: f64) -> Value {
     }
 }
 
+/// A name with what the server takes in one; it would refuse a whole batch for another character.
+fn named(key: &str) -> String {
+    key.chars().map(|c| if c.is_ascii_alphanumeric() || "_-. /:".contains(c) { c } else { '_' }).collect()
+}
+
 /// What the server takes of a value.
 fn cut(value: &str) -> &str {
     let mut end = value.len().min(PARAM_BYTES);
@@ -405,6 +410,11 @@ fn milliseconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_in_a_name_keeps_what_the_server_takes() {
+        assert_eq!(named("eval/verdict/f1/Père (new)"), "eval/verdict/f1/P_re _new_");
+    }
 
     #[test]
     fn a_long_value_is_cut_between_characters() {
