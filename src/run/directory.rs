@@ -203,7 +203,7 @@ impl RunDirectory {
 /// Folders that a resume reads or goes on with, beside the checkpoints.
 const COMPANIONS: [&str; 4] = ["samples", "tokenizer", "reference", "base"];
 
-/// The files that a run has beside its checkpoints and goes on with: config, metrics and what is in folders of [`COMPANIONS`].
+/// The files that a run has beside its checkpoints and goes on with: config, metrics, samples, reference and tokenizer.
 pub fn companions(run: &Path) -> Result<Vec<PathBuf>> {
     let mut files = vec![run.join(CONFIG)];
     let metrics = metrics_file(run);

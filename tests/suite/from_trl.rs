@@ -14,14 +14,13 @@ const HEAD: &str = "# From TRL
 What stands for each key of TRL VERSION's `GRPOConfig` and `SFTConfig`, and why nothing does where nothing does. Made from the source; a test holds it
 current. `rlvr train` says the same where a config has one of these keys.
 
-
-    rlvr init ROWS                                                                                 # here: a task file and a config
+    rlvr init ROWS                                          # a task file and a config
     rlvr train CONFIG --set model.path=M --set grpo.group_size=8 --set grpo.optim.learning_rate=1e-6
 
-- **Reward functions** are rules of a task file ([tasks.md](tasks.md)), not Python in the trainer.
-- **A step** is `grpo.prompts_per_step` prompts with `grpo.group_size` completions each, all of them in one optimiser step (`grpo.updates_per_rollout` times):
-  per_device_train_batch_size, gradient_accumulation_steps and steps_per_generation do not multiply into it. Memory is bounded apart, in tokens
-  (`pack.*`), and what it is does not change the result.
+- **Reward functions** are rules of a task file ([tasks.md](tasks.md)); Python ones run beside them through ten lines, one completion at a time ([rewards.md](rewards.md#a-reward-function-written-for-trl)).
+- **A step** is `grpo.prompts_per_step` prompts with `grpo.group_size` completions each, in `grpo.minibatches` optimiser steps
+  (1), `grpo.updates_per_rollout` times (1): per_device_train_batch_size and gradient_accumulation_steps do not multiply into it. Memory is bounded apart, in
+  tokens (`pack.*`), and what it is does not change the result.
 - **Warm-up**: step s of W takes (s + 1) / (W + 1) of the peak, so that the first step is not one of rate 0; transformers takes s / W. After it the
   schedules are transformers' (`tests/golden/schedules.json`).
 - **A model to start from SFT** is not another run: `stages = [\"sft\", \"grpo\"]` does both, and evaluates before, between and after.

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
 use crate::support::runs::text;
+use crate::support::small::{Small, said};
 
 const EXPERIMENT: &str = "detectors";
 
@@ -103,39 +104,13 @@ impl Server {
 }
 
 /// A tiny run that tells `address`.
-fn command(root: &Path, address: &str, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rlvr"));
-    command.args(["train", "demo", "--resume", "auto", "--set", "run.name=a"]);
-    let small = [
-        "device=cpu",
-        "threads=1",
-        "data.synthetic.sft_rows=64",
-        "data.synthetic.grpo_rows=64",
-        "data.synthetic.valid_rows=8",
-        "sft.rows_per_step=4",
-        "sft.steps=4",
-        "grpo.steps=3",
-        "grpo.prompts_per_step=2",
-        "grpo.group_size=4",
-        "eval.every_steps=2",
-        "model.random.hidden_size=32",
-        "model.random.intermediate_size=48",
-        "model.random.attention_heads=2",
-        "model.random.key_value_heads=1",
-        "run.mlflow_experiment=detectors",
-    ];
-    let (root, mlflow) = (format!("run.root={}", root.display()), format!("run.mlflow={address}"));
-    for set in small.iter().chain(more).chain([&root.as_str(), &mlflow.as_str()]) {
-        command.args(["--set", set]);
-    }
+fn command(root: &Path, address: &str) -> Command {
+    let mlflow = format!("run.mlflow={address}");
+    let mut command = Small::new(root, &[&mlflow, "run.mlflow_experiment=detectors"]).command("a", None);
     for name in ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"] {
         command.env_remove(name);
     }
     command
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
 /// As [`Told::metrics`], from the file.
@@ -169,7 +144,7 @@ fn in_metrics_file(run: &Path) -> BTreeMap<String, f64> {
 fn a_server_is_told_the_config_every_number_and_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| None);
-    let mut first = command(dir.path(), &server.address, &[]);
+    let mut first = command(dir.path(), &server.address);
     first.env("MLFLOW_TRACKING_USERNAME", "ann").env("MLFLOW_TRACKING_PASSWORD", "s3cret");
     let output = first.output().unwrap();
     assert!(output.status.success() && !said(&output).contains("s3cret"), "{}", said(&output));
@@ -205,11 +180,11 @@ fn a_server_is_told_the_config_every_number_and_the_end() {
 fn a_run_that_was_stopped_goes_on_in_the_same_run_of_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|_| None);
-    let mut first = command(dir.path(), &server.address, &[]);
+    let mut first = command(dir.path(), &server.address);
     let output = first.env("RLVR_SIGNAL_AT", "15:100").output().unwrap();
     assert_eq!(output.status.code(), Some(75), "{}", said(&output));
     assert_eq!(server.told.lock().unwrap().of("runs/update").last().unwrap()["status"], "KILLED");
-    let output = command(dir.path(), &server.address, &[]).output().unwrap();
+    let output = command(dir.path(), &server.address).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let told = server.told.lock().unwrap();
     assert_eq!(told.of("runs/create").len(), 1);
@@ -222,7 +197,7 @@ fn a_run_that_was_stopped_goes_on_in_the_same_run_of_the_server() {
 fn a_server_that_fails_at_first_gets_everything_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(|number| (number < 2).then_some((503, "busy")));
-    let output = command(dir.path(), &server.address, &[]).output().unwrap();
+    let output = command(dir.path(), &server.address).output().unwrap();
     assert!(output.status.success() && !said(&output).contains("MLflow"), "{}", said(&output));
     assert_eq!(server.told.lock().unwrap().metrics().len(), in_metrics_file(&dir.path().join("a")).len());
 }
@@ -246,7 +221,7 @@ fn what_a_server_does_not_take_is_said_once_and_stops_nothing() {
     for (status, body, wanted) in cases {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(move |_| Some((status, body)));
-        let output = command(dir.path(), &server.address, &[]).output().unwrap();
+        let output = command(dir.path(), &server.address).output().unwrap();
         let said = said(&output);
         assert!(output.status.success(), "{said}");
         assert_eq!(
@@ -266,7 +241,7 @@ fn an_address_that_is_none_or_has_a_password_is_refused() {
     for (address, wanted) in
         [("localhost:5000", "localhost:5000"), ("http://ann:pw@host", "MLFLOW_TRACKING_PASSWORD")]
     {
-        let output = command(dir.path(), address, &[]).output().unwrap();
+        let output = command(dir.path(), address).output().unwrap();
         let said = said(&output);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains("run.mlflow") && said.contains(wanted) && !said.contains("ann:pw"), "{said}");
@@ -325,7 +300,7 @@ fn the_real_server_keeps_what_a_run_tells_it() {
         find().is_some()
     });
     assert!(is_up, "{}", std::fs::read_to_string(dir.path().join("server.log")).unwrap());
-    let output = command(dir.path(), &address, &[]).output().unwrap();
+    let output = command(dir.path(), &address).output().unwrap();
     assert!(output.status.success() && !said(&output).contains("MLflow"), "{}", said(&output));
     let note: Value =
         serde_json::from_slice(&std::fs::read(dir.path().join("a/mlflow.json")).unwrap()).unwrap();

@@ -22,7 +22,7 @@ pub(in crate::config) const KEYS: [Foreign; 202] = [
     of(TRL, "mask_truncated_completions", &["grpo.truncated"], "true is \"mask\""),
     of(TRL, "multi_objective_aggregation", &["grpo.combine_rewards"], ""),
     of(TRL, "reward_weights", &[], "weights of rewards are the task file's, [extra_rewards]"),
-    of(TRL, "reward_funcs", &["task"], "rewards are rules of a task file"),
+    of(TRL, "reward_funcs", &["task"], "rewards are rules of a task file, or programs that it names"),
     of(TRL, "sync_ref_model", &["grpo.reference_sync_steps"], ""),
     of(TRL, "ref_model_sync_steps", &["grpo.reference_sync_steps"], ""),
     of(TRL, "vllm_importance_sampling_cap", &["grpo.importance_cap"], ""),
