@@ -280,7 +280,8 @@ fn weights_and_optimiser_come_back_from_their_files() {
         step(&mut there, &mut optimizer);
         let cursor = state::Cursor { optimizer_updates: Some(optimizer.updates()), ..Default::default() };
         let dir = tempfile::tempdir().unwrap();
-        state::write(dir.path(), &cursor, &there, Some(&optimizer)).unwrap();
+        state::write(dir.path(), &cursor).unwrap();
+        state::write_optimizer(dir.path(), &optimizer.state(&there).1.into_iter().collect()).unwrap();
         state::save_weights(dir.path(), &there).unwrap();
         let copy = there.deep_copy().unwrap();
         let again = weights::load(dir.path(), &config(false), &bench.device, dtype).unwrap();
