@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -41,13 +41,18 @@ struct State {
 #[derive(Clone)]
 pub struct S3Server {
     port: u16,
+    began: Instant,
     state: Arc<Mutex<State>>,
 }
+
+/// What time its clock has when it starts, seconds since 1970: it runs as any clock, and knows nothing of the machine's.
+const BEGAN: i64 = 1_700_000_000;
 
 impl S3Server {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Self { port: listener.local_addr().unwrap().port(), state: Arc::default() };
+        let port = listener.local_addr().unwrap().port();
+        let server = Self { port, began: Instant::now(), state: Arc::default() };
         let serving = server.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -109,8 +114,7 @@ impl S3Server {
         else {
             return Answer::error(404, "NoSuchBucket");
         };
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let now = Timestamp::from_millisecond(since.as_millis() as i64).unwrap() + state.ahead;
+        let now = Timestamp::from_second(BEGAN).unwrap() + self.began.elapsed() + state.ahead;
         match (request.method.as_str(), request.query("uploadId"), request.query("partNumber")) {
             ("PUT", Some(upload), Some(part)) => {
                 let Some(parts) = state.uploads.get_mut(&upload) else {
