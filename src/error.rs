@@ -39,6 +39,9 @@ pub enum Error {
     /// The device that computes is gone, or what it computes is not to be trusted (exit code 75).
     #[error("the device is lost: {problem}. Check it with nvidia-smi and dmesg, and go on with another one")]
     DeviceLost { problem: String },
+    /// Another of the processes that train together is gone (exit code 75).
+    #[error("{problem}. All ranks end; start them again with --resume auto")]
+    RankLost { problem: String },
     /// A tensor operation failed: out of memory, a device fault, or a fault of ours.
     #[error("tensor operation failed: {0}")]
     Compute(Box<dyn std::error::Error + Send + Sync>),
@@ -146,7 +149,8 @@ impl Error {
                 source.kind() == std::io::ErrorKind::NotFound
                     && (action.starts_with("read") || action.starts_with("open"))
             }
-            Self::Halted { .. } | Self::DeviceLost { .. } | Self::Stopped | Self::Unrewarded { .. } => false,
+            Self::Halted { .. } | Self::DeviceLost { .. } | Self::RankLost { .. } => false,
+            Self::Stopped | Self::Unrewarded { .. } => false,
             Self::Diverged { .. } | Self::Unfaithful { .. } | Self::Compute(_) => false,
         }
     }

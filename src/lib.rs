@@ -32,6 +32,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod disk;
+pub mod dist;
 pub mod error;
 pub mod eval;
 pub mod export;

@@ -87,7 +87,12 @@ pub fn leave_by(leave: fn(i32) -> !) {
 
 /// Ends the process with [`EXIT_CODE`], whatever its other threads are at: one of them may hang in a driver.
 pub fn leave() -> ! {
-    let code = i32::from(EXIT_CODE);
+    leave_with(EXIT_CODE)
+}
+
+/// [`leave`] with another code.
+pub fn leave_with(code: u8) -> ! {
+    let code = i32::from(code);
     LEAVE.get().map_or_else(|| std::process::exit(code), |leave| leave(code))
 }
 

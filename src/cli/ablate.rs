@@ -43,6 +43,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     stop::heed();
+    super::ranks::refuse("ablate")?;
     let mut ablation = AblationConfig::load(&args.ablation)?;
     ablation.set.extend(args.overrides.iter().cloned());
     ablation.price_per_hour = args.price_per_hour.unwrap_or(ablation.price_per_hour);

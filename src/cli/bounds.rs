@@ -24,7 +24,7 @@ const SOME: Bound = Bound::Own(1.0, 1e6);
 const SHARE: Bound = Bound::Own(0.0, 1.0);
 
 /// By name; a flag means the same in every command.
-const BOUNDS: [(&str, Bound); 43] = [
+const BOUNDS: [(&str, Bound); 44] = [
     ("threads", Bound::Key("threads")),
     ("seed", Bound::Own(0.0, u64::MAX as f64)),
     ("max_prompt_tokens", TOKENS),
@@ -47,6 +47,7 @@ const BOUNDS: [(&str, Bound); 43] = [
     ("new_tokens", TOKENS),
     ("reward_rows", SOME),
     ("prompts", SOME),
+    ("ranks", Bound::Own(1.0, 1024.0)),
     ("count", SOME),
     ("mean_prompt_tokens", TOKENS),
     ("mean_answer_tokens", TOKENS),

@@ -148,6 +148,7 @@ impl Args {
 
 pub fn run(args: &Args) -> Result<()> {
     stop::heed();
+    super::ranks::refuse("eval")?;
     let task = args.given().task(args.task.as_deref())?;
     let data = args.data.as_deref().map(rows).transpose()?;
     if let (true, Some(model), Some(data)) = (args.fit_threshold || args.use_threshold, &args.model, &data) {

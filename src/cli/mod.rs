@@ -29,7 +29,8 @@ mod of_run;
 mod partial;
 pub mod plan;
 pub mod predict;
-pub mod report;
+pub mod ranks;
+mod report;
 mod schema;
 mod stop;
 mod text;
@@ -102,7 +103,10 @@ pub fn main() -> ExitCode {
     let gate = matches!(&command, Command::Predict(args) if args.gate);
     let result = match command {
         Command::Init(args) => init::run(&args),
-        Command::Train(args) => train::run(&args),
+        Command::Train(args) => match train::run(&args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Ablate(args) => ablate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Data(args) => data::run(&args),
@@ -134,8 +138,9 @@ pub fn main() -> ExitCode {
         Some(ours) => {
             eprintln!("error: {}", ours.to_string().replace('\n', "\\n"));
             // A run goes on once there is room, another device, or a program that answers.
-            let resumable =
-                ours.is_full_disk() || ours.is_lost_device() || matches!(ours, Error::Unrewarded { .. });
+            let resumable = ours.is_full_disk()
+                || ours.is_lost_device()
+                || matches!(ours, Error::Unrewarded { .. } | Error::RankLost { .. });
             let words = last_words().filter(|_| resumable);
             words.iter().for_each(|words| eprintln!("{words}"));
             if ours.is_lost_device() {
@@ -143,7 +148,9 @@ pub fn main() -> ExitCode {
                 crate::stop::leave();
             }
             ExitCode::from(match ours {
-                Error::Halted { .. } | Error::Unrewarded { .. } => crate::stop::EXIT_CODE,
+                Error::Halted { .. } | Error::Unrewarded { .. } | Error::RankLost { .. } => {
+                    crate::stop::EXIT_CODE
+                }
                 _ if words.is_some() => crate::stop::EXIT_CODE,
                 ours if ours.is_input() => 2,
                 _ => 1,

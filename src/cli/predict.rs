@@ -87,6 +87,7 @@ const SHUT: u8 = 3;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     stop::heed();
+    super::ranks::refuse("predict")?;
     super::use_threads(args.threads)?;
     let given = Given { model: Some(&args.model), adapter: args.adapter.as_deref() };
     let max_completion_tokens = given.max_completion_tokens(args.max_completion_tokens)?;

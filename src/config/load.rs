@@ -34,10 +34,15 @@ impl Config {
     pub fn of_run(path: &Path) -> Result<Self> {
         let place = path.to_string_lossy();
         let (_, text) = read_source(&place)?;
-        let mut layers = Layers::of_file(&place, &text)?;
+        Self::of_run_text(&place, &text)
+    }
+
+    /// [`Self::of_run`] from its text.
+    pub fn of_run_text(place: &str, text: &str) -> Result<Self> {
+        let mut layers = Layers::of_file(place, text)?;
         exclusive::settle_as_before(&mut layers.table);
         defaults_as_before(&mut layers.table);
-        Ok(finish(layers, &place)?.config)
+        Ok(finish(layers, place)?.config)
     }
 }
 

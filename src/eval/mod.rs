@@ -22,6 +22,7 @@ pub use table::{exact_text, summary_text, threshold_text};
 use crate::config::PackConfig;
 use crate::config::stages::EvalConfig;
 use crate::data::jsonl::EncodedRow;
+use crate::dist::Ranks;
 use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::observe::{Event, Metrics, SampleKind, SampleRecord, Sinks, Work};
@@ -69,6 +70,66 @@ impl Evaluator<'_> {
     pub fn evaluate(&self, decoder: &Decoder, at: At, sinks: &mut Sinks) -> Result<EvalReport> {
         let judgements = self.judgements(decoder, at, sinks, Vec::new(), |_| Ok(()))?;
         Ok(Summary::new(self.task, &judgements).report)
+    }
+
+    /// [`Self::evaluate`] together with other ranks, each of which answers its share of the rows.
+    pub fn evaluate_among(
+        &self,
+        ranks: &Ranks,
+        decoder: &Decoder,
+        at: At,
+        sinks: &mut Sinks,
+    ) -> Result<EvalReport> {
+        if ranks.is_alone() {
+            return self.evaluate(decoder, at, sinks);
+        }
+        let costs: Vec<usize> = self.rows.iter().map(|row| self.tokens(row)).collect();
+        let owners = ranks.owners(&costs);
+        let mine: Vec<usize> = (0..costs.len()).filter(|i| owners[*i] == ranks.rank()).collect();
+        let answers = ranks.gather(self.answers(decoder, at, &mine, sinks)?)?;
+        let mut left: Vec<_> = answers.into_iter().map(Vec::into_iter).collect();
+        let per = self.config.samples_per_prompt;
+        let records = owners.iter().flat_map(|owner| {
+            left.get_mut(*owner).map(|left| left.by_ref().take(per).collect::<Vec<_>>()).unwrap_or_default()
+        });
+        let judgements = self.judgements(decoder, at, sinks, records.collect(), |_| Ok(()))?;
+        Ok(Summary::new(self.task, &judgements).report)
+    }
+
+    /// The judged answers to the rows of these numbers.
+    fn answers(
+        &self,
+        decoder: &Decoder,
+        at: At,
+        numbers: &[usize],
+        sinks: &mut Sinks,
+    ) -> Result<Vec<SampleRecord>> {
+        let rows: Vec<EncodedRow> = numbers.iter().map(|i| self.rows[*i].clone()).collect();
+        let own = Evaluator { rows: &rows, ..*self };
+        let (engine, draws) = self.engine(decoder, at);
+        let (start, what) = (Instant::now(), format!("evaluating {}", at.name()));
+        let mut answers = Vec::new();
+        let mut done = 0;
+        for end in own.call_ends() {
+            sinks.emit(&Event::work(what.clone(), "rows", done, rows.len(), start));
+            let judged = own.judged_now(&engine, draws, &numbers[done..end], &rows[done..end])?;
+            for (row, judged) in rows[done..end].iter().zip(judged) {
+                answers.extend(judged.into_iter().map(|judged| judged.record(self.task, row)));
+            }
+            done = end;
+        }
+        Ok(answers)
+    }
+
+    fn engine<'e>(&'e self, decoder: &'e Decoder, at: At) -> (Engine<'e>, Draws) {
+        let completions = Completions {
+            per_prompt: self.config.samples_per_prompt,
+            max_tokens: self.config.max_completion_tokens,
+            sampling: self.config.sampling,
+        };
+        let engine =
+            Engine::new(decoder, self.encoder.stop_tokens(), completions, self.pack.rollout_tokens());
+        (engine, Draws { seed: self.seed, purpose: Purpose::Evaluation, step: at.step })
     }
 
     /// How often a malformed answer is asked for again: a greedy one would come back as it was.
@@ -123,14 +184,7 @@ impl Evaluator<'_> {
         kept: Vec<SampleRecord>,
         mut each: impl FnMut(&[SampleRecord]) -> Result<()>,
     ) -> Result<Vec<Judgement>> {
-        let completions = Completions {
-            per_prompt: self.config.samples_per_prompt,
-            max_tokens: self.config.max_completion_tokens,
-            sampling: self.config.sampling,
-        };
-        let engine =
-            Engine::new(decoder, self.encoder.stop_tokens(), completions, self.pack.rollout_tokens());
-        let draws = Draws { seed: self.seed, purpose: Purpose::Evaluation, step: at.step };
+        let (engine, draws) = self.engine(decoder, at);
         let mut judgements = Vec::new();
         let mut samples = Vec::new();
         let (start, what) = (Instant::now(), format!("evaluating {}", at.name()));
@@ -146,7 +200,7 @@ impl Evaluator<'_> {
             let earlier = kept.len() > 0;
             let judged = match earlier {
                 true => self.judged_earlier(rows, &mut kept),
-                false => self.judged_now(&engine, draws, done, rows)?,
+                false => self.judged_now(&engine, draws, &(done..end).collect::<Vec<_>>(), rows)?,
             };
             let first = samples.len();
             for ((i, row), answers) in rows.iter().enumerate().zip(judged) {
@@ -179,18 +233,18 @@ impl Evaluator<'_> {
         Ok(judgements)
     }
 
-    /// Answers to the rows from number `first` on, those that are malformed asked for again.
+    /// Answers to `rows`, those that are malformed asked for again. `numbers`: theirs among all rows, which key the draws.
     fn judged_now(
         &self,
         engine: &Engine,
         draws: Draws,
-        first: usize,
+        numbers: &[usize],
         rows: &[EncodedRow],
     ) -> Result<Vec<Vec<Judged>>> {
         let requests: Vec<Request> = rows
             .iter()
-            .enumerate()
-            .map(|(i, row)| Request { prompt: &row.prompt, sample_id: (first + i) as u32 })
+            .zip(numbers)
+            .map(|(row, number)| Request { prompt: &row.prompt, sample_id: *number as u32 })
             .collect();
         let groups = engine.generate(&requests, draws)?.groups;
         let mut judged = self.judge_groups(rows, &groups)?;

@@ -3,6 +3,7 @@
 use candle_core::{DType, Tensor};
 
 use crate::config::optim::{Bf16WeightsConfig, MomentsConfig, OptimConfig};
+use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
@@ -12,8 +13,9 @@ use crate::ops::elementwise::sum_squares;
 use crate::ops::memory;
 use crate::rng::{Purpose, Stream};
 
-/// The state of every weight that is trained, in the order of `Decoder::trainable`.
+/// The state of every weight that is trained, in the order of `Decoder::trainable`, or of one rank's part of each.
 pub struct AdamW {
+    share: Share,
     first: Vec<Moment>,
     second: Vec<Moment>,
     /// f32 copies of the bf16 weights, unless those are rounded stochastically.
@@ -52,25 +54,33 @@ impl AdamW {
     }
 
     pub fn with(decoder: &Decoder, moments: MomentsConfig, bf16_weights: Bf16Weights) -> Result<Self> {
+        Self::of_share(decoder, moments, bf16_weights, Share::WHOLE)
+    }
+
+    /// The state of `share` alone.
+    pub fn of_share(
+        decoder: &Decoder,
+        moments: MomentsConfig,
+        bf16_weights: Bf16Weights,
+        share: Share,
+    ) -> Result<Self> {
         let zeros = || -> Result<Vec<Moment>> {
-            decoder
-                .trainable()
-                .map(|(_, weight)| match moments {
-                    MomentsConfig::F32 => Moment::zeros(weight),
-                    MomentsConfig::Int8 => Moment::zeros_int8(weight),
-                })
-                .collect()
+            let zero = |weight: &Tensor| match moments {
+                MomentsConfig::F32 => Moment::zeros(weight),
+                MomentsConfig::Int8 => Moment::zeros_int8(weight),
+            };
+            decoder.trainable().map(|(_, weight)| zero(&share.of(weight)?)).collect()
         };
         let master = |(_, weight): (&str, &Tensor)| -> Result<Option<Tensor>> {
             let needed = weight.dtype() == DType::BF16 && bf16_weights == Bf16Weights::Masters;
-            Ok(if needed { Some(memory::cast(weight, DType::F32)?) } else { None })
+            Ok(if needed { Some(memory::cast(&share.of(weight)?, DType::F32)?) } else { None })
         };
         let masters = decoder.trainable().map(master).collect::<Result<_>>()?;
         let seed = match bf16_weights {
             Bf16Weights::Masters => 0,
             Bf16Weights::StochasticRounding { seed } => seed,
         };
-        Ok(Self { first: zeros()?, second: zeros()?, masters, seed, step: 0 })
+        Ok(Self { share, first: zeros()?, second: zeros()?, masters, seed, step: 0 })
     }
 
     /// One update of every weight in place. Returns the L2 norm of all gradients before the clip.
@@ -91,12 +101,32 @@ impl AdamW {
                 .zip(gradients.tensors())
                 .find(|(_, g)| !g.as_ref().is_ok_and(|g| sum_squares(&[g]).is_ok_and(f64::is_finite)));
             let name = culprit.map_or("all weights together", |((name, _), _)| name);
-            return Err(Error::Diverged {
-                step: self.step + 1,
-                problem: format!("the gradient of {name} is not finite"),
-                fix: "Lower the learning rate, or set max_grad_norm; the last checkpoint is intact".into(),
-            });
+            return Err(Self::refusal(name, self.step + 1));
         }
+        self.apply(decoder, gradients.tensors(), grad_norm, config, learning_rate)?;
+        decoder.adapter_changed()?;
+        Ok(grad_norm)
+    }
+
+    /// A step that would corrupt the weights is not taken.
+    pub fn refusal(name: &str, step: u64) -> Error {
+        Error::Diverged {
+            step,
+            problem: format!("the gradient of {name} is not finite"),
+            fix: "Lower the learning rate, or set max_grad_norm; the last checkpoint is intact".into(),
+        }
+    }
+
+    /// One update of the share's part of every weight, in place, from its part of every gradient. `grad_norm`: of all gradients of all
+    /// shares. The caller sees to the other parts, and then to `Decoder::adapter_changed`.
+    pub fn apply(
+        &mut self,
+        decoder: &Decoder,
+        gradients: impl Iterator<Item = Result<Tensor>>,
+        grad_norm: f64,
+        config: &OptimConfig,
+        learning_rate: f64,
+    ) -> Result<()> {
         let clip = config.max_grad_norm;
         self.step += 1;
         let numbers = Update {
@@ -109,7 +139,11 @@ impl AdamW {
             // torch.nn.utils.clip_grad_norm_ adds 1e-6 too.
             gradient_scale: if clip > 0.0 { (clip / (grad_norm + 1e-6)).min(1.0) } else { 1.0 },
         };
-        for (i, ((_, weight), gradient)) in decoder.trainable().zip(gradients.tensors()).enumerate() {
+        for (i, ((_, weight), gradient)) in decoder.trainable().zip(gradients).enumerate() {
+            let weight = &self.share.of(weight)?;
+            if weight.elem_count() == 0 {
+                continue;
+            }
             let parameter = Parameter {
                 weight,
                 precision: self.precision(i, weight),
@@ -119,8 +153,7 @@ impl AdamW {
             };
             update(&parameter, &numbers)?;
         }
-        decoder.adapter_changed()?;
-        Ok(grad_norm)
+        Ok(())
     }
 
     fn precision(&self, index: usize, weight: &Tensor) -> Precision<'_> {
@@ -128,7 +161,8 @@ impl AdamW {
             Some(master) => Precision::Master(master),
             None if weight.dtype() == DType::F32 => Precision::Full,
             None => {
-                let ids = [self.step as u32, index as u32, 0];
+                // Each part is rounded by draws of its own.
+                let ids = [self.step as u32, index as u32, self.share.rank as u32];
                 Precision::Stochastic(Stream::new(self.seed, Purpose::Rounding, ids))
             }
         }
@@ -141,7 +175,7 @@ impl AdamW {
 
     /// For a checkpoint: the number of updates, and tensors named `<what>.<weight>`, where `<what>` is `first` and
     /// `second` for f32 moments, `first_codes`, `first_scales` and so on for coded ones, and `master`; and
-    /// `rounding_seed` where a weight is rounded stochastically.
+    /// `rounding_seed` where a weight is rounded stochastically. Of a share they are its parts, flat.
     pub fn state(&self, decoder: &Decoder) -> (u64, Vec<(String, Tensor)>) {
         let mut state = Vec::new();
         for (which, moments) in [("first", &self.first), ("second", &self.second)] {
@@ -160,7 +194,9 @@ impl AdamW {
         }
         if self.masters.iter().zip(decoder.trainable()).any(|(m, (_, w))| m.is_none() && is_bf16(w)) {
             let words = [self.seed as u32, (self.seed >> 32) as u32];
-            state.extend(Tensor::new(&words, &candle_core::Device::Cpu).map(|seed| (SEED.to_string(), seed)));
+            state.extend(
+                Tensor::new(&words, &candle_core::Device::Cpu).map(|seed| (ROUNDING_SEED.to_string(), seed)),
+            );
         }
         (self.step, state)
     }
@@ -170,6 +206,16 @@ impl AdamW {
     /// # Errors
     /// When a tensor is missing or does not fit its weight.
     pub fn restore(decoder: &Decoder, step: u64, find: impl Fn(&str) -> Result<Tensor>) -> Result<Self> {
+        Self::restore_share(decoder, step, find, Share::WHOLE)
+    }
+
+    /// [`Self::restore`] of `share`; `find` gives whole tensors.
+    pub fn restore_share(
+        decoder: &Decoder,
+        step: u64,
+        find: impl Fn(&str) -> Result<Tensor>,
+        share: Share,
+    ) -> Result<Self> {
         let load = |name: String, dims: &[usize], weight: &Tensor| -> Result<Tensor> {
             let tensor = find(&name)?;
             if tensor.dims() != dims {
@@ -179,7 +225,18 @@ impl AdamW {
                     "Resume with the config the run was started with",
                 ));
             }
-            Ok(tensor.to_device(weight.device())?)
+            let own = match share.is_whole() {
+                true => tensor,
+                // A scale for each block, where a part begins and ends.
+                false => {
+                    let range = share.range(weight.elem_count());
+                    let per = if tensor.elem_count() == weight.elem_count() { 1 } else { BLOCK };
+                    let range = range.start.div_ceil(per)..range.end.div_ceil(per);
+                    // In memory of its own: the whole is let go.
+                    tensor.flatten_all()?.narrow(0, range.start, range.len())?.force_contiguous()?
+                }
+            };
+            Ok(own.to_device(weight.device())?)
         };
         let moments = |which: &str| -> Result<Vec<Moment>> {
             decoder
@@ -198,7 +255,7 @@ impl AdamW {
                 })
                 .collect()
         };
-        let seed = match find(SEED) {
+        let seed = match find(ROUNDING_SEED) {
             Ok(words) => match words.to_vec1::<u32>()?.as_slice() {
                 [low, high] => Some(u64::from(*low) | u64::from(*high) << 32),
                 _ => None,
@@ -211,6 +268,7 @@ impl AdamW {
         };
         let masters = decoder.trainable().map(master).collect::<Result<_>>()?;
         Ok(Self {
+            share,
             first: moments("first")?,
             second: moments("second")?,
             masters,
@@ -220,7 +278,8 @@ impl AdamW {
     }
 }
 
-const SEED: &str = "rounding_seed";
+/// The tensor of the optimiser's state that is no weight's.
+pub const ROUNDING_SEED: &str = "rounding_seed";
 
 fn is_bf16(weight: &Tensor) -> bool {
     weight.dtype() == DType::BF16

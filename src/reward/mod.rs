@@ -10,6 +10,8 @@ mod stderr;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use question::{Answer, Question, Subject};
 
 use crate::error::{Error, Result};
@@ -31,7 +33,7 @@ struct Part {
 }
 
 /// What one of the asked rewards says of a completion.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Said {
     /// In [`Task::rewards`].
     pub index: usize,

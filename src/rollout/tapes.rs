@@ -2,23 +2,29 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::forward::Forward;
 use crate::model::tape::Tape;
 use crate::types::PackedBatch;
 
-/// Tapes by the groups they are of, in order. Groups between them have none.
+/// Tapes and the groups they are of, in order. Other groups have none.
 #[derive(Default)]
-pub struct Tapes(Vec<(Range<usize>, Tape)>);
+pub struct Tapes(Vec<(Vec<usize>, Tape)>);
 
 impl Tapes {
     pub(super) fn push(&mut self, groups: Range<usize>, tape: Tape) {
-        self.0.push((groups, tape));
+        self.0.push((groups.collect(), tape));
     }
 
     /// The groups that each tape has.
-    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.0.iter().map(|(groups, _)| groups.clone())
+    pub fn groups(&self) -> impl Iterator<Item = &[usize]> + '_ {
+        self.0.iter().map(|(groups, _)| groups.as_slice())
+    }
+
+    /// Group number i is `numbers[i]` from now on.
+    pub fn renumber(&mut self, numbers: &[usize]) {
+        let all = self.0.iter_mut().flat_map(|(groups, _)| groups);
+        all.for_each(|group| *group = numbers.get(*group).copied().unwrap_or(usize::MAX));
     }
 
     /// Whether one pass may read both groups: they are of one tape, or both of none.
@@ -34,15 +40,17 @@ impl Tapes {
     /// When the tape's rows are not the batch's.
     pub fn forward(&self, batch: &PackedBatch, groups: &[usize]) -> Result<Option<Forward>> {
         let Some(first) = groups.first() else { return Ok(None) };
-        let Some((range, tape)) = self.0.iter().find(|(range, _)| range.contains(first)) else {
+        let Some((taped, tape)) = self.0.iter().find(|(taped, _)| taped.contains(first)) else {
             return Ok(None);
         };
-        let in_tape: Vec<usize> = groups.iter().map(|group| group - range.start).collect();
+        let place = |group: &usize| taped.iter().position(|taped| taped == group);
+        let in_tape: Option<Vec<usize>> = groups.iter().map(place).collect();
+        let in_tape = in_tape.ok_or_else(|| Error::Compute("a pass over groups of two tapes".into()))?;
         Forward::from_tape(tape, batch, &in_tape).map(Some)
     }
 
     /// Frees the tapes that have none of `groups`.
     pub fn retain_for(&mut self, groups: &[usize]) {
-        self.0.retain(|(range, _)| groups.iter().any(|group| range.contains(group)));
+        self.0.retain(|(taped, _)| groups.iter().any(|group| taped.contains(group)));
     }
 }

@@ -87,6 +87,15 @@ impl Checkpoint {
         if damaged.is_empty() { Ok(None) } else { Err(damaged.swap_remove(0)) }
     }
 
+    /// One that another rank has verified.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn verified_elsewhere(path: &Path) -> Result<Self> {
+        let Manifest { step, metrics_bytes, samples, .. } = Manifest::read(path)?;
+        Ok(Self { step, path: path.to_path_buf(), metrics_bytes, samples })
+    }
+
     /// Reads a checkpoint through.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ const LOCK: &str = "lock";
 /// best/                  while it trains: the best model so far, by eval.keep_best
 /// model/                 the best weights in Hugging Face layout, or the last; best.json says which
 /// model-last/            the last weights, where those are not the best
+/// ranks/N/               of another rank: what it was at (log.txt), its tokenizer
 /// lock
 /// ```
 #[derive(Clone, Debug)]
@@ -34,7 +35,8 @@ pub struct RunDirectory {
     is_new: bool,
     /// Steps of the checkpoint that is being written; 0: none is.
     writing: Arc<AtomicU64>,
-    _lock: Arc<Lock>,
+    /// `None`: another process of the same run has it.
+    _lock: Option<Arc<Lock>>,
 }
 
 impl RunDirectory {
@@ -53,8 +55,26 @@ impl RunDirectory {
     }
 
     fn locked(path: PathBuf, is_new: bool) -> Result<Self> {
-        let _lock = Arc::new(Lock::acquire(&path.join(LOCK))?);
+        let _lock = Some(Arc::new(Lock::acquire(&path.join(LOCK))?));
         Ok(Self { path, is_new, writing: Arc::default(), _lock })
+    }
+
+    /// That of rank 0, for another rank: to read from.
+    pub fn of_first_rank(path: PathBuf) -> Self {
+        Self { path, is_new: false, writing: Arc::default(), _lock: None }
+    }
+
+    /// Where a rank keeps what is its own.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn of_rank(&self, rank: usize) -> Result<PathBuf> {
+        if rank == 0 {
+            return Ok(self.path.clone());
+        }
+        let path = self.path.join("ranks").join(rank.to_string());
+        std::fs::create_dir_all(&path).map_err(Error::io(&path, "create the directory"))?;
+        Ok(path)
     }
 
     /// A checkpoint of so many steps is on its way: what it needs of the run's folder stays. None: it is there, or never will be.

@@ -1,12 +1,14 @@
 //! A step token by token, to see what the loss saw (`run.dump_steps`).
 
+use serde::{Deserialize, Serialize};
+
 use crate::algo::loss::Sequence;
 use crate::observe::{SampleRecord, TokenRecord, TokenRecords};
 use crate::text::PromptEncoder;
 use crate::types::ScoredGroup;
 
 /// One completion as the loss saw it. Log-probs in nats, `[L]` each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trace {
     /// Index of the group in the step, and of the completion in the group.
     pub group: usize,

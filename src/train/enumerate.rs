@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use super::learner::{Learner, mean};
 use super::objective::{At, Objective, Surroundings};
 use super::reference::{self, Reference};
@@ -90,7 +92,7 @@ pub struct Expectation<'a> {
 }
 
 /// Means over the step's prompts, and what they are made of.
-#[derive(Default)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 struct Sums {
     reward: f64,
     /// Of the squared reward.
@@ -116,8 +118,12 @@ impl Expectation<'_> {
     pub fn learn(&self, learner: &mut Learner, rows: &[&EncodedRow]) -> Result<Metrics> {
         let temperature = self.config.temperature;
         let (mut sums, mut tokens) = (Sums::default(), 0);
-        for run in runs(rows.iter().map(|row| packed_tokens(row)), self.max_tokens_per_pack) {
-            let rows_of_pack = &rows[run];
+        let sizes: Vec<usize> = rows.iter().map(|row| packed_tokens(row)).collect();
+        let (owners, rank) = (learner.ranks().owners(&sizes), learner.ranks().rank());
+        let mine = (0..rows.len()).filter(|i| owners[*i] == rank);
+        let (sizes, mine): (Vec<usize>, Vec<&EncodedRow>) = mine.map(|i| (sizes[i], rows[i])).unzip();
+        for run in runs(sizes.iter().copied(), self.max_tokens_per_pack) {
+            let rows_of_pack = &mine[run];
             let batch = answers_batch(rows_of_pack, learner.decoder().max_positions())?;
             tokens += batch.tokens.len();
             let reference = match self.reference {
@@ -162,6 +168,8 @@ impl Expectation<'_> {
                 Ok(dlogps)
             })?;
         }
+        let all = learner.ranks().gather((sums, tokens))?;
+        let (sums, tokens) = all.into_iter().reduce(|(a, m), (b, n)| (a.and(&b), m + n)).unwrap_or_default();
         Ok(sums.metrics(self, rows.len(), tokens))
     }
 
@@ -188,6 +196,23 @@ struct RewardedAnswers {
 }
 
 impl Sums {
+    fn and(self, other: &Self) -> Self {
+        Self {
+            reward: self.reward + other.reward,
+            squares: self.squares + other.squares,
+            exact: self.exact + other.exact,
+            hits: self.hits + other.hits,
+            false_alarms: self.false_alarms + other.false_alarms,
+            passes: self.passes + other.passes,
+            risky: self.risky + other.risky,
+            rest: self.rest + other.rest,
+            kl: self.kl + other.kl,
+            loss: self.loss + other.loss,
+            entropy: self.entropy + other.entropy,
+            length: self.length + other.length,
+        }
+    }
+
     fn add(&mut self, expected: &Expected, row: &EncodedRow, set: &RewardedAnswers) {
         let mass = |of: &dyn Fn(usize) -> bool| -> f64 {
             expected.p.iter().enumerate().filter(|(i, _)| of(*i)).map(|(_, p)| p).sum()

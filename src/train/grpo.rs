@@ -11,7 +11,7 @@ use super::penalties::penalties;
 use super::policy::Policy;
 use super::prompts::Prompts;
 use super::reference::Reference;
-use super::rolled::{Rolled, Scored};
+use super::rolled::{Rolled, Round, Scored};
 use super::watch::Watch;
 use crate::algo::advantage::AdvantageRule;
 use crate::algo::loss::KlPenalty;
@@ -89,7 +89,7 @@ impl Objective for Grpo<'_> {
         let advantages = rule.advantages(&rolled.rewards, &penalties, &kept);
         metrics.extend(rolled.timing_metrics());
 
-        let Scored { groups, mut tapes, samples } = rolled.scored(advantages, config.truncated);
+        let Scored { groups, mut tapes, samples, mine } = rolled.scored(advantages, config.truncated);
 
         // On each rollout mu times, part by part: theta <- AdamW(theta, gradient of the loss of r_t A_i, its clip and the KL).
         let start = Instant::now();
@@ -97,7 +97,8 @@ impl Objective for Grpo<'_> {
         let mut traces = Vec::new();
         let mut whole = None;
         for _ in 0..config.updates_per_rollout {
-            let policy = self.policy(self.around.config.run.dump_steps.contains(&(at.step + 1)));
+            let trace = self.around.config.run.dump_steps.contains(&(at.step + 1));
+            let policy = Policy { mine: Some(&mine), ..self.policy(trace) };
             let mut parts = Vec::new();
             traces.clear();
             for part in parts_of(groups.len(), config.minibatches) {
@@ -184,11 +185,16 @@ impl<'a> Grpo<'a> {
             let indices =
                 self.prompts.round(step, round, taken, rolled.missing(rule, config.prompts_per_step));
             let rows: Vec<&EncodedRow> = indices.iter().map(|i| &materials.rows.grpo[*i]).collect();
-            let request = |(i, row): (usize, &&'a EncodedRow)| Request {
-                prompt: &row.prompt,
-                sample_id: (taken + i) as u32,
-            };
-            let requests: Vec<Request> = rows.iter().enumerate().map(request).collect();
+            let most = config.group_size * config.max_completion_tokens;
+            let costs: Vec<usize> = rows.iter().map(|row| row.prompt.token_ids.len() + most).collect();
+            let (ranks, encoder) = (self.around.ranks, &materials.encoder);
+            let owners = ranks.owners(&costs);
+            let round_of = Round { indices: &indices, rows: &rows, owners: &owners, encoder, ranks };
+            // A group never leaves the rank that draws it.
+            let mine = round_of.mine();
+            let request = |i: &usize| Request { prompt: &rows[*i].prompt, sample_id: (taken + i) as u32 };
+            let requests: Vec<Request> = mine.iter().map(request).collect();
+            let rows_of_mine: Vec<&EncodedRow> = mine.iter().map(|i| rows[*i]).collect();
             let mut engine =
                 Engine::new(policy, materials.encoder.stop_tokens(), completions, pack.rollout_tokens());
             // Rounds after the first keep nothing.
@@ -197,10 +203,10 @@ impl<'a> Grpo<'a> {
             }
             // What is judged elsewhere is judged while the next pack is drawn.
             let rollouts = engine.generate_watched(&requests, draws, &mut |first, groups| {
-                let rows = rows.get(first..).unwrap_or_default();
-                rolled.hear(rows, groups, &materials.encoder, (self.judges.as_ref(), step + 1))
+                let rows = rows_of_mine.get(first..).unwrap_or_default();
+                rolled.hear(rows, groups, encoder, (self.judges.as_ref(), step + 1))
             })?;
-            rolled.add(&indices, &rows, rollouts, self.judges.as_mut())?;
+            rolled.add(&round_of, rollouts, self.judges.as_mut())?;
             let missing = rolled.missing(rule, config.prompts_per_step);
             if missing == 0 || rolled.rounds as usize > config.max_resamples {
                 return Ok(rolled);
@@ -226,6 +232,7 @@ impl<'a> Grpo<'a> {
             importance_cap: config.importance_cap,
             reference: self.reference.as_ref().filter(|_| in_loss).map(Reference::weights),
             trace,
+            mine: None,
         }
     }
 

@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use super::divergence;
 use super::full_disk::{self, pass_unless_stopped, until_there_is_room};
 use super::lora::Adapters;
-use super::snapshot::Snapshot;
+use super::snapshot::{OptimizerState, Snapshot};
 use super::state::{self, Cursor};
 use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::observe::{Event, Sinks};
-use crate::optim::adamw::AdamW;
 use crate::run::{Cadence, Checkpoint, Logs, RunDirectory};
 use crate::stop;
 
@@ -48,7 +47,7 @@ pub struct Kept<'a> {
     pub adapters: Option<&'a Adapters<'a>>,
     pub decoder: &'a Decoder,
     /// `None` between stages.
-    pub optimizer: Option<&'a AdamW>,
+    pub optimizer: Option<OptimizerState<'a>>,
 }
 
 impl Keeping {

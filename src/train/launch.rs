@@ -12,6 +12,7 @@ use super::stages::{Record, Training};
 use super::state::{self, Cursor};
 use crate::config::{ActivationMemory, Config, Stage, keys_of};
 use crate::disk;
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::formats::hf::load_decoder;
 use crate::hub::{self, Parts, Progress};
@@ -35,6 +36,8 @@ pub struct Fetched {
     pub may: Permits,
     /// Go on although data, task, tokenizer, chat template or base model are not what they were at the checkpoint; it is a warning then.
     pub allow_changed: bool,
+    /// Who trains together.
+    pub ranks: Ranks,
 }
 
 impl From<Config> for Fetched {
@@ -42,7 +45,8 @@ impl From<Config> for Fetched {
     fn from(config: Config) -> Self {
         let recorded = config.clone();
         let (pinned, data) = (Vec::new(), Vec::new());
-        Self { recorded, config, pinned, data, may: Permits::default(), allow_changed: false }
+        let (may, ranks) = (Permits::default(), Ranks::alone());
+        Self { recorded, config, pinned, data, may, allow_changed: false, ranks }
     }
 }
 
@@ -87,24 +91,30 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
 /// Before the first evaluation a new run's directory is gone again; after it, a run can be resumed from its last checkpoint.
 pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<PathBuf> {
     let began = Instant::now();
-    let Fetched { config, recorded, may, .. } = fetched;
-    run.write_config(&recorded.to_toml()?)?;
-    sinks.add(SampleFiles::new(run)?);
-    sinks.add(JsonlSink::create(run.metrics())?);
-    if config.run.tensorboard {
-        sinks.add(TensorBoard::create(run.path(), &hparams(recorded)?)?);
+    let Fetched { config, recorded, may, ranks, .. } = fetched;
+    let home = &run.of_rank(ranks.rank())?;
+    if ranks.is_first() {
+        run.write_config(&recorded.to_toml()?)?;
+        sinks.add(SampleFiles::new(run)?);
+        sinks.add(JsonlSink::create(run.metrics())?);
+        if config.run.tensorboard {
+            sinks.add(TensorBoard::create(run.path(), &hparams(recorded)?)?);
+        }
     }
     let prepare = |sinks: &mut Sinks| -> Result<_> {
-        watch(config, run, sinks)?;
-        track(config, recorded, run, sinks)?;
-        let (materials, mut decoder) = Materials::prepare(config, run.path(), *may, sinks)?;
+        if ranks.is_first() {
+            watch(config, run, sinks)?;
+            track(config, recorded, run, sinks)?;
+        }
+        let (materials, mut decoder) = Materials::prepare(config, home, *may, ranks, sinks)?;
         let mut cursor = Cursor::default();
         if config.lora.is_some() {
             cursor.base = Some(base_digest(&decoder)?);
         }
         let adapters = Adapters::start(config, &mut decoder)?;
         sinks.emit(&Event::phase("hashing what the run reads"));
-        cursor.inputs = Inputs::of(config, run.path())?;
+        cursor.inputs = Inputs::of(config, home)?;
+        agreed(ranks, &cursor)?;
         Ok((materials, decoder, cursor, adapters))
     };
     let (materials, decoder, cursor, adapters) = prepare(&mut sinks).inspect_err(|error| {
@@ -118,7 +128,7 @@ pub fn start(fetched: &Fetched, run: &RunDirectory, mut sinks: Sinks) -> Result<
     }
     let config = &settled(config, &materials, &decoder, &mut sinks)?;
     let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
-    let record = Record::new(config, run, cursor, sinks, meter, None);
+    let record = Record::new(config, run, cursor, sinks, (meter, ranks.clone()), None);
     Training { materials, adapters, record }.run(decoder, None)
 }
 
@@ -193,13 +203,16 @@ pub fn resume(
     mut warnings: Vec<String>,
     mut sinks: Sinks,
 ) -> Result<PathBuf> {
-    let (began, config) = (Instant::now(), &fetched.config);
+    let (began, config, ranks) = (Instant::now(), &fetched.config, &fetched.ranks);
+    let home = &run.of_rank(ranks.rank())?;
     let checkpoint: &Path = &latest.checkpoint.path;
     let mut cursor = state::read_cursor(checkpoint)?;
     let meter = Meter::new(&config.run, cursor.seconds, move || began.elapsed().as_secs_f64());
-    meter.check()?;
+    if ranks.is_first() {
+        meter.check()?;
+    }
     sinks.emit(&Event::phase("hashing what the run reads"));
-    let inputs = Inputs::of(config, run.path())?;
+    let inputs = Inputs::of(config, home)?;
     let changed = inputs.changed(&cursor.inputs, config.model.path.is_none());
     let knows_inputs = !cursor.inputs.is_empty();
     if knows_inputs && !changed.is_empty() {
@@ -210,8 +223,46 @@ pub fn resume(
         }
         warnings.push(problem);
     }
-    watch(config, run, &mut sinks)?;
-    track(config, &fetched.recorded, run, &mut sinks)?;
+    if ranks.is_first() {
+        told_again(fetched, run, &latest, &mut warnings, &mut sinks)?;
+    }
+    warnings.into_iter().for_each(|text| sinks.warn(text));
+    if !knows_inputs {
+        let text = "the checkpoint is of an earlier rlvr and knows no digests of data, task and tokenizer: they are not compared";
+        sinks.emit(&Event::Note { text: text.into() });
+    }
+    let (materials, mut decoder) = Materials::prepare(config, home, fetched.may, ranks, &mut sinks)?;
+    // The run may have made its tokenizer just now.
+    cursor.inputs = if config.model.path.is_none() { Inputs::of(config, home)? } else { inputs };
+    agreed(ranks, &cursor)?;
+    sinks.emit(&Event::phase("loading the checkpoint"));
+    if ranks.is_first() {
+        cursor.choice.restore(run, checkpoint)?;
+    }
+    let adapters = if config.lora.is_some() {
+        check_base(config, &decoder, cursor.base.as_deref())?;
+        Adapters::resume(config, &mut decoder, checkpoint)?
+    } else {
+        decoder = load_decoder(checkpoint, config.model.max_positions, &decoder.place())?;
+        None
+    };
+    let optimizer = state::read_optimizer(checkpoint, &cursor, &decoder, ranks.share())?;
+    let config = &settled(config, &materials, &decoder, &mut sinks)?;
+    let record = Record::new(config, run, cursor, sinks, (meter, ranks.clone()), Some(checkpoint));
+    Training { materials, adapters, record }.run(decoder, optimizer)
+}
+
+/// Lets those hear of the rest of a run who heard of its beginning.
+fn told_again(
+    fetched: &Fetched,
+    run: &RunDirectory,
+    latest: &Latest,
+    warnings: &mut Vec<String>,
+    sinks: &mut Sinks,
+) -> Result<()> {
+    let config = &fetched.config;
+    watch(config, run, sinks)?;
+    track(config, &fetched.recorded, run, sinks)?;
     sinks.add(SampleFiles::resume(run, &latest.checkpoint.samples)?);
     warnings.extend(latest.damaged.iter().map(|d| format!("passed over a damaged checkpoint: {d}")));
     let (kept, whole) =
@@ -226,27 +277,30 @@ pub fn resume(
         let lines = TensorBoard::events_in(&metrics);
         sinks.add(TensorBoard::resume(run.path(), lines, &hparams(&fetched.recorded)?)?);
     }
-    warnings.into_iter().for_each(|text| sinks.warn(text));
-    if !knows_inputs {
-        let text = "the checkpoint is of an earlier rlvr and knows no digests of data, task and tokenizer: they are not compared";
-        sinks.emit(&Event::Note { text: text.into() });
-    }
-    let (materials, mut decoder) = Materials::prepare(config, run.path(), fetched.may, &mut sinks)?;
-    // The run may have made its tokenizer just now.
-    cursor.inputs = if config.model.path.is_none() { Inputs::of(config, run.path())? } else { inputs };
-    sinks.emit(&Event::phase("loading the checkpoint"));
-    cursor.choice.restore(run, checkpoint)?;
-    let adapters = if config.lora.is_some() {
-        check_base(config, &decoder, cursor.base.as_deref())?;
-        Adapters::resume(config, &mut decoder, checkpoint)?
-    } else {
-        decoder = load_decoder(checkpoint, config.model.max_positions, &decoder.place())?;
-        None
+    Ok(())
+}
+
+/// # Errors
+/// A rank that reads other files than rank 0, or has another model or another checkpoint.
+fn agreed(ranks: &Ranks, cursor: &Cursor) -> Result<()> {
+    let all = ranks.gather(cursor.clone())?;
+    let Some((first, others)) = all.split_first() else { return Ok(()) };
+    let differs = |(rank, other): (usize, &Cursor)| {
+        let mut what = other.inputs.changed(&first.inputs, false);
+        if what.is_empty() && other.base != first.base {
+            what.push("the weights of the base model".into());
+        }
+        let place = (other.stage, other.step, other.total_steps);
+        if what.is_empty() && place != (first.stage, first.step, first.total_steps) {
+            what.push("the checkpoint".into());
+        }
+        (!what.is_empty()).then(|| {
+            let problem =
+                format!("rank {} does not read what rank 0 reads: {}", ranks.name(rank + 1), what.join(", "));
+            Error::input("ranks", problem, "Give all hosts the same files")
+        })
     };
-    let optimizer = state::read_optimizer(checkpoint, &cursor, &decoder)?;
-    let config = &settled(config, &materials, &decoder, &mut sinks)?;
-    let record = Record::new(config, run, cursor, sinks, meter, Some(checkpoint));
-    Training { materials, adapters, record }.run(decoder, optimizer)
+    others.iter().enumerate().find_map(differs).map_or(Ok(()), Err)
 }
 
 /// Whether a run has its final model and no stage left.

@@ -1,15 +1,23 @@
 //! What is trained: a decoder, its gradients and its optimiser.
 
+use candle_core::Tensor;
+
 use crate::config::ActivationMemory;
 use crate::config::optim::{GradientsConfig, OptimConfig};
-use crate::error::Result;
+use crate::dist::{Engine, Ranks};
+use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
 use crate::model::forward::{Distribution, Forward};
 use crate::model::gradients::Gradients;
+use crate::ops::elementwise::sum_squares;
 use crate::ops::memory;
 use crate::ops::token_logprob::{Slopes, TokenLogprobs};
 use crate::optim::adamw::{AdamW, Bf16Weights};
+use crate::stop;
 use crate::types::PackedBatch;
+
+/// Bytes of gradients, or of weights, that go between ranks at once.
+const BUCKET: usize = 64 << 20;
 
 /// The state of a stage's training. Passes add to the gradients, [`Self::step`] spends them.
 pub struct Learner {
@@ -18,6 +26,7 @@ pub struct Learner {
     optimizer: AdamW,
     optim: OptimConfig,
     activations: ActivationMemory,
+    ranks: Ranks,
 }
 
 /// Derivatives of a loss by every target's log-prob and entropy, the latter empty where it has none. Already divided
@@ -42,13 +51,25 @@ impl Learner {
         activations: ActivationMemory,
         seed: u64,
     ) -> Result<Self> {
-        let rounding = Bf16Weights::new(optim.bf16_weights, seed);
-        let optimizer = AdamW::with(&decoder, optim.moments, rounding)?;
-        Ok(Self::resumed(decoder, optimizer, optim, activations))
+        Self::among(Ranks::alone(), decoder, optim, activations, seed)
     }
 
-    /// With the optimiser of a checkpoint.
+    /// [`Self::new`] as one of several ranks: with the moments of its share.
+    pub fn among(
+        ranks: Ranks,
+        decoder: Decoder,
+        optim: &OptimConfig,
+        activations: ActivationMemory,
+        seed: u64,
+    ) -> Result<Self> {
+        let rounding = Bf16Weights::new(optim.bf16_weights, seed);
+        let optimizer = AdamW::of_share(&decoder, optim.moments, rounding, ranks.share())?;
+        Ok(Self::resumed(ranks, decoder, optimizer, optim, activations))
+    }
+
+    /// With the optimiser of a checkpoint, or the rank's share of it.
     pub fn resumed(
+        ranks: Ranks,
         decoder: Decoder,
         optimizer: AdamW,
         optim: &OptimConfig,
@@ -58,11 +79,15 @@ impl Learner {
             GradientsConfig::F32 => candle_core::DType::F32,
             GradientsConfig::Bf16 => candle_core::DType::BF16,
         });
-        Self { decoder, gradients, optimizer, optim: optim.clone(), activations }
+        Self { decoder, gradients, optimizer, optim: optim.clone(), activations, ranks }
     }
 
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
     }
 
     pub fn optimizer(&self) -> &AdamW {
@@ -122,13 +147,75 @@ impl Learner {
     /// # Errors
     /// A gradient that is not finite; the weights are then as before.
     pub fn step(&mut self, learning_rate: f64) -> Result<[(&'static str, f64); 2]> {
-        let grad_norm =
-            self.optimizer.step(&mut self.decoder, &self.gradients, &self.optim, learning_rate)?;
+        let ranks = self.ranks.clone();
+        let grad_norm = match ranks.engine() {
+            Some(engine) => self.step_together(engine, learning_rate)?,
+            None => self.optimizer.step(&mut self.decoder, &self.gradients, &self.optim, learning_rate)?,
+        };
         memory::synchronize(self.decoder.device())?; // for the clock
         // Now and not at the next update: the rollout before it has use for the memory.
         self.gradients.clear();
         Ok([("grad_norm", grad_norm), ("learning_rate", learning_rate)])
     }
+}
+
+impl Learner {
+    /// [`Self::step`] with the gradients of all ranks: each gets its part of their sum, updates its part of the weights, and gives it to
+    /// the others (ZeRO, Rajbhandari et al., arXiv:1910.02054).
+    fn step_together(&mut self, engine: &dyn Engine, learning_rate: f64) -> Result<f64> {
+        // All are there. Whoever is asked to stop from here on stops after this step: no rank may lack at what follows.
+        self.ranks.gather(())?;
+        let _whole = stop::hold();
+        let mut parts = Vec::new();
+        let mut bucket = Vec::new();
+        for gradient in self.gradients.tensors() {
+            bucket.push(gradient?);
+            if is_full(&bucket) {
+                parts.extend(engine.reduce_scatter(&std::mem::take(&mut bucket))?);
+            }
+        }
+        parts.extend(engine.reduce_scatter(&bucket)?);
+        drop(bucket);
+        self.gradients.clear();
+        let some: Vec<&Tensor> = parts.iter().filter(|part| part.elem_count() > 0).collect();
+        let squares: f64 = self.ranks.gather(sum_squares(&some)?)?.into_iter().sum();
+        let grad_norm = squares.sqrt();
+        if !grad_norm.is_finite() {
+            return Err(self.not_finite(&parts)?);
+        }
+        self.optimizer.apply(
+            &self.decoder,
+            parts.into_iter().map(Ok),
+            grad_norm,
+            &self.optim,
+            learning_rate,
+        )?;
+        let mut bucket = Vec::new();
+        for (_, weight) in self.decoder.trainable() {
+            bucket.push(weight.clone());
+            if is_full(&bucket) {
+                engine.all_gather(&std::mem::take(&mut bucket))?;
+            }
+        }
+        engine.all_gather(&bucket)?;
+        self.decoder.adapter_changed()?;
+        Ok(grad_norm)
+    }
+
+    /// Names a weight whose gradient is no number on some rank.
+    fn not_finite(&self, parts: &[Tensor]) -> Result<Error> {
+        let is_finite =
+            |part: &Tensor| part.elem_count() == 0 || sum_squares(&[part]).is_ok_and(f64::is_finite);
+        let culprit = self.decoder.trainable().zip(parts).find(|(_, part)| !is_finite(part));
+        let named = self.ranks.gather(culprit.map(|((name, _), _)| name.to_string()))?;
+        let name = named.into_iter().flatten().next().unwrap_or_else(|| "all weights together".into());
+        Ok(AdamW::refusal(&name, self.optimizer.updates() + 1))
+    }
+}
+
+/// Whether the tensors are enough to be sent.
+fn is_full(bucket: &[Tensor]) -> bool {
+    bucket.iter().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum::<usize>() >= BUCKET
 }
 
 /// Mean in f64; 0 of nothing.

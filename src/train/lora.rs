@@ -83,12 +83,18 @@ impl<'a> Adapters<'a> {
 
     /// The weights as they are after `step` steps of a stage, to hold a KL penalty towards: they share the decoder's
     /// memory, and stand there without the adapter where that changes nothing yet, else with a copy of it. The copy
-    /// is kept in `dir` for a run that is resumed.
-    pub fn keep_reference(&self, decoder: &Decoder, stage: usize, step: u64, dir: &Path) -> Result<Decoder> {
+    /// is kept in `dir`, where one is given, for a run that is resumed.
+    pub fn keep_reference(
+        &self,
+        decoder: &Decoder,
+        stage: usize,
+        step: u64,
+        dir: Option<&PathBuf>,
+    ) -> Result<Decoder> {
         let mut reference = decoder.without_adapter();
         if step > 0 || !self.is_fresh(stage) {
             let adapter = decoder.adapter().ok_or_else(no_adapter)?;
-            peft::save(dir, &adapter, "")?;
+            dir.map_or(Ok(()), |dir| peft::save(dir, &adapter, ""))?;
             reference.attach(adapter.deep_copy()?)?;
         }
         Ok(reference)

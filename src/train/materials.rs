@@ -11,6 +11,7 @@ use crate::config::stages::CombineRewards;
 use crate::config::{Config, Stage};
 use crate::data::jsonl::EncodedRow;
 use crate::disk::named_when_done;
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::export::probe::logprobs;
 use crate::formats::hf::weights::SaveOptions;
@@ -60,25 +61,35 @@ impl Start {
 }
 
 impl Materials {
-    /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer.
+    /// With the weights that the run starts from. `run` is where a model made from the seed keeps its tokenizer, of the rank's own.
     ///
     /// # Errors
     /// Those of [`Self::gather`]; memory or disk that the run can exceed, unless it may; programs of the task's rewards, unless it may
     /// start them, or that do not answer.
-    pub fn prepare(config: &Config, run: &Path, may: Permits, sinks: &mut Sinks) -> Result<(Self, Decoder)> {
+    pub fn prepare(
+        config: &Config,
+        run: &Path,
+        may: Permits,
+        ranks: &Ranks,
+        sinks: &mut Sinks,
+    ) -> Result<(Self, Decoder)> {
         let samples = config.stages.contains(&Stage::Grpo);
         if samples {
             reward::permitted(&Task::load(&config.task)?, may.programs)?;
         }
         sinks.emit(&Event::phase("opening the device"));
-        let Opened { mut place, fell_back } = place::open_for(config)?;
+        let Opened { mut place, fell_back } =
+            place::open_for(config, ranks.place().map_or(0, |place| place.local_rank))?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let (mut materials, start) = Self::gather(config, config, run, sinks)?;
         let positions = config.model.max_positions;
         let answers =
             if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
         let target = Target { cuda: place.device.is_cuda(), dtype: place.dtype, answers };
-        let (room, model) = (Room::here(&place.device, run)?, start.model()?);
+        let (room, model) = (
+            Room::here(&place.device, run, ranks.place().map_or(1, |place| place.local_size))?,
+            start.model()?,
+        );
         materials.lacks_copy = room.lacks_copy(&model, config, target, &materials.rows);
         match room.check(&model, config, target, &materials.rows) {
             Err(error) if may.over_budget => sinks.warn(error.to_string()),

@@ -6,6 +6,7 @@ use super::materials::Materials;
 use crate::config::Config;
 use crate::config::optim::OptimConfig;
 use crate::data::difficulty::Difficulty;
+use crate::dist::Ranks;
 use crate::error::Result;
 use crate::observe::{Metrics, Sinks};
 use crate::run::RunDirectory;
@@ -18,6 +19,7 @@ pub struct Surroundings<'a> {
     pub materials: &'a Materials,
     /// `None`: all weights are trained.
     pub adapters: Option<&'a Adapters<'a>>,
+    pub ranks: &'a Ranks,
     /// Index of the stage in `config.stages`.
     pub stage: usize,
     /// Its steps that were made before.

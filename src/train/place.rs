@@ -20,10 +20,15 @@ pub struct Opened {
 /// # Errors
 /// When a CUDA device is asked for and there is none.
 pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
+    open_at(device, dtype, 0)
+}
+
+/// [`open`], of several CUDA devices the one of this number.
+fn open_at(device: DeviceKind, dtype: DtypeKind, ordinal: usize) -> Result<Opened> {
     let (device, fell_back) = match device {
         DeviceKind::Cpu => (Device::Cpu, None),
-        DeviceKind::Cuda => (cuda::device(0)?, None),
-        DeviceKind::Auto => match cuda::device(0) {
+        DeviceKind::Cuda => (cuda::device(ordinal)?, None),
+        DeviceKind::Auto => match cuda::device(ordinal) {
             Ok(device) => (device, None),
             Err(error) => (Device::Cpu, Some(format!("running on the CPU: {}", cause(&error)))),
         },
@@ -40,12 +45,12 @@ fn cause(error: &Error) -> String {
     }
 }
 
-/// [`open`] for a run: refuses keys of its stages that would have no effect there.
+/// [`open`] for a run, whose ranks of one host take a device each: refuses keys of its stages that would have no effect there.
 ///
 /// # Errors
 /// As [`open`], and for such a key.
-pub fn open_for(config: &Config) -> Result<Opened> {
-    let opened = open(config.device, config.model.dtype)?;
+pub fn open_for(config: &Config, local_rank: usize) -> Result<Opened> {
+    let opened = open_at(config.device, config.model.dtype, local_rank)?;
     if opened.place.dtype == DType::F32 {
         let why = "the weights are f32 here (model.dtype, device)";
         config.optims().try_for_each(|(prefix, optim)| optim.validate_for_f32(prefix, why))?;

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::dump::{self, Trace};
 use super::learner::{Learner, LossSlopes, mean};
 use super::reference;
@@ -34,6 +36,8 @@ pub struct Policy<'a> {
     pub reference: Option<&'a Decoder>,
     /// Record every token: [`Learned::traces`].
     pub trace: bool,
+    /// The groups that this rank learns from. `None`: all.
+    pub mine: Option<&'a [bool]>,
 }
 
 /// What an update saw and did.
@@ -44,7 +48,7 @@ pub struct Learned {
 }
 
 /// Sums over the packs of an update.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 struct Tally {
     loss: f64,
     sums: LossSums,
@@ -93,7 +97,8 @@ impl Learner {
             let always = policy.reference.is_some() || policy.entropy_coef != 0.0;
             g.group.completion_tokens() > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
         };
-        let teaching: Vec<usize> = part.filter(|g| teaches(&groups[*g])).collect();
+        let mine = |g: &usize| policy.mine.is_none_or(|mine| mine.get(*g) == Some(&true));
+        let teaching: Vec<usize> = part.filter(|g| mine(g) && teaches(&groups[*g])).collect();
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
         let mut tally = Tally::default();
@@ -127,6 +132,8 @@ impl Learner {
                 pack.loss(now, old_logps, &mut tally)
             })?;
         }
+        // Of all ranks, in their order.
+        let tally = self.ranks().gather(tally)?.into_iter().reduce(Tally::and).unwrap_or_default();
         Ok(Learned { metrics: tally.metrics(policy.loss), traces: tally.traces })
     }
 }
@@ -144,6 +151,7 @@ impl<'a> Policy<'a> {
             importance_cap: None,
             reference: None,
             trace: false,
+            mine: None,
         }
     }
 
@@ -226,6 +234,18 @@ impl Pack<'_> {
 }
 
 impl Tally {
+    fn and(mut self, other: Self) -> Self {
+        self.loss += other.loss;
+        self.sums += other.sums;
+        self.tokens += other.tokens;
+        self.reused_tokens += other.reused_tokens;
+        self.entropies.extend(other.entropies);
+        self.differences.extend(other.differences);
+        self.importance_weights.extend(other.importance_weights);
+        self.traces.extend(other.traces);
+        self
+    }
+
     fn metrics(&self, loss: &LossConfig) -> Metrics {
         let mut metrics = Metrics::default();
         metrics.insert("loss", self.loss);

@@ -44,7 +44,7 @@ pub fn preflight(fetched: &Fetched, whole: bool, scratch: &Path) -> Result<Prefl
     if let (Some(name), None) = (&config.run.name, config.run.resume) {
         RunDirectory::check_new(&config.run.root, name)?;
     }
-    let Opened { place, fell_back } = place::open_for(config)?;
+    let Opened { place, fell_back } = place::open_for(config, 0)?;
     let heard = Heard::default();
     let mut sinks = Sinks::default();
     sinks.add(heard.clone());

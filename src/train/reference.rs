@@ -63,6 +63,9 @@ impl<'a> Reference<'a> {
     pub fn after_step(&mut self, step: u64, policy: &Decoder, sinks: &mut Sinks) -> Result<()> {
         let Some(every) = self.sync_steps.filter(|n| step.is_multiple_of(*n)) else { return Ok(()) };
         (self.weights, self.digest) = patiently(sinks, || keep(&self.around, step, policy))?;
+        if !self.around.ranks.is_first() {
+            return Ok(());
+        }
         // A resume reads the reference of its checkpoint; that of this step is not written yet.
         let checkpoints = Checkpoint::steps(self.around.run)?;
         let of_stage = checkpoints.into_iter().filter_map(|all| all.checked_sub(self.around.before));
@@ -95,14 +98,16 @@ impl<'a> Reference<'a> {
         estimator: KlEstimator,
         temperature: f32,
     ) -> Result<Vec<Vec<f64>>> {
-        let mut all = Vec::with_capacity(groups.len());
-        for run in runs(groups.iter().map(Group::packed_tokens), self.around.config.pack.max_tokens_per_pack)
-        {
+        let sizes: Vec<usize> = groups.iter().map(Group::packed_tokens).collect();
+        let (owners, rank) = (self.around.ranks.owners(&sizes), self.around.ranks.rank());
+        let mine: Vec<usize> = (0..groups.len()).filter(|group| owners[*group] == rank).collect();
+        let mut all = Vec::with_capacity(mine.len());
+        for run in runs(mine.iter().map(|group| sizes[*group]), self.around.config.pack.max_tokens_per_pack) {
             let mut batch = PackedBatch::default();
-            groups[run.clone()].iter().for_each(|group| batch.push(group));
+            mine[run.clone()].iter().for_each(|group| batch.push(&groups[*group]));
             let logps = logps(&self.weights, &batch, temperature)?;
             let mut rest = logps.as_slice();
-            for group in &groups[run] {
+            for group in mine[run].iter().map(|group| &groups[*group]) {
                 let of_completion = |logprobs: &Vec<f32>| {
                     let (reference, after) = rest.split_at(logprobs.len());
                     rest = after;
@@ -112,7 +117,10 @@ impl<'a> Reference<'a> {
                 all.push(group.rollouts.iter().map(|r| &r.logprobs).map(of_completion).collect());
             }
         }
-        Ok(all)
+        let by_rank: Vec<Vec<Vec<f64>>> = self.around.ranks.gather(all)?;
+        let mut left: Vec<_> = by_rank.into_iter().map(Vec::into_iter).collect();
+        let next = |owner: &usize| left.get_mut(*owner).and_then(Iterator::next).unwrap_or_default();
+        Ok(owners.iter().map(next).collect())
     }
 }
 
@@ -126,8 +134,10 @@ pub fn logps(weights: &Decoder, batch: &PackedBatch, temperature: f32) -> Result
 /// The policy as it is after `step` steps of the stage, in memory of its own and on disk.
 fn keep(around: &Surroundings, step: u64, policy: &Decoder) -> Result<(Decoder, Option<String>)> {
     let dir = dir(around, step);
+    let first = around.ranks.is_first();
     let weights = match around.adapters {
-        Some(adapters) => adapters.keep_reference(policy, around.stage, step, &dir)?,
+        Some(adapters) => adapters.keep_reference(policy, around.stage, step, first.then_some(&dir))?,
+        None if !first => policy.deep_copy()?,
         None => {
             std::fs::create_dir_all(&dir)
                 .map_err(Error::io(&dir, "create the folder of reference weights"))?;
@@ -135,7 +145,8 @@ fn keep(around: &Surroundings, step: u64, policy: &Decoder) -> Result<(Decoder, 
             policy.deep_copy()?
         }
     };
-    Ok((weights, digest(&dir)?))
+    let digest = if first { digest(&dir)? } else { None };
+    Ok((weights, digest))
 }
 
 /// Over the weights' files in a folder, by name; `None` where there are none, as of an adapter that changes nothing.

@@ -1,13 +1,16 @@
 //! The judged groups of a step, as they come in round after round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
 
 use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards, moments};
 use crate::algo::summary::RewardSummary;
 use crate::config::stages::{ScaleStd, TruncatedCompletions};
 use crate::data::difficulty::Successes;
 use crate::data::jsonl::EncodedRow;
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::observe::{Metrics, SampleRecord};
 use crate::reward::{Judges, Question, Said, Subject};
@@ -16,7 +19,7 @@ use crate::rollout::judge::{Judged, judge};
 use crate::rollout::tapes::Tapes;
 use crate::task::{Answered, Confusion, NamedReward, Outcome, RewardKind, Task};
 use crate::text::PromptEncoder;
-use crate::types::{FinishReason, Group, ScoredGroup};
+use crate::types::{FinishReason, Group, Rollout, ScoredGroup};
 
 pub struct Rolled<'a> {
     task: &'a Task,
@@ -32,6 +35,8 @@ pub struct Rolled<'a> {
     tried: Vec<(usize, Successes)>,
     confusion: Confusion,
     timing: Timing,
+    /// Whether this rank drew the group.
+    mine: Vec<bool>,
     /// Of the round that is drawn, by group.
     judged: ByGroup<Judged>,
     /// Completions that somebody was asked about.
@@ -49,6 +54,34 @@ pub struct Scored {
     pub groups: Vec<ScoredGroup>,
     pub tapes: Tapes,
     pub samples: Vec<SampleRecord>,
+    /// By group: this rank drew it, and learns from it.
+    pub mine: Vec<bool>,
+}
+
+/// The prompts of one drawing, and who draws.
+pub struct Round<'r> {
+    /// Rows by their index, in the order of the groups.
+    pub indices: &'r [usize],
+    pub rows: &'r [&'r EncodedRow],
+    pub owners: &'r [usize],
+    pub encoder: &'r PromptEncoder,
+    pub ranks: &'r Ranks,
+}
+
+impl Round<'_> {
+    /// The groups that this rank draws.
+    pub fn mine(&self) -> Vec<usize> {
+        (0..self.rows.len()).filter(|group| self.owners.get(*group) == Some(&self.ranks.rank())).collect()
+    }
+}
+
+/// What one rank has of a round.
+#[derive(Serialize, Deserialize)]
+struct Drawn {
+    groups: VecDeque<Vec<Rollout>>,
+    /// By completion; none where nobody is asked.
+    said: VecDeque<Vec<Said>>,
+    warnings: Vec<String>,
 }
 
 impl<'a> Rolled<'a> {
@@ -67,6 +100,7 @@ impl<'a> Rolled<'a> {
             tried: Vec::new(),
             confusion: Confusion::new(task),
             timing: Timing::default(),
+            mine: Vec::new(),
             judged: Vec::new(),
             asked: 0,
             named: BTreeMap::new(),
@@ -112,22 +146,27 @@ impl<'a> Rolled<'a> {
         Ok(())
     }
 
-    /// Adds a round whose groups were heard of, once everybody has answered. `indices` and `rows`: the prompts', in the order of the
-    /// groups.
-    pub fn add(
-        &mut self,
-        indices: &[usize],
-        rows: &[&EncodedRow],
-        rollouts: Rollouts,
-        judges: Option<&mut Judges>,
-    ) -> Result<()> {
-        let Rollouts { groups, tapes, timing } = rollouts;
+    /// Adds a round whose groups were heard of, once everybody has answered, together with what the other ranks drew of it.
+    pub fn add(&mut self, round: &Round, rollouts: Rollouts, judges: Option<&mut Judges>) -> Result<()> {
+        let Rollouts { groups, mut tapes, timing } = rollouts;
         let start = Instant::now();
         let (said, warnings) = judges.map_or(Ok(Default::default()), Judges::take)?;
-        self.warnings.extend(warnings);
         self.reward_seconds += start.elapsed().as_secs_f64();
+        let (groups, said) = match round.ranks.is_alone() {
+            true => {
+                self.warnings.extend(warnings);
+                self.mine.resize(self.mine.len() + groups.len(), true);
+                (groups, said)
+            }
+            false => {
+                tapes.renumber(&round.mine());
+                let groups = groups.into_iter().map(|group| group.rollouts).collect();
+                self.with_others(round, Drawn { groups, said: said.into(), warnings })?
+            }
+        };
         let mut said = said.into_iter();
-        for ((row, judged), index) in rows.iter().zip(std::mem::take(&mut self.judged)).zip(indices) {
+        let judged = std::mem::take(&mut self.judged);
+        for ((row, judged), index) in round.rows.iter().zip(judged).zip(round.indices) {
             let tried = judged.len() as u32;
             let right = judged.iter().filter(|judged| judged.outcome.is_exact()).count() as u32;
             self.tried.push((*index, Successes { right, tried }));
@@ -146,6 +185,31 @@ impl<'a> Rolled<'a> {
         self.timing += timing;
         self.rounds += 1;
         Ok(())
+    }
+
+    /// All groups of a round in their order, and what was said of their completions, from what each rank drew.
+    fn with_others(&mut self, round: &Round, drawn: Drawn) -> Result<(Vec<Group>, Vec<Vec<Said>>)> {
+        let mut all = round.ranks.gather(drawn)?;
+        self.warnings.extend(all.iter_mut().flat_map(|drawn| std::mem::take(&mut drawn.warnings)));
+        let mut judged_here = std::mem::take(&mut self.judged).into_iter();
+        let (mut groups, mut said) = (Vec::new(), Vec::new());
+        for (row, owner) in round.rows.iter().zip(round.owners) {
+            let lacks = || Error::Compute(format!("rank {owner} drew less than its share").into());
+            let from = all.get_mut(*owner).ok_or_else(lacks)?;
+            let rollouts = from.groups.pop_front().ok_or_else(lacks)?;
+            if !from.said.is_empty() {
+                said.extend(from.said.drain(..rollouts.len().min(from.said.len())));
+            }
+            let mine = *owner == round.ranks.rank();
+            let judge = |rollout| judge(self.task, round.encoder, row.gold, row.evidence.as_deref(), rollout);
+            self.judged.push(match mine {
+                true => judged_here.next().ok_or_else(lacks)?,
+                false => rollouts.iter().map(judge).collect::<Result<Vec<_>>>()?,
+            });
+            self.mine.push(mine);
+            groups.push(Group { prompt: row.prompt.clone(), rollouts });
+        }
+        Ok((groups, said))
     }
 
     /// Adds what a completion of the last group earns, part by part; their weighted sum.
@@ -189,7 +253,7 @@ impl<'a> Rolled<'a> {
 
     /// With the advantages of each group: what the step learns from.
     pub fn scored(self, advantages: ByGroup<f32>, truncated: TruncatedCompletions) -> Scored {
-        let Self { mut groups, rewards, tapes, mut samples, .. } = self;
+        let Self { mut groups, rewards, tapes, mut samples, mine, .. } = self;
         let mut rest = samples.as_mut_slice();
         for (rewards, advantages) in rewards.total.iter().zip(&advantages) {
             let of_group = rest.split_off_mut(..rewards.len().min(rest.len())).unwrap_or_default();
@@ -200,7 +264,7 @@ impl<'a> Rolled<'a> {
         }
         let groups = groups.into_iter().zip(rewards.total).zip(advantages);
         let scored = groups.map(|((group, rewards), advantages)| ScoredGroup { group, rewards, advantages });
-        Scored { groups: scored.collect(), tapes, samples }
+        Scored { groups: scored.collect(), tapes, samples, mine }
     }
 
     /// Rewards, lengths and verdicts of everything that was sampled.
@@ -301,7 +365,7 @@ fn best_outcome(task: &Task) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Prompt, Rollout};
+    use crate::types::Prompt;
 
     /// Two groups of two: tokens, and whether the budget cut them off.
     fn rolled(task: &Task) -> Rolled<'_> {

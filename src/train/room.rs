@@ -29,8 +29,21 @@ pub struct Room {
 }
 
 impl Room {
-    /// Of this machine, for a run in `run`.
-    pub fn here(device: &Device, run: &Path) -> Result<Self> {
+    /// Of this machine, for a run in `run`, of which `ranks` share the machine.
+    pub fn here(device: &Device, run: &Path, ranks: usize) -> Result<Self> {
+        let mut room = Self::whole(device, run)?;
+        if ranks > 1 {
+            // A device each; what the host has is for all.
+            let shared = if device.is_cuda() { &mut room.host } else { &mut room.memory };
+            *shared = shared.map(|bytes| bytes / ranks as u64);
+            if !device.is_cuda() {
+                room.by += &format!(" for each of {ranks} ranks");
+            }
+        }
+        Ok(room)
+    }
+
+    fn whole(device: &Device, run: &Path) -> Result<Self> {
         let disk = disk_free(run).map(|free| free + held(run));
         if device.is_cuda() {
             let card = cuda::describe(device)?;

@@ -63,12 +63,15 @@ pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: u
         .collect::<Option<Vec<&[u32]>>>()
         .ok_or_else(|| Error::input("sft", "a row has no target token", "Use rows with an answer"))?;
     let total: usize = targets.iter().map(|t| t.len()).sum();
-    let sizes = rows.iter().zip(&targets).map(|(row, target)| row.prompt.token_ids.len() + target.len());
+    let size = |(row, target): (&&EncodedRow, &&[u32])| row.prompt.token_ids.len() + target.len();
+    let sizes: Vec<usize> = rows.iter().zip(&targets).map(size).collect();
+    let (owners, rank) = (learner.ranks().owners(&sizes), learner.ranks().rank());
+    let mine: Vec<usize> = (0..rows.len()).filter(|i| owners[*i] == rank).collect();
     let (mut loss, mut entropies, mut tokens) = (0.0, Vec::with_capacity(total), 0);
-    for run in runs(sizes, max_tokens_per_pack) {
+    for run in runs(mine.iter().map(|i| sizes[*i]), max_tokens_per_pack) {
         let mut batch = PackedBatch::default();
-        for (row, target) in rows[run.clone()].iter().zip(&targets[run]) {
-            batch.push_sequence(&row.prompt.token_ids, target);
+        for &i in &mine[run] {
+            batch.push_sequence(&rows[i].prompt.token_ids, targets[i]);
         }
         tokens += batch.tokens.len();
         learner.pass(&batch, 1.0, |now| {
@@ -77,5 +80,9 @@ pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: u
             Ok(vec![-1.0 / total as f32; now.logprobs.len()])
         })?;
     }
+    let all = learner.ranks().gather((loss, entropies, tokens))?;
+    let loss: f64 = all.iter().map(|(loss, ..)| loss).sum();
+    let tokens: usize = all.iter().map(|(.., tokens)| tokens).sum();
+    let entropies: Vec<f32> = all.into_iter().flat_map(|(_, entropies, _)| entropies).collect();
     Ok([("loss", loss), ("entropy", mean(&entropies)), ("num_tokens", tokens as f64)].into_iter().collect())
 }

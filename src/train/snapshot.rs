@@ -7,18 +7,55 @@ use candle_core::{DType, Tensor};
 
 use super::lora::{self, Adapters};
 use super::state;
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::adapter::Adapter;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::ops::memory;
-use crate::optim::adamw::AdamW;
+use crate::optim::adamw::{AdamW, ROUNDING_SEED};
 
 pub struct Snapshot {
     trained: Trained,
     /// As [`AdamW::state`] names them; `None` between stages.
     optimizer: Option<HashMap<String, Tensor>>,
+}
+
+/// Where the optimiser's state is.
+#[derive(Clone, Copy)]
+pub enum OptimizerState<'a> {
+    Here(&'a AdamW),
+    /// As [`AdamW::state`] names it, from all ranks.
+    Gathered(&'a HashMap<String, Tensor>),
+}
+
+/// The optimiser's state on rank 0, put together of all ranks' shares; `None` on the others.
+pub fn gathered(
+    ranks: &Ranks,
+    optimizer: &AdamW,
+    decoder: &Decoder,
+) -> Result<Option<HashMap<String, Tensor>>> {
+    let Some(engine) = ranks.engine() else { return Ok(None) };
+    let dims: HashMap<&str, &[usize]> =
+        decoder.trainable().map(|(name, weight)| (name, weight.dims())).collect();
+    let mut whole = HashMap::new();
+    for (name, part) in optimizer.state(decoder).1 {
+        // One for all.
+        if name == ROUNDING_SEED {
+            whole.insert(name, part);
+            continue;
+        }
+        let found = engine.gather(&[part])?.and_then(|all| all.into_iter().next());
+        let Some(flat) = found.filter(|_| ranks.is_first()) else { continue };
+        let of_weight = name.split_once('.').and_then(|(_, weight)| dims.get(weight));
+        let shaped = match of_weight.filter(|dims| dims.iter().product::<usize>() == flat.elem_count()) {
+            Some(dims) if flat.dtype() == DType::F32 => flat.reshape(*dims)?,
+            _ => flat,
+        };
+        whole.insert(name, shaped);
+    }
+    Ok(ranks.is_first().then_some(whole))
 }
 
 enum Trained {
@@ -31,7 +68,7 @@ impl Snapshot {
     pub fn of(
         decoder: &Decoder,
         adapters: Option<&Adapters>,
-        optimizer: Option<&AdamW>,
+        optimizer: Option<OptimizerState>,
         apart: bool,
     ) -> Result<Self> {
         let tensor = |tensor: &Tensor| if apart { memory::host_copy(tensor) } else { Ok(tensor.clone()) };
@@ -49,9 +86,15 @@ impl Snapshot {
                 Trained::Adapters { merged, last: adapter(&last)? }
             }
         };
-        let state = |optimizer: &AdamW| -> Result<HashMap<String, Tensor>> {
-            let (_, state) = optimizer.state(decoder);
-            state.into_iter().map(|(name, moment)| Ok((name, tensor(&moment)?))).collect()
+        let state = |optimizer: OptimizerState| -> Result<HashMap<String, Tensor>> {
+            match optimizer {
+                OptimizerState::Here(optimizer) => {
+                    let (_, state) = optimizer.state(decoder);
+                    state.into_iter().map(|(name, moment)| Ok((name, tensor(&moment)?))).collect()
+                }
+                // In memory of its own already.
+                OptimizerState::Gathered(state) => Ok(state.clone()),
+            }
         };
         Ok(Self { trained, optimizer: optimizer.map(state).transpose()? })
     }

@@ -15,9 +15,11 @@ use super::materials::Materials;
 use super::meter::Meter;
 use super::objective::{At, Objective, Surroundings};
 use super::sft::Sft;
+use super::snapshot::{self, OptimizerState};
 use super::state::Cursor;
 use crate::config::{Config, Stage};
 use crate::data::difficulty::Difficulty;
+use crate::dist::Ranks;
 use crate::error::{Error, Result};
 use crate::eval::constants::constant_answers;
 use crate::eval::{self, Evaluator};
@@ -48,6 +50,7 @@ pub struct Record<'a> {
     pub run: &'a RunDirectory,
     pub cursor: Cursor,
     pub sinks: Sinks,
+    ranks: Ranks,
     meter: Meter,
     keeping: Keeping,
 }
@@ -59,7 +62,10 @@ impl Training<'_> {
     /// [`Error::Stopped`] once every whole step is in a checkpoint, for a wish to stop or a bound of time or cost that is reached, and
     /// [`Error::Unrewarded`] likewise; before the first step there may be none.
     pub fn run(mut self, decoder: Decoder, optimizer: Option<AdamW>) -> Result<PathBuf> {
-        let ended = self.make(decoder, optimizer);
+        let mut ended = self.make(decoder, optimizer);
+        if let Err(Error::Stopped) = ended {
+            ended = self.record.ranks.stops().and(ended);
+        }
         // However the run ends: what is on its way to the disk is kept.
         let settled = self.record.settle();
         ended.and_then(|model| settled.map(|()| model))
@@ -77,7 +83,9 @@ impl Training<'_> {
         }
         self.record.settle()?;
         self.record.sinks.emit(&Event::phase("writing the final model"));
-        let chosen = self.save(&decoder)?;
+        let chosen = if self.record.ranks.is_first() { self.save(&decoder)? } else { None };
+        // Nobody ends before it is there.
+        self.record.ranks.gather(())?;
         let Record { config, run, cursor, sinks, meter, .. } = &mut self.record;
         let mut rows: Vec<TableRow> = cursor.results.iter().map(Evaluated::row).collect();
         if let Some(best) = cursor.choice.best.as_ref().filter(|best| best.total_steps != cursor.total_steps)
@@ -155,11 +163,13 @@ impl Training<'_> {
         let before = record.cursor.total_steps.saturating_sub(done);
         let stage_index = record.cursor.stage;
         let reference = record.cursor.reference.clone();
+        let ranks = record.ranks.clone();
         let around = Surroundings {
             config,
             run: record.run,
             materials,
             adapters,
+            ranks: &ranks,
             stage: stage_index,
             done,
             before,
@@ -174,12 +184,13 @@ impl Training<'_> {
         if done < steps {
             let activations = config.pack.activations;
             let mut learner = match optimizer {
-                Some(optimizer) => Learner::resumed(decoder, optimizer, &optim, activations),
+                Some(optimizer) => Learner::resumed(ranks.clone(), decoder, optimizer, &optim, activations),
                 None if done > 0 => return Err(ended_before(stage, done, steps)),
-                None => Learner::new(decoder, &optim, activations, config.seed)?,
+                None => Learner::among(ranks.clone(), decoder, &optim, activations, config.seed)?,
             };
             ended = match record.steps(stage, &mut *objective, &mut learner, materials, adapters) {
                 Err(error @ (Error::Stopped | Error::Unrewarded { .. })) => {
+                    ranks.stops()?;
                     record.keep_learner(&*objective, &learner, adapters)?;
                     return Err(error);
                 }
@@ -204,7 +215,7 @@ impl Training<'_> {
         record.cursor.results.push(Evaluated::new(name, report.metrics()));
         record.cursor.enter_next_stage();
         let more = record.cursor.stage < config.stages.len();
-        let reached = record.meter.reached().filter(|_| more);
+        let reached = ranks.decided(record.meter.reached())?.filter(|_| more);
         let stops = reached.is_some();
         reached.into_iter().for_each(|text| record.sinks.warn(text));
         record.keep(adapters, &decoder, None)?;
@@ -248,12 +259,12 @@ impl<'a> Record<'a> {
         run: &'a RunDirectory,
         cursor: Cursor,
         sinks: Sinks,
-        meter: Meter,
+        (meter, ranks): (Meter, Ranks),
         last: Option<&Path>,
     ) -> Self {
         let last = last.map(|path| (cursor.clone(), path.into()));
         let keeping = Keeping::new(&config.checkpoint, run, last);
-        Self { config, run, cursor, sinks, meter, keeping }
+        Self { config, run, cursor, sinks, ranks, meter, keeping }
     }
 
     /// Makes the steps that a stage has left, with what comes between them. The report of an evaluation that ended it early.
@@ -287,7 +298,7 @@ impl<'a> Record<'a> {
                 }
             }
             self.keeping.look(&mut self.sinks)?;
-            if self.keeping.is_due(step) {
+            if self.ranks.decided(self.keeping.is_due(step))? {
                 self.keep_learner(objective, learner, adapters)?;
             }
             self.sinks.emit(&Event::StepStarted { stage: stage.name().into(), step: step + 1 });
@@ -300,7 +311,7 @@ impl<'a> Record<'a> {
             self.watch(step + 1, loss, &mut warned)?;
             self.cursor.owes_evaluation =
                 objective.is_evaluated_within() && is_due(step + 1, config.eval.every_steps);
-            if let Some(text) = self.meter.reached().filter(|_| step + 1 < steps) {
+            if let Some(text) = self.ranks.decided(self.meter.reached())?.filter(|_| step + 1 < steps) {
                 self.sinks.warn(text);
                 return Err(Error::Stopped);
             }
@@ -377,6 +388,9 @@ impl<'a> Record<'a> {
             self.sinks.warn(error.to_string());
         }
         let total = self.cursor.total_steps;
+        if !self.ranks.is_first() {
+            return self.ended(Error::Diverged { step, problem, fix });
+        }
         if moved {
             match Checkpoint::condemn(self.run, total) {
                 Ok(Some(aside)) => {
@@ -421,7 +435,7 @@ impl<'a> Record<'a> {
             seed: self.config.seed,
         };
         let at = eval::At { stage, step };
-        let report = evaluator.evaluate(decoder, at, &mut self.sinks);
+        let report = evaluator.evaluate_among(&self.ranks, decoder, at, &mut self.sinks);
         let report = report.map_err(|e| self.broken(e.at_step(step), true))?;
         if stage != VANILLA {
             // The evaluation has been told: what follows from it is not left half done.
@@ -431,18 +445,30 @@ impl<'a> Record<'a> {
             self.sinks.emit(&Event::phase("keeping the best model"));
             let candidate = Candidate { report: &report, stage, step, total_steps: self.cursor.total_steps };
             let at = Place { config: self.config, materials, adapters, run: self.run };
-            self.cursor.choice.consider(candidate, at, decoder, &mut self.sinks)?;
+            if self.ranks.is_first() {
+                self.cursor.choice.consider(candidate, at, decoder, &mut self.sinks)?;
+            }
+            self.cursor.choice = self.ranks.decided(self.cursor.choice.clone())?;
         }
         Ok(report)
     }
 
-    /// [`Keeping::keep`].
+    /// [`Keeping::keep`] on rank 0, with what the others have of the optimiser.
     fn keep(
         &mut self,
         adapters: Option<&Adapters>,
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
+        let gathered = match optimizer {
+            Some(optimizer) => snapshot::gathered(&self.ranks, optimizer, decoder)?,
+            None => None,
+        };
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
+        let here = optimizer.map(OptimizerState::Here);
+        let optimizer = gathered.as_ref().map(OptimizerState::Gathered).or(here);
         let seconds = self.meter.seconds();
         let Self { cursor, sinks, keeping, .. } = self;
         let kept = Kept { adapters, decoder, optimizer };

@@ -11,6 +11,7 @@ use super::best::{self, Choice, Evaluated};
 use super::inputs::Inputs;
 use crate::data::difficulty::Difficulty;
 use crate::disk;
+use crate::dist::Share;
 use crate::error::{Error, Result};
 use crate::formats::hf::weights::{self, SaveOptions};
 use crate::model::decoder::Decoder;
@@ -122,14 +123,12 @@ pub fn read_cursor(dir: &Path) -> Result<Cursor> {
     })
 }
 
-/// The optimiser of a checkpoint written within a stage.
-pub fn read_optimizer(dir: &Path, cursor: &Cursor, decoder: &Decoder) -> Result<Option<AdamW>> {
+/// The optimiser, or `share` of it, of a checkpoint written within a stage.
+pub fn read_optimizer(dir: &Path, cursor: &Cursor, decoder: &Decoder, share: Share) -> Result<Option<AdamW>> {
     let Some(updates) = cursor.optimizer_updates else { return Ok(None) };
     let path = dir.join(OPTIMIZER);
     let broken = |problem: String| Error::input(path.display(), problem, "Resume from another checkpoint");
     let file = weights::TensorFile::open(&path)?;
-    AdamW::restore(decoder, updates, |name| {
-        file.get(name).unwrap_or_else(|| Err(broken(format!("has no tensor {name}"))))
-    })
-    .map(Some)
+    let find = |name: &str| file.get(name).unwrap_or_else(|| Err(broken(format!("has no tensor {name}"))));
+    AdamW::restore_share(decoder, updates, find, share).map(Some)
 }

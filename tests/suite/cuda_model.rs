@@ -203,7 +203,9 @@ fn a_rollout_draws_the_cpus_tokens_and_its_tape_gives_the_gradients_of_a_new_pas
                 assert_eq!(ids(&groups), ids(&want));
             }
             // Of every group alone: the sampler's log-probs are the trainer's, and so are the tape's activations.
-            for range in tapes.ranges().collect::<Vec<_>>() {
+            let taped: Vec<Vec<usize>> = tapes.groups().map(<[usize]>::to_vec).collect();
+            for members in taped {
+                let range = members[0]..members[members.len() - 1] + 1;
                 let mut batch = PackedBatch::default();
                 groups[range.clone()].iter().for_each(|group| batch.push(group));
                 let (mut fresh, mut reused) = (there.zero_gradients(), there.zero_gradients());
@@ -213,7 +215,6 @@ fn a_rollout_draws_the_cpus_tokens_and_its_tape_gives_the_gradients_of_a_new_pas
                 let worst = sampled.zip(&trainer).fold(0f32, |w, (a, b)| w.max((a - b).abs()));
                 let allowed = if dtype == DType::F32 { 1e-4 } else { 0.05 };
                 assert!(worst <= allowed, "{dtype:?}: sampler and trainer differ by {worst:e}");
-                let members: Vec<usize> = range.clone().collect();
                 let forward = tapes.forward(&batch, &members).unwrap().unwrap();
                 tapes.retain_for(&(range.end..groups.len()).collect::<Vec<_>>());
                 there.backward(forward, 0.8, &dlogps(&batch), &mut reused).unwrap();
@@ -286,7 +287,8 @@ fn weights_and_optimiser_come_back_from_their_files() {
         let copy = there.deep_copy().unwrap();
         let again = weights::load(dir.path(), &config(false), &bench.device, dtype).unwrap();
         let mut again = Decoder::new(config(false), again, POSITIONS).unwrap();
-        let mut restored = state::read_optimizer(dir.path(), &cursor, &again).unwrap().unwrap();
+        let mut restored =
+            state::read_optimizer(dir.path(), &cursor, &again, rlvr::dist::Share::WHOLE).unwrap().unwrap();
         let same = |a: &Decoder, b: &Decoder| {
             a.parameters().zip(b.parameters()).all(|((_, a), (_, b))| values(a) == values(b))
         };

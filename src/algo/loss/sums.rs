@@ -2,11 +2,13 @@
 
 use std::ops::AddAssign;
 
+use serde::{Deserialize, Serialize};
+
 use super::Side;
 use crate::config::loss::LossConfig;
 
 /// Sums whose means are formed once a step, after adding up its micro-batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossSums {
     /// Ratios looked at: one a token, or one a sequence when the ratio is the sequence's.
     pub ratios: u64,

@@ -1,0 +1,164 @@
+//! Sums and copies of tensors among ranks.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use half::bf16;
+
+use super::share::part;
+use super::wire::Wire;
+use crate::error::{Error, Result};
+
+/// Every rank makes the same calls in the same order, with tensors of the same shapes and types: f32 or bf16, contiguous. A rank's part of a
+/// tensor is [`part`] of its elements, flat.
+pub trait Engine: Send + Sync {
+    fn name(&self) -> &'static str;
+    /// This rank's part of each tensor's sum over the ranks, in f32 and in the order of the ranks, in the tensor's type.
+    fn reduce_scatter(&self, tensors: &[Tensor]) -> Result<Vec<Tensor>>;
+    /// Each tensor holds its own rank's part on entry and all parts when this returns.
+    fn all_gather(&self, tensors: &[Tensor]) -> Result<()>;
+    /// On rank 0 the parts of all ranks put together, flat and on the host; elsewhere nothing. Bytes may be gathered too, and ranks
+    /// may give parts of any length.
+    fn gather(&self, parts: &[Tensor]) -> Result<Option<Vec<Tensor>>>;
+}
+
+/// Tensors in host memory, over a wire.
+pub struct HostEngine {
+    rank: usize,
+    size: usize,
+    wire: Arc<dyn Wire>,
+}
+
+impl HostEngine {
+    pub fn new(rank: usize, size: usize, wire: Arc<dyn Wire>) -> Self {
+        Self { rank, size, wire }
+    }
+
+    fn part(&self, tensor: &Tensor, rank: usize) -> Range<usize> {
+        part(tensor.elem_count(), rank, self.size)
+    }
+}
+
+/// The elements of a range, as they lie in memory.
+fn bytes_of(tensor: &Tensor, range: Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let values = tensor.flatten_all()?.narrow(0, range.start, range.len())?.to_device(&Device::Cpu)?;
+    match values.dtype() {
+        DType::F32 => values.to_vec1::<f32>()?.iter().for_each(|value| out.extend(value.to_le_bytes())),
+        DType::BF16 => values.to_vec1::<bf16>()?.iter().for_each(|value| out.extend(value.to_le_bytes())),
+        DType::U8 => out.extend(values.to_vec1::<u8>()?),
+        other => return Err(Error::Compute(format!("ranks exchange no {other:?}").into())),
+    }
+    Ok(())
+}
+
+fn f32s(bytes: &[u8], dtype: DType) -> Vec<f32> {
+    match dtype {
+        DType::BF16 => {
+            bytes.as_chunks::<2>().0.iter().map(|two| bf16::from_le_bytes(*two).to_f32()).collect()
+        }
+        _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+    }
+}
+
+fn tensor_of(bytes: Vec<u8>, dtype: DType) -> Result<Tensor> {
+    let count = bytes.len() / dtype.size_in_bytes();
+    Ok(match dtype {
+        DType::U8 => Tensor::from_vec(bytes, count, &Device::Cpu)?,
+        DType::BF16 => {
+            let values: Vec<bf16> =
+                bytes.as_chunks::<2>().0.iter().map(|two| bf16::from_le_bytes(*two)).collect();
+            Tensor::from_vec(values, count, &Device::Cpu)?
+        }
+        _ => Tensor::from_vec(f32s(&bytes, dtype), count, &Device::Cpu)?,
+    })
+}
+
+/// The next `count` elements of what came from a rank.
+fn take<'a>(from: &mut &'a [u8], count: usize, dtype: DType) -> Result<&'a [u8]> {
+    from.split_off(..count * dtype.size_in_bytes()).ok_or_else(differs)
+}
+
+impl Engine for HostEngine {
+    fn name(&self) -> &'static str {
+        self.wire.name()
+    }
+
+    fn reduce_scatter(&self, tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+        let mut out = vec![Vec::new(); self.size];
+        for (rank, bytes) in out.iter_mut().enumerate() {
+            for tensor in tensors {
+                bytes_of(tensor, self.part(tensor, rank), bytes)?;
+            }
+        }
+        let all = self.wire.all_to_all(&out.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        let mut rest: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+        let mut sums = Vec::with_capacity(tensors.len());
+        for tensor in tensors {
+            let (count, dtype) = (self.part(tensor, self.rank).len(), tensor.dtype());
+            let mut sum = vec![0f32; count];
+            for from in &mut rest {
+                let values = f32s(take(from, count, dtype)?, dtype);
+                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            }
+            sums.push(Tensor::from_vec(sum, count, tensor.device())?.to_dtype(dtype)?);
+        }
+        Ok(sums)
+    }
+
+    fn all_gather(&self, tensors: &[Tensor]) -> Result<()> {
+        let mut own = Vec::new();
+        for tensor in tensors {
+            bytes_of(tensor, self.part(tensor, self.rank), &mut own)?;
+        }
+        let all = self.wire.all_to_all(&vec![own.as_slice(); self.size])?;
+        for (rank, bytes) in all.iter().enumerate().filter(|(rank, _)| *rank != self.rank) {
+            let mut rest = bytes.as_slice();
+            for tensor in tensors {
+                let range = self.part(tensor, rank);
+                if range.is_empty() {
+                    continue;
+                }
+                let bytes = take(&mut rest, range.len(), tensor.dtype())?.to_vec();
+                let values = tensor_of(bytes, tensor.dtype())?.to_device(tensor.device())?;
+                tensor.flatten_all()?.slice_set(&values, 0, range.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gather(&self, parts: &[Tensor]) -> Result<Option<Vec<Tensor>>> {
+        let mut own: Vec<u8> =
+            parts.iter().flat_map(|part| (part.elem_count() as u64).to_le_bytes()).collect();
+        for part in parts {
+            bytes_of(part, 0..part.elem_count(), &mut own)?;
+        }
+        let mut out = vec![[].as_slice(); self.size];
+        out[0] = &own;
+        let all = self.wire.all_to_all(&out)?;
+        if self.rank > 0 {
+            return Ok(None);
+        }
+        let lengths = 8 * parts.len();
+        let split = all.iter().map(|bytes| bytes.split_at_checked(lengths).ok_or_else(differs));
+        let mut split = split.collect::<Result<Vec<(&[u8], &[u8])>>>()?;
+        let whole = |(index, tensor): (usize, &Tensor)| {
+            let dtype = tensor.dtype();
+            let mut whole = Vec::new();
+            for (counts, rest) in &mut split {
+                let count =
+                    counts.as_chunks::<8>().0.get(index).map_or(0, |count| u64::from_le_bytes(*count));
+                whole.extend_from_slice(take(rest, count as usize, dtype)?);
+            }
+            tensor_of(whole, dtype)
+        };
+        parts.iter().enumerate().map(whole).collect::<Result<Vec<_>>>().map(Some)
+    }
+}
+
+fn differs() -> Error {
+    Error::Compute("ranks disagree on what they exchange: their configs or versions differ".into())
+}
