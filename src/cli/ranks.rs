@@ -143,7 +143,9 @@ fn start(places: impl Iterator<Item = Place>) -> Result<std::process::ExitCode> 
     let mut codes = Vec::new();
     let mut told = false;
     while !children.is_empty() {
-        if stop::is_asked() && !told {
+        let failed = codes.iter().any(|code| *code != 0);
+        // One that fails before the ranks have met can tell nobody.
+        if (stop::is_asked() || failed) && !told {
             told = true;
             // The end of its input is a rank's wish to stop.
             children.iter_mut().for_each(|(_, child)| drop(child.stdin.take()));
@@ -192,9 +194,15 @@ fn leave(loss: &Loss) -> ! {
 pub fn ended(ranks: &Ranks, ended: Result<()>) -> Result<()> {
     let Err(error) = &ended else { return ended };
     let (said, code) = match error.downcast_ref::<Error>() {
+        Some(Error::Stopped | Error::Unrewarded { .. }) => {
+            ranks.stops()?;
+            // Launchers end all once one has ended, and rank 0 is still writing.
+            ranks.gather(())?;
+            return ended;
+        }
         // They know.
-        Some(Error::Stopped | Error::RankLost { .. }) => return ended,
-        Some(Error::Unrewarded { .. } | Error::Halted { .. }) => (error, stop::EXIT_CODE),
+        Some(Error::RankLost { .. }) => return ended,
+        Some(Error::Halted { .. }) => (error, stop::EXIT_CODE),
         Some(ours) if ours.is_full_disk() || ours.is_lost_device() => (error, stop::EXIT_CODE),
         Some(ours) => (error, if ours.is_input() { 2 } else { 1 }),
         None => (error, 1),

@@ -162,3 +162,96 @@ impl Engine for HostEngine {
 fn differs() -> Error {
     Error::Compute("ranks disagree on what they exchange: their configs or versions differ".into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::dist::env::Place;
+    use crate::dist::mesh;
+    use crate::dist::wire::Tcp;
+
+    /// What every rank of `size` gives, by rank; each is a thread.
+    fn ranks<T: Send>(size: usize, work: impl Fn(&HostEngine, usize) -> T + Sync) -> Vec<T> {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let place = |rank| Place {
+            rank,
+            size,
+            local_rank: rank,
+            local_size: size,
+            address: "127.0.0.1".into(),
+            port,
+            job: "test".into(),
+            launcher: "test",
+        };
+        let rank = |rank| {
+            let joined = mesh::join(&place(rank)).unwrap();
+            assert_eq!(joined.hosts.len(), size);
+            assert_eq!(joined.control.len(), if rank == 0 { size - 1 } else { 1 });
+            let wire = Arc::new(Tcp::new(rank, joined.data));
+            work(&HostEngine::new(rank, size, wire), rank)
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..size).map(|number| scope.spawn(move || rank(number))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    /// A tensor of whole numbers, so that sums are exact in bf16 too; a view behind other elements.
+    fn numbers(count: usize, of: usize, dtype: DType) -> Tensor {
+        let values: Vec<f32> = (0..count + 3).map(|i| ((i * 7 + of * 3) % 11) as f32 - 5.0).collect();
+        let whole = Tensor::from_vec(values, count + 3, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        whole.narrow(0, 3, count).unwrap()
+    }
+
+    fn floats(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn sums_parts_and_wholes_are_right_for_any_number_of_ranks() {
+        // No element for the last ranks, an odd end, several blocks.
+        let counts = [1, 255, 257, 3000];
+        for size in 2..=4 {
+            for dtype in [DType::F32, DType::BF16] {
+                let of = |rank: usize| counts.map(|count| numbers(count, rank, dtype));
+                let want: Vec<Vec<f32>> = (0..counts.len())
+                    .map(|i| {
+                        (0..size)
+                            .map(|rank| floats(&of(rank)[i]))
+                            .reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect())
+                            .unwrap()
+                    })
+                    .collect();
+                let all = ranks(size, |engine, rank| {
+                    let sums = engine.reduce_scatter(&of(rank)).unwrap();
+                    // Each its part of fresh tensors, and then all of them.
+                    let whole = counts.map(|count| Tensor::zeros(count, dtype, &Device::Cpu).unwrap());
+                    for (tensor, part) in whole.iter().zip(&sums).filter(|(_, part)| part.elem_count() > 0) {
+                        tensor.slice_set(part, 0, engine.part(tensor, rank).start).unwrap();
+                    }
+                    engine.all_gather(&whole).unwrap();
+                    let gathered = engine.gather(&sums).unwrap();
+                    assert_eq!(gathered.is_some(), rank == 0);
+                    let on_first = gathered.unwrap_or_default().iter().map(floats).collect::<Vec<_>>();
+                    (whole.iter().map(floats).collect::<Vec<_>>(), on_first)
+                });
+                for (rank, (whole, on_first)) in all.iter().enumerate() {
+                    assert_eq!(whole, &want, "{size} ranks, rank {rank}, {dtype:?}");
+                    assert!(rank > 0 || on_first == &want, "{size} ranks, {dtype:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_an_error() {
+        let all = ranks(2, |engine, rank| match rank {
+            0 => engine.reduce_scatter(&[numbers(10, 0, DType::F32)]).map(|_| ()),
+            _ => Ok(()),
+        });
+        let error = all[0].as_ref().unwrap_err();
+        assert!(matches!(error, Error::RankLost { .. }) && error.to_string().contains("rank 1"), "{error}");
+    }
+}

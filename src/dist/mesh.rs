@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::env::Place;
 use crate::error::{Error, Result};
+use crate::stop;
 
 /// What a rank waits for the others at the start. A node that is still pulling its image takes minutes.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -92,6 +93,11 @@ pub fn join(place: &Place) -> Result<Joined> {
     }
 }
 
+/// No place of a run: how often ranks look while they wait is no two times the same.
+fn unless_asked() -> Result<()> {
+    if stop::is_asked() { Err(Error::Stopped) } else { Ok(()) }
+}
+
 fn is_loopback(address: &str) -> bool {
     address == "localhost" || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
@@ -147,7 +153,7 @@ fn receive_all(place: &Place, listen: SocketAddr, until: Instant) -> Result<Join
         (1..place.size).filter(|rank| data[*rank].is_none() || control[*rank].is_none()).collect()
     };
     while !missing(&data, &control).is_empty() {
-        crate::stop::look()?;
+        unless_asked()?;
         let (mut stream, _) = match listener.accept() {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -256,7 +262,7 @@ fn go(place: &Place, listen: SocketAddr, until: Instant) -> Result<Joined> {
 /// A connection to rank 0, and its address.
 fn connected(place: &Place, hello: &Hello, until: Instant) -> Result<(TcpStream, SocketAddr)> {
     loop {
-        crate::stop::look()?;
+        unless_asked()?;
         let addresses = (place.address.as_str(), place.port).to_socket_addrs();
         let tried = addresses.and_then(|all| {
             let mut failed = std::io::Error::new(ErrorKind::NotFound, "no address");

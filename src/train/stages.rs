@@ -188,6 +188,8 @@ impl Training<'_> {
                 None if done > 0 => return Err(ended_before(stage, done, steps)),
                 None => Learner::among(ranks.clone(), decoder, &optim, activations, config.seed)?,
             };
+            // From here on all ranks end a stage together, with what the optimiser holds.
+            ranks.gather(())?;
             ended = match record.steps(stage, &mut *objective, &mut learner, materials, adapters) {
                 Err(error @ (Error::Stopped | Error::Unrewarded { .. })) => {
                     ranks.stops()?;
@@ -460,7 +462,7 @@ impl<'a> Record<'a> {
         decoder: &Decoder,
         optimizer: Option<&AdamW>,
     ) -> Result<()> {
-        let gathered = match optimizer {
+        let gathered = match optimizer.filter(|_| self.cursor.optimizer_updates.is_some()) {
             Some(optimizer) => snapshot::gathered(&self.ranks, optimizer, decoder)?,
             None => None,
         };

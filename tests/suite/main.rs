@@ -57,6 +57,7 @@ mod node_scripts;
 mod ops;
 mod policy;
 mod probabilities;
+mod ranks;
 mod recorded_answers;
 mod reference;
 mod reports;
