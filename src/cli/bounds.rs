@@ -24,7 +24,7 @@ const SOME: Bound = Bound::Own(1.0, 1e6);
 const SHARE: Bound = Bound::Own(0.0, 1.0);
 
 /// By name; a flag means the same in every command.
-const BOUNDS: [(&str, Bound); 44] = [
+const BOUNDS: [(&str, Bound); 45] = [
     ("threads", Bound::Key("threads")),
     ("seed", Bound::Own(0.0, u64::MAX as f64)),
     ("max_prompt_tokens", TOKENS),
@@ -53,6 +53,7 @@ const BOUNDS: [(&str, Bound); 44] = [
     ("mean_answer_tokens", TOKENS),
     ("train_rows", COUNT),
     ("rounds", SOME),
+    ("mib", Bound::Own(0.001, 65536.0)),
     ("steps", SOME),
     ("input_sets", SOME),
     ("ceiling_size", Bound::Own(0.0, 65536.0)),

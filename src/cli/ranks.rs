@@ -29,7 +29,7 @@ pub enum Role {
     /// Work, alone or as one of several.
     Work(Ranks),
     /// It has started the ranks of this host, and they have ended so.
-    Started(std::process::ExitCode),
+    Started(u8),
 }
 
 /// Who this process is. `wanted`: ranks that it is to start on this host.
@@ -113,7 +113,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// Starts this command again for each place, and waits for them.
-fn start(places: impl Iterator<Item = Place>) -> Result<std::process::ExitCode> {
+fn start(places: impl Iterator<Item = Place>) -> Result<u8> {
     let own = std::env::current_exe().map_err(Error::io(Path::new("rlvr"), "find"))?;
     let mut children: Vec<(usize, Child)> = Vec::new();
     for place in places {
@@ -161,7 +161,7 @@ fn start(places: impl Iterator<Item = Place>) -> Result<std::process::ExitCode> 
         std::thread::sleep(Duration::from_millis(20));
     }
     let failed = codes.iter().find(|code| ![0, stop::EXIT_CODE].contains(*code));
-    Ok(failed.or(codes.iter().find(|code| **code != 0)).copied().unwrap_or(0).into())
+    Ok(failed.or(codes.iter().find(|code| **code != 0)).copied().unwrap_or(0))
 }
 
 /// Of one that was killed: it can be gone on with.

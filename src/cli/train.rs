@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return as_first(args, &Ranks::alone()).map(|()| ExitCode::SUCCESS);
     }
     let ranks = match ranks::role(args.ranks)? {
-        Role::Started(code) => return Ok(code),
+        Role::Started(code) => return Ok(code.into()),
         Role::Work(ranks) => ranks,
     };
     let ended = if ranks.is_first() { as_first(args, &ranks) } else { as_other(args, &ranks) };

@@ -1,10 +1,12 @@
-//! Sums and copies of tensors among ranks.
+//! Sums and copies of tensors among ranks, which are machines of one byte order, the lowest first.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use half::vec::{HalfBitsVecExt, HalfFloatVecExt as _};
 
 use super::share::part;
 use super::wire::Wire;
@@ -47,20 +49,24 @@ fn bytes_of(tensor: &Tensor, range: Range<usize>, out: &mut Vec<u8>) -> Result<(
     }
     let values = tensor.flatten_all()?.narrow(0, range.start, range.len())?.to_device(&Device::Cpu)?;
     match values.dtype() {
-        DType::F32 => values.to_vec1::<f32>()?.iter().for_each(|value| out.extend(value.to_le_bytes())),
-        DType::BF16 => values.to_vec1::<bf16>()?.iter().for_each(|value| out.extend(value.to_le_bytes())),
+        DType::F32 => out.extend_from_slice(bytemuck::cast_slice(&values.to_vec1::<f32>()?)),
+        DType::BF16 => {
+            out.extend_from_slice(bytemuck::cast_slice(values.to_vec1::<bf16>()?.reinterpret_cast()));
+        }
         DType::U8 => out.extend(values.to_vec1::<u8>()?),
         other => return Err(Error::Compute(format!("ranks exchange no {other:?}").into())),
     }
     Ok(())
 }
 
+fn bf16s(bytes: &[u8]) -> Vec<bf16> {
+    bytemuck::pod_collect_to_vec::<u8, u16>(bytes).reinterpret_into()
+}
+
 fn f32s(bytes: &[u8], dtype: DType) -> Vec<f32> {
     match dtype {
-        DType::BF16 => {
-            bytes.as_chunks::<2>().0.iter().map(|two| bf16::from_le_bytes(*two).to_f32()).collect()
-        }
-        _ => bytes.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
+        DType::BF16 => bf16s(bytes).iter().map(|value| value.to_f32()).collect(),
+        _ => bytemuck::pod_collect_to_vec(bytes),
     }
 }
 
@@ -68,11 +74,7 @@ fn tensor_of(bytes: Vec<u8>, dtype: DType) -> Result<Tensor> {
     let count = bytes.len() / dtype.size_in_bytes();
     Ok(match dtype {
         DType::U8 => Tensor::from_vec(bytes, count, &Device::Cpu)?,
-        DType::BF16 => {
-            let values: Vec<bf16> =
-                bytes.as_chunks::<2>().0.iter().map(|two| bf16::from_le_bytes(*two)).collect();
-            Tensor::from_vec(values, count, &Device::Cpu)?
-        }
+        DType::BF16 => Tensor::from_vec(bf16s(&bytes), count, &Device::Cpu)?,
         _ => Tensor::from_vec(f32s(&bytes, dtype), count, &Device::Cpu)?,
     })
 }

@@ -1,10 +1,11 @@
 //! `rlvr bench`: how long the work takes, on this machine. `step` a whole GRPO step, `sft` one of SFT, `eval` answers to
-//! prompts, `ops` every op alone, `load` weights from disk.
+//! prompts, `ops` every op alone, `load` weights from disk, `ranks` what several processes exchange.
 
 mod eval;
 mod load;
 mod on;
 mod ops;
+mod ranks;
 mod sft;
 mod step;
 
@@ -26,6 +27,7 @@ enum Bench {
     Eval(eval::Args),
     Ops(ops::Args),
     Load(load::Args),
+    Ranks(ranks::Args),
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -35,5 +37,6 @@ pub fn run(args: Args) -> Result<()> {
         Bench::Eval(args) => eval::run(&args),
         Bench::Ops(args) => ops::run(&args),
         Bench::Load(args) => load::run(&args),
+        Bench::Ranks(args) => ranks::run(&args),
     }
 }
