@@ -24,7 +24,7 @@ const SOME: Bound = Bound::Own(1.0, 1e6);
 const SHARE: Bound = Bound::Own(0.0, 1.0);
 
 /// By name; a flag means the same in every command.
-const BOUNDS: [(&str, Bound); 45] = [
+const BOUNDS: [(&str, Bound); 48] = [
     ("threads", Bound::Key("threads")),
     ("seed", Bound::Own(0.0, u64::MAX as f64)),
     ("max_prompt_tokens", TOKENS),
@@ -48,7 +48,9 @@ const BOUNDS: [(&str, Bound); 45] = [
     ("reward_rows", SOME),
     ("prompts", SOME),
     ("ranks", Bound::Own(1.0, 1024.0)),
-    ("count", SOME),
+    ("gpus", Bound::Own(1.0, 1024.0)),
+    ("nodes", Bound::Own(1.0, 1024.0)),
+    ("adapters", Bound::Own(1.0, 64.0)),
     ("mean_prompt_tokens", TOKENS),
     ("mean_answer_tokens", TOKENS),
     ("train_rows", COUNT),

@@ -1,6 +1,6 @@
 //! What `[pack]` leaves to `"auto"`: the fastest that fits.
 
-use super::{Plan, Target};
+use super::{Plan, Rank, World};
 use crate::config::{ActivationMemory, Config, PackConfig, Stage, TokenBudget};
 use crate::model::config::ModelConfig;
 
@@ -23,9 +23,11 @@ pub struct Settled {
 pub fn settle(
     config: &mut Config,
     model: &ModelConfig,
-    target: Target,
+    rank: impl Into<Rank>,
     memory: Option<u64>,
 ) -> Option<Settled> {
+    let rank = rank.into();
+    let Rank { target, world } = rank;
     let pack = &config.pack;
     if pack.activations != ActivationMemory::Auto
         && ![pack.max_reused_tokens, pack.max_rollout_tokens].contains(&TokenBudget::Auto)
@@ -33,12 +35,12 @@ pub fn settle(
         return None;
     }
     let fits = |peak: u64| !target.cuda || memory.is_some_and(|all| peak + RESERVED <= all);
-    let peak = |config: &Config| Plan::new(model, config, target).peak();
+    let peak = |config: &Config| Plan::new(model, config, rank).peak();
     let mut best: Option<(f64, u64, Config)> = None;
-    for (activations, reused) in candidates(config, target) {
+    for (activations, reused) in candidates(config, rank) {
         let mut tried = config.clone();
         (tried.pack.activations, tried.pack.max_reused_tokens) = (activations, TokenBudget::Tokens(reused));
-        let (peak, work) = (peak(&tried), again(&tried, model, activations, reused));
+        let (peak, work) = (peak(&tried), again(&tried, model, activations, reused, world));
         let better = match &best {
             None => true,
             // Nothing fits, or not all is known: the least memory.
@@ -55,7 +57,7 @@ pub fn settle(
     if chosen.pack.max_rollout_tokens == TokenBudget::Auto {
         chosen.pack.max_rollout_tokens = TokenBudget::Tokens(PackConfig::ROLLOUT_TOKENS);
         // A pack more reads all weights once more for every token that is decoded.
-        let fewer = rollout_packs(&chosen, target).find_map(|tokens| {
+        let fewer = rollout_packs(&chosen, rank).find_map(|tokens| {
             let mut tried = chosen.clone();
             tried.pack.max_rollout_tokens = TokenBudget::Tokens(tokens);
             let peak = peak(&tried);
@@ -77,15 +79,15 @@ pub fn settle(
 }
 
 /// Tokens of a rollout in one pack, two, and so on, as long as that is more than is usual.
-fn rollout_packs(config: &Config, target: Target) -> impl Iterator<Item = usize> + use<> {
-    let (groups, tokens) = (config.grpo.prompts_per_step, group_tokens(config));
+fn rollout_packs(config: &Config, Rank { target, world }: Rank) -> impl Iterator<Item = usize> + use<> {
+    let (groups, tokens) = (world.share(config.grpo.prompts_per_step), group_tokens(config));
     let possible = target.cuda && config.stages.contains(&Stage::Grpo);
     let packs = 1..=if possible { groups } else { 0 };
     let most = packs.map(move |packs| groups.div_ceil(packs) * tokens);
     most.take_while(|tokens| *tokens > PackConfig::ROLLOUT_TOKENS)
 }
 
-fn candidates(config: &Config, target: Target) -> Vec<(ActivationMemory, usize)> {
+fn candidates(config: &Config, Rank { target, world }: Rank) -> Vec<(ActivationMemory, usize)> {
     let activations = match config.pack.activations {
         ActivationMemory::Auto if !target.cuda => vec![ActivationMemory::Recompute],
         ActivationMemory::Auto => vec![ActivationMemory::Recompute, ActivationMemory::Keep],
@@ -95,9 +97,9 @@ fn candidates(config: &Config, target: Target) -> Vec<(ActivationMemory, usize)>
         TokenBudget::Tokens(tokens) => vec![tokens],
         TokenBudget::Auto if !target.cuda => vec![PackConfig::REUSED_TOKENS],
         TokenBudget::Auto if !config.stages.contains(&Stage::Grpo) => vec![0],
-        TokenBudget::Auto => {
-            (0..=config.grpo.prompts_per_step).map(|groups| groups * group_tokens(config)).collect()
-        }
+        TokenBudget::Auto => (0..=world.share(config.grpo.prompts_per_step))
+            .map(|groups| groups * group_tokens(config))
+            .collect(),
     };
     activations.iter().flat_map(|a| reused.iter().map(|tokens| (*a, *tokens))).collect()
 }
@@ -109,8 +111,14 @@ fn group_tokens(config: &Config) -> usize {
 
 /// Forward passes that an update computes beside its backward pass: its own, of what no rollout kept, and of blocks
 /// whose inputs alone were kept.
-fn again(config: &Config, model: &ModelConfig, activations: ActivationMemory, reused: usize) -> f64 {
-    let step = config.grpo.prompts_per_step * group_tokens(config);
+fn again(
+    config: &Config,
+    model: &ModelConfig,
+    activations: ActivationMemory,
+    reused: usize,
+    world: World,
+) -> f64 {
+    let step = world.share(config.grpo.prompts_per_step) * group_tokens(config);
     let own = match config.stages.contains(&Stage::Grpo) {
         true => 1.0 - reused.min(step) as f64 / step.max(1) as f64,
         false => 1.0,
@@ -125,7 +133,7 @@ fn again(config: &Config, model: &ModelConfig, activations: ActivationMemory, re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::shapes;
+    use crate::plan::{Target, shapes};
 
     const CUDA: Target = Target { cuda: true, dtype: candle_core::DType::BF16, answers: 0 };
     const GIB: u64 = 1 << 30;
@@ -146,7 +154,7 @@ mod tests {
             let (config, found) = settled(&auto, CUDA, Some(gib * GIB));
             let found = found.unwrap();
             let model = shapes::find("llama-3.1-8b").unwrap();
-            let work = again(&config, &model, found.activations, found.max_reused_tokens);
+            let work = again(&config, &model, found.activations, found.max_reused_tokens, World::ONE);
             assert!(work <= least, "{gib} GiB: {found:?}");
             least = work;
             let fits = found.peak + RESERVED <= gib * GIB;

@@ -1,6 +1,6 @@
 //! What to change when a run does not fit.
 
-use super::{Plan, Target};
+use super::{Plan, Rank, Target};
 use crate::config::optim::{GradientsConfig, MomentsConfig};
 use crate::config::{ActivationMemory, Config, Stage, TokenBudget};
 use crate::model::config::ModelConfig;
@@ -14,13 +14,14 @@ pub struct Change {
 
 /// Settings that bring the peak down to `budget` bytes, the one that helps most first; fewer than are needed when
 /// nothing more helps. What a setting costs: docs/plan.md.
-pub fn advise(model: &ModelConfig, config: &Config, target: Target, budget: u64) -> Vec<Change> {
+pub fn advise(model: &ModelConfig, config: &Config, rank: impl Into<Rank>, budget: u64) -> Vec<Change> {
+    let rank = rank.into();
     let mut config = config.clone();
-    let mut peak = Plan::new(model, &config, target).peak();
+    let mut peak = Plan::new(model, &config, rank).peak();
     let mut changes = Vec::new();
     while peak > budget {
-        let options = options(&config, target).into_iter().map(|(setting, config)| {
-            let peak = Plan::new(model, &config, target).peak();
+        let options = options(&config, rank.target).into_iter().map(|(setting, config)| {
+            let peak = Plan::new(model, &config, rank).peak();
             (Change { setting, peak }, config)
         });
         let Some((change, better)) =

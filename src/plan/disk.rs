@@ -1,6 +1,6 @@
 //! What a run writes, added up before anything is loaded.
 
-use super::{Item, Sum, Target, TokenBytes};
+use super::{Item, Rank, Sum, Target};
 use crate::config::choice::LAST;
 use crate::config::lora::LoraStages;
 use crate::config::optim::{Bf16WeightsConfig, MomentsConfig, OptimConfig};
@@ -11,7 +11,7 @@ use crate::ops::adamw::blockwise::BLOCK;
 /// Bytes that lie on the disk at once, at most: as many checkpoints as are kept and the one being written, reference, the
 /// best model, the final one. Metrics and samples are not counted.
 pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item> {
-    let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
+    let sum = Sum::new(model, config, target.into());
     let (weights, adapter, trained) = (sum.weights(), 4 * sum.adapter(), trained(&sum));
     let checkpoint = checkpoint(&sum);
     let kept = config.checkpoint.kept() as u64;
@@ -49,10 +49,12 @@ pub fn needed(model: &ModelConfig, config: &Config, target: Target) -> Vec<Item>
     .collect()
 }
 
-/// Bytes of host memory that a copy of a checkpoint takes, where one is made to be written in the background.
-pub fn copied(model: &ModelConfig, config: &Config, target: Target) -> u64 {
-    let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
-    if config.checkpoint.background { checkpoint(&sum) } else { 0 }
+/// Bytes of host memory that a copy of a checkpoint takes, or of a rank's part of it, where one is made to be written in the
+/// background.
+pub fn copied(model: &ModelConfig, config: &Config, rank: impl Into<Rank>) -> u64 {
+    let sum = Sum::new(model, config, rank.into());
+    let ranks = if sum.sharded() { sum.world.size as u64 } else { 1 };
+    if config.checkpoint.background { checkpoint(&sum).div_ceil(ranks) } else { 0 }
 }
 
 fn checkpoint(sum: &Sum) -> u64 {

@@ -8,6 +8,8 @@ mod advice;
 pub mod cards;
 pub mod cost;
 pub mod disk;
+pub mod ranks;
+pub mod scaling;
 pub mod shapes;
 pub mod time;
 mod tokens;
@@ -16,6 +18,7 @@ pub mod work;
 use candle_core::DType;
 
 pub use self::advice::{Change, advise};
+pub use self::ranks::{Rank, Shard, World};
 use self::tokens::{Packs, TokenBytes};
 use crate::config::lora::LoraStages;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
@@ -80,8 +83,9 @@ impl Plan {
         self.phases.iter().map(Phase::bytes).max().unwrap_or(0)
     }
 
-    pub fn new(model: &ModelConfig, config: &Config, target: Target) -> Self {
-        let sum = Sum { model, config, target, bytes: TokenBytes::new(model, target.dtype) };
+    /// Of a run on one device, or of the fullest of its ranks.
+    pub fn new(model: &ModelConfig, config: &Config, rank: impl Into<Rank>) -> Self {
+        let sum = Sum::new(model, config, rank.into());
         let mut phases = vec![sum.load()];
         for stage in &config.stages {
             match stage {
@@ -102,7 +106,14 @@ struct Sum<'a> {
     model: &'a ModelConfig,
     config: &'a Config,
     target: Target,
+    world: World,
     bytes: TokenBytes,
+}
+
+impl<'a> Sum<'a> {
+    fn new(model: &'a ModelConfig, config: &'a Config, Rank { target, world }: Rank) -> Self {
+        Self { model, config, target, world, bytes: TokenBytes::new(model, target.dtype) }
+    }
 }
 
 impl Sum<'_> {
@@ -141,7 +152,7 @@ impl Sum<'_> {
 
     /// What is there for the whole stage.
     fn standing(&self, name: &str, optim: &OptimConfig) -> Phase {
-        let parameters = self.trained();
+        let parameters = self.updated();
         let moments = match optim.moments {
             MomentsConfig::F32 => 8 * parameters,
             // A byte each, and a scale for each block of them.
@@ -184,9 +195,9 @@ impl Sum<'_> {
         standing.with(&[("reference weights", if kl { reference } else { 0 })])
     }
 
-    fn gradients(&self, optim: &OptimConfig) -> u64 {
-        let small = self.is_bf16() && optim.gradients == GradientsConfig::Bf16;
-        self.trained() * if small { 2 } else { 4 }
+    /// Bytes of a number of a gradient.
+    fn gradient_width(&self, optim: &OptimConfig) -> u64 {
+        if self.is_bf16() && optim.gradients == GradientsConfig::Bf16 { 2 } else { 4 }
     }
 
     /// A layer's input and output in f32, of one token.
@@ -228,8 +239,11 @@ impl Sum<'_> {
         let all_logits = packs.targets * self.model.vocab_size as u64 * 4;
         // The head's backward pass is over when the last block's begins.
         let passing = self.block_backward(packs).max(logits.min(2 * all_logits));
+        let width = self.gradient_width(optim);
+        let sent = self.sent_gradients(width);
         phase.with(&[
-            ("gradients", self.gradients(optim)),
+            ("gradients", self.kept_gradients() * width),
+            (&sent.what, sent.bytes),
             ("activations kept", kept_rows * self.kept()),
             ("backward pass of block or head", passing),
             ("f32 copies for the adapter", if copies { packs.rows * self.widest() } else { 0 }),
@@ -241,8 +255,9 @@ impl Sum<'_> {
         let (data, sft) = (&self.config.data, &self.config.sft);
         let (prompt, answer) = (data.max_prompt_tokens as u64, data.max_target_tokens as u64);
         let pack = &self.config.pack;
-        let packs = Packs::new(sft.rows_per_step, prompt + answer, pack.max_tokens_per_pack)
-            .of(prompt + answer, answer);
+        let packs =
+            Packs::new(self.world.share(sft.rows_per_step), prompt + answer, pack.max_tokens_per_pack)
+                .of(prompt + answer, answer);
         self.backward(self.standing("sft update", &sft.optim), &sft.optim, packs.rows, &packs)
     }
 
@@ -253,7 +268,8 @@ impl Sum<'_> {
         let budget = grpo.max_completion_tokens as u64;
         let most_tokens = self.config.pack.rollout_tokens();
         let rows = prompt + group * budget.saturating_sub(1);
-        Packs::new(grpo.prompts_per_step, prompt + group * budget, most_tokens).of(rows, group * budget)
+        Packs::new(self.world.share(grpo.prompts_per_step), prompt + group * budget, most_tokens)
+            .of(rows, group * budget)
     }
 
     /// Groups of the update.
@@ -262,7 +278,8 @@ impl Sum<'_> {
         let (prompt, group) = (data.max_prompt_tokens as u64, grpo.group_size as u64);
         let budget = grpo.max_completion_tokens as u64;
         let rows = prompt + group * budget.saturating_sub(1);
-        Packs::new(grpo.prompts_per_step, rows, self.config.pack.max_tokens_per_pack).of(rows, group * budget)
+        Packs::new(self.world.share(grpo.prompts_per_step), rows, self.config.pack.max_tokens_per_pack)
+            .of(rows, group * budget)
     }
 
     /// Tokens of the step whose activations the rollout keeps for the update.
@@ -275,7 +292,7 @@ impl Sum<'_> {
             TokenBudget::Auto => PackConfig::REUSED_TOKENS,
         };
         let groups = most as u64 / packs.size;
-        groups.min(grpo.prompts_per_step as u64) * packs.size
+        groups.min(self.world.share(grpo.prompts_per_step) as u64) * packs.size
     }
 
     fn grpo_rollout(&self) -> Phase {
@@ -324,8 +341,12 @@ impl Sum<'_> {
         let (prompt, answers) = (data.max_prompt_tokens as u64, self.target.answers as u64);
         let targets = answers * data.max_target_tokens as u64;
         let size = prompt + targets;
-        let packs = Packs::new(enumerate.prompts_per_step, size, self.config.pack.max_tokens_per_pack)
-            .of(size - answers.min(targets), targets);
+        let packs = Packs::new(
+            self.world.share(enumerate.prompts_per_step),
+            size,
+            self.config.pack.max_tokens_per_pack,
+        )
+        .of(size - answers.min(targets), targets);
         let standing = self.enumerate_standing("enumerate update");
         self.backward(standing, &enumerate.optim, packs.rows, &packs)
     }
@@ -337,7 +358,7 @@ impl Sum<'_> {
         let size = prompt + samples * eval.max_completion_tokens as u64;
         let most_rows = match data.max_valid_rows {
             0 => usize::MAX,
-            rows => rows,
+            rows => self.world.share(rows),
         };
         let packs = Packs::new(most_rows, size, self.config.pack.rollout_tokens());
         // Within a stage the optimiser is there too.

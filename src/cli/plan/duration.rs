@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use candle_core::{DType, Device};
 
+use super::Place;
+use super::ranks::Ranks;
 use crate::bench::ops::Maker;
 use crate::bench::step::StepShape;
 use crate::bench::timing::{ceiling_size, ceilings};
@@ -23,9 +25,6 @@ pub struct Args {
     /// Plan for rented cards, which need not be here: h100, h200, a100-80, l40s, 4090, b200, several with commas, or all.
     #[arg(long, value_name = "CARDS", conflicts_with = "memory_gib")]
     gpu: Option<String>,
-    /// Cards of one node. A run uses one.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    count: usize,
     /// What an hour of one card costs: 2.50, or of several h100=2.50,l40s=0.9. Default: run.price_per_hour.
     #[arg(long, value_name = "PRICE")]
     price: Option<String>,
@@ -49,12 +48,15 @@ pub struct Args {
     valid_rows: Option<usize>,
 }
 
-/// How long a run takes on one device, and what that costs.
+/// How long a run takes on one device or several, and what that costs.
 pub struct Duration {
     pub legs: Vec<Leg>,
+    /// Seconds of the same steps on one card that keeps what all keep; none of one card itself.
+    pub alone: Vec<f64>,
     pub seconds: Option<f64>,
     pub rates: Rates,
     pub source: Source,
+    /// Dollars an hour of all cards.
     pub price: Option<f64>,
 }
 
@@ -104,12 +106,8 @@ pub struct Asked<'a> {
 
 impl Args {
     /// # Errors
-    /// Cards or prices that are none, more than one card of a node, a file that holds no timed step.
+    /// Cards or prices that are none, a file that holds no timed step.
     pub fn read(&self) -> Result<Asked<'_>> {
-        if self.count != 1 {
-            let why = "a run trains on one GPU so far: the others would idle and be paid for";
-            return Err(Error::config("--count", self.count, "1", why).into());
-        }
         let prices = self.price.as_deref().map_or(Ok(Prices(BTreeMap::new())), Prices::read)?;
         let mut cards = match self.gpu.as_deref() {
             None => Vec::new(),
@@ -154,7 +152,8 @@ impl Asked<'_> {
         *time || price.is_some() || bench.is_some() || !self.cards.is_empty()
     }
 
-    /// Of a run on a card; `None` is the CPU. `fits`: whether a step may be tried here.
+    /// Of a run on a card, or on several that `network` joins; without a card it is the CPU. `fits`: whether a step may be tried
+    /// here.
     ///
     /// # Errors
     /// The CPU's step is neither in the file nor can be made; lengths above what the config allows.
@@ -162,22 +161,26 @@ impl Asked<'_> {
         &self,
         model: &ModelConfig,
         config: &Config,
-        target: Target,
-        gpu: Option<Gpu>,
+        place: &Place,
         fits: bool,
     ) -> Result<Duration> {
+        let Place { target, gpu, ranks: Ranks { world, network }, .. } = *place;
         let config = &self.mean(config)?;
         let (rates, efficiency) = match gpu {
             Some(gpu) => (gpu.rates(target.dtype), self.of_card(model, config, target, gpu)?),
             None => self.of_cpu(model, config, target, fits)?,
         };
-        let line = Roofline { model, config, target, rates };
-        let legs = time::legs(&line, efficiency.shares, self.rows(config)?)?;
+        let line = Roofline { model, config, target, rates, world };
+        let legs = time::legs(&line, efficiency.shares, self.rows(config)?, network.as_ref())?;
+        let alone = match network {
+            Some(_) => line.alone(efficiency.shares)?,
+            None => Vec::new(),
+        };
         let of_card = gpu.and_then(|gpu| self.prices.0.get(gpu.name));
-        let price = of_card.or_else(|| self.prices.0.get("")).copied();
+        let price = of_card.or_else(|| self.prices.0.get("")).map(|price| price * world.size as f64);
         // One machine's price is not several cards'.
         let price = price.or(config.run.price_per_hour.filter(|_| self.cards.len() < 2));
-        Ok(Duration { seconds: time::total(&legs), legs, rates, source: efficiency.source, price })
+        Ok(Duration { seconds: time::total(&legs), legs, alone, rates, source: efficiency.source, price })
     }
 
     /// The config with rows of mean length.
@@ -377,8 +380,7 @@ mod tests {
         assert_eq!(read(&["--gpu", "all"]).unwrap().len(), 6);
         assert!(read(&["--price", "3"]).unwrap().is_empty());
         for (flags, part) in [
-            (&["--gpu", "h100", "--count", "8"][..], "the others would idle"),
-            (&["--gpu", "v100"], "h100, h200, a100-80"),
+            (&["--gpu", "v100"][..], "h100, h200, a100-80"),
             (&["--gpu", "h100,l40s", "--price", "2"], "several cards are planned for"),
             (&["--gpu", "h100", "--price", "l40s=2"], "prices l40s"),
             (&["--gpu", "h100", "--price=-1"], "dollars an hour"),

@@ -2,6 +2,7 @@
 
 mod duration;
 mod print;
+mod ranks;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use self::duration::{Asked, Duration};
+use self::ranks::Ranks;
 use super::hub::folder;
 use crate::config::{Config, DeviceKind, Loaded, Stage};
 use crate::error::Error;
@@ -20,7 +22,7 @@ use crate::ops::cuda;
 use crate::plan::activations::{self, Settled};
 use crate::plan::cards::{self, CARDS, Way};
 use crate::plan::time::Gpu;
-use crate::plan::{Change, Plan, Target, advise, disk, shapes};
+use crate::plan::{Change, Plan, Rank, Target, advise, disk, shapes};
 use crate::task::Task;
 use crate::train::materials::random_model;
 
@@ -30,7 +32,8 @@ const GIB: f64 = (1u64 << 30) as f64;
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples: rlvr plan riskcue-smollm2-135m --set device=cuda --memory-gib 16\n          rlvr plan \
-                  riskcue-llama3.1-8b --price h100=2.50,l40s=0.90 --mean-prompt-tokens 1500"
+                  riskcue-llama3.1-8b --price h100=2.50,l40s=0.90 --mean-prompt-tokens 1500\n          rlvr plan \
+                  riskcue-llama3.1-8b --gpu h100 --gpus 8 --nodes 2 --link ib400"
 )]
 pub struct Args {
     /// Folder, short name, hub name (only config.json is fetched), or a shape: smollm2-135m, smollm2-360m, llama-3.2-1b,
@@ -52,19 +55,25 @@ pub struct Args {
     /// A table of which known shape fits which card by which way to train, for this config's rows and tokens.
     #[arg(long, conflicts_with_all = ["model", "memory_gib", "gpu", "price", "time", "bench"])]
     cards: bool,
+    /// A table of one step on 1, 2, 4, 8 and 64 cards of one kind (--gpu, default h100), by what a rank holds.
+    #[arg(long, conflicts_with_all = ["cards", "memory_gib", "price", "time", "bench", "gpus", "nodes", "adapters", "shard"])]
+    scaling: bool,
     #[command(flatten)]
     duration: duration::Args,
+    #[command(flatten)]
+    ranks: ranks::Args,
     /// One JSON object on stdout instead of tables.
     #[arg(long)]
     json: bool,
 }
 
-/// A run on one device.
+/// A run on one device, or on the fullest of several.
 struct Planned {
     /// `None`: the config's device.
     gpu: Option<Gpu>,
     config: Config,
     target: Target,
+    ranks: Ranks,
     settled: Option<Settled>,
     plan: Plan,
     /// Bytes of host memory that a checkpoint's copy takes.
@@ -76,13 +85,14 @@ struct Planned {
 
 impl Planned {
     fn new(model: &ModelConfig, config: &Config, place: &Place) -> Self {
-        let Place { gpu, target, budget, .. } = *place;
+        let Place { gpu, target, ranks, budget, .. } = *place;
         let mut config = config.clone();
-        let settled = activations::settle(&mut config, model, target, place.memory);
-        let plan = Plan::new(model, &config, target);
-        let copied = disk::copied(model, &config, target);
-        let changes = budget.map(|budget| advise(model, &config, target, budget)).unwrap_or_default();
-        Self { gpu, config, target, settled, plan, copied, budget, changes, duration: None }
+        let rank = Rank { target, world: ranks.world };
+        let settled = activations::settle(&mut config, model, rank, place.memory);
+        let plan = Plan::new(model, &config, rank);
+        let copied = disk::copied(model, &config, rank);
+        let changes = budget.map(|budget| advise(model, &config, rank, budget)).unwrap_or_default();
+        Self { gpu, config, target, ranks, settled, plan, copied, budget, changes, duration: None }
     }
 
     fn fits(&self) -> Option<bool> {
@@ -98,6 +108,7 @@ impl Planned {
 struct Place {
     gpu: Option<Gpu>,
     target: Target,
+    ranks: Ranks,
     /// Bytes of the device, as training knows them.
     memory: Option<u64>,
     /// Bytes that the run can have.
@@ -119,17 +130,27 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let asked = args.duration.read()?;
     let shape = shape(&config)?;
+    if args.scaling {
+        let gpu = match asked.cards[..] {
+            [] => Gpu::find("--gpu", "h100")?,
+            [gpu] => gpu,
+            _ => {
+                let why = "the table is of cards of one kind";
+                return Err(Error::config("--gpu", "several", "one card", why).into());
+            }
+        };
+        return args.ranks.scaling(&shape.model, &config, answers(&config)?, gpu, args.json);
+    }
     let mut all = Vec::new();
     for place in places(args, &asked, &mut config)? {
         let mut planned = Planned::new(&shape.model, &config, &place);
         if asked.wanted() {
-            let Planned { config, target, gpu, .. } = &planned;
-            if target.cuda && gpu.is_none() {
+            if place.target.cuda && place.gpu.is_none() {
                 let fix = "Name the card with --gpu";
                 return Err(Error::input("--time", "this GPU's rates are not known", fix).into());
             }
             let fits = planned.fits() != Some(false);
-            planned.duration = Some(asked.duration(&shape.model, config, *target, *gpu, fits)?);
+            planned.duration = Some(asked.duration(&shape.model, &planned.config, &place, fits)?);
         }
         all.push(planned);
     }
@@ -168,18 +189,18 @@ fn places(args: &Args, asked: &Asked, config: &mut Config) -> Result<Vec<Place>>
     if !asked.cards.is_empty() {
         config.device = DeviceKind::Cuda;
         let target = Target { cuda: true, dtype: config.model.dtype.on(true), answers: answers(config)? };
-        let of = |gpu: &Gpu| Place {
-            gpu: Some(*gpu),
-            target,
-            memory: Some(gpu.memory()),
-            budget: Some(gpu.room()),
+        let of = |gpu: &Gpu| {
+            let ranks = args.ranks.on(config, Some(*gpu), true)?;
+            let (memory, budget) = (Some(gpu.memory()), Some(gpu.room()));
+            Ok(Place { gpu: Some(*gpu), target, ranks, memory, budget })
         };
-        return Ok(asked.cards.iter().map(of).collect());
+        return asked.cards.iter().map(of).collect();
     }
     let Found { target, gpu, free, total } = find(config)?;
     let given = args.memory_gib.map(|gib| (gib * GIB) as u64);
+    let ranks = args.ranks.on(config, gpu, target.cuda)?;
     // As training decides it, which knows the whole of its device's memory.
-    Ok(vec![Place { gpu, target, memory: given.or(total), budget: given.or(free) }])
+    Ok(vec![Place { gpu, target, ranks, memory: given.or(total), budget: given.or(free) }])
 }
 
 fn answers(config: &Config) -> Result<usize> {

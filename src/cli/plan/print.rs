@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Duration, GIB, Planned, Settled, Shape};
+use super::{Duration, GIB, Planned, Settled, Shape, ranks};
 use crate::config::ActivationMemory;
 use crate::plan::time::{Leg, Parts};
 
@@ -28,6 +28,9 @@ pub fn json(
         "phases": phases.collect::<Vec<_>>(), "peak_bytes": main.plan.peak(), "budget_bytes": main.budget,
         "fits": main.fits(), "changes": changes(main), "checkpoint_copy_bytes": main.copied,
     });
+    if let Some(ranks) = ranks::json(main) {
+        object["ranks"] = ranks;
+    }
     let name = |planned: &Planned| planned.gpu.map(|gpu| gpu.name);
     if let Some(duration) = &main.duration {
         object["gpu"] = json!(name(main));
@@ -54,7 +57,7 @@ fn time(duration: &Duration) -> Value {
     let legs = duration.legs.iter().map(|leg| {
         let parts = Parts::NAMES.into_iter().zip(leg.each.all());
         let parts: Map<_, _> = parts.map(|(name, seconds)| (name.to_string(), seconds.into())).collect();
-        json!({"of": leg.what, "times": leg.times, "seconds_each": leg.each.total(), "parts": parts})
+        json!({"of": leg.what, "times": leg.times, "seconds_each": leg.step(), "parts": parts})
     });
     json!({
         "legs": legs.collect::<Vec<_>>(), "seconds": duration.seconds, "efficiency": duration.source(),
@@ -89,6 +92,7 @@ pub fn heading(source: &str, shape: &Shape, planned: &Planned) {
              pack.max_rollout_tokens={max_rollout_tokens}"
         );
     }
+    ranks::heading(planned);
 }
 
 /// Phases, the peak, and what helps where it is too much. `memory`: what the budget is.
@@ -140,26 +144,31 @@ pub fn duration(planned: &Planned, duration: &Duration) {
         duration.source()
     );
     let names = Parts::NAMES.map(|name| format!("{name:>10}")).concat();
-    println!("{:<12}{:>7}{:>10}{names}{:>10}", "", "times", "s each", "hours");
+    let waits = planned.ranks.network.is_some();
+    let waited = if waits { format!("{:>10}", "waiting") } else { String::new() };
+    println!("{:<12}{:>7}{:>10}{names}{waited}{:>10}", "", "times", "s each", "hours");
+    let width = if waits { 79 } else { 69 };
     for leg in &duration.legs {
-        let Leg { what, times, each } = leg;
+        let Leg { what, times, each, traffic } = leg;
         let number = |seconds: f64| format!("{seconds:>10.2}");
         // What no row is known of has no time.
-        let all = Some(each.total()).filter(|seconds| *seconds > 0.0).map_or(format!("{:>10}", "?"), number);
+        let all = Some(leg.step()).filter(|seconds| *seconds > 0.0).map_or(format!("{:>10}", "?"), number);
         let parts = each.all().map(number).concat();
+        let waited = if waits { number(traffic.waits) } else { String::new() };
         let times = times.map_or("?".into(), |times| times.to_string());
         let hours = leg.seconds().map_or("?".into(), |seconds| format!("{:.2}", seconds / 3600.0));
-        println!("{what:<12}{times:>7}{all}{parts}{hours:>10}");
+        println!("{what:<12}{times:>7}{all}{parts}{waited}{hours:>10}");
     }
     match duration.seconds {
-        Some(seconds) => println!("{:<69}{:>10.2}", "all", seconds / 3600.0),
+        Some(seconds) => println!("{:<width$}{:>10.2}", "all", seconds / 3600.0),
         None => {
             println!("The files of data.* are not here: add --train-rows and --valid-rows for the whole.")
         }
     }
     if let (Some(price), Some(dollars)) = (duration.price, duration.dollars()) {
-        println!("{:<69}{dollars:>10.2}", format!("dollars, at {price:.2} an hour"));
+        println!("{:<width$}{dollars:>10.2}", format!("dollars, at {price:.2} an hour"));
     }
+    ranks::traffic(planned, duration);
 }
 
 pub fn comparison(all: &[Planned], cheapest: Option<&Planned>) {

@@ -21,18 +21,20 @@ pub struct Gpu {
     bandwidth: f64,
     /// Of the memory, 10^9 bytes, as it is sold.
     gigabytes: u64,
+    /// Bytes/s of NVLink in one direction, where it has it.
+    pub nvlink: Option<f64>,
 }
 
 /// From NVIDIA's pages, all without sparsity: "H100 Tensor Core GPU" datasheet (SXM column), "H200 Tensor Core GPU"
 /// datasheet (SXM), "A100 Tensor Core GPU" datasheet (80GB SXM), "L40S" datasheet, "NVIDIA Ada GPU Architecture"
-/// whitepaper (appendix A, RTX 4090), "HGX B200" datasheet (an eighth of a board; half of what it gives with sparsity).
+/// whitepaper (appendix A, RTX 4090), "HGX B200" datasheet (an eighth of a board; half of what it gives with sparsity). They give NVLink's rate for both directions together.
 pub const GPUS: [Gpu; 6] = [
-    Gpu::new("h100", "H100", [989e12, 67e12, 3.35e12], 80),
-    Gpu::new("h200", "H200", [989e12, 67e12, 4.8e12], 141),
-    Gpu::new("a100-80", "A100", [312e12, 19.5e12, 2.039e12], 80),
-    Gpu::new("l40s", "L40S", [362e12, 91.6e12, 0.864e12], 48),
-    Gpu::new("4090", "RTX 4090", [165.2e12, 82.6e12, 1.008e12], 24),
-    Gpu::new("b200", "B200", [2250e12, 75e12, 8e12], 180),
+    Gpu::new("h100", "H100", [989e12, 67e12, 3.35e12], 80, Some(450e9)),
+    Gpu::new("h200", "H200", [989e12, 67e12, 4.8e12], 141, Some(450e9)),
+    Gpu::new("a100-80", "A100", [312e12, 19.5e12, 2.039e12], 80, Some(300e9)),
+    Gpu::new("l40s", "L40S", [362e12, 91.6e12, 0.864e12], 48, None),
+    Gpu::new("4090", "RTX 4090", [165.2e12, 82.6e12, 1.008e12], 24, None),
+    Gpu::new("b200", "B200", [2250e12, 75e12, 8e12], 180, Some(900e9)),
 ];
 
 impl Gpu {
@@ -40,9 +42,10 @@ impl Gpu {
         name: &'static str,
         driver_name: &'static str,
         [bf16, f32, bandwidth]: [f64; 3],
-        gb: u64,
+        gigabytes: u64,
+        nvlink: Option<f64>,
     ) -> Self {
-        Self { name, driver_name, bf16, f32, bandwidth, gigabytes: gb }
+        Self { name, driver_name, bf16, f32, bandwidth, gigabytes, nvlink }
     }
 
     /// # Errors

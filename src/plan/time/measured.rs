@@ -14,7 +14,7 @@ use crate::disk;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::plan::cost::Rates;
-use crate::plan::{Target, shapes};
+use crate::plan::{Target, World, shapes};
 
 /// A step, and the seconds it took.
 #[derive(Clone, Debug)]
@@ -121,7 +121,7 @@ impl Measured {
     /// None that a step has.
     pub fn shares(&self, rates: Rates) -> Result<Parts> {
         let Self { model, config, target, .. } = self;
-        Ok(Roofline { model, config, target: *target, rates }.grpo()?.over(self.seconds))
+        Ok(Roofline { model, config, target: *target, rates, world: World::ONE }.grpo()?.over(self.seconds))
     }
 
     /// How unlike a planned step is, 0 when it is the same.
@@ -171,7 +171,10 @@ mod tests {
             let rates = Rates { flops: rates.0, bandwidth: rates.1 };
             let shares = step.shares(rates).unwrap();
             let Measured { model, config, target, seconds, .. } = step;
-            let planned = Roofline { model, config, target: *target, rates }.grpo().unwrap().over(shares);
+            let planned = Roofline { model, config, target: *target, rates, world: World::ONE }
+                .grpo()
+                .unwrap()
+                .over(shares);
             for (planned, took) in planned.all().iter().zip(seconds.all()) {
                 assert!((planned - took).abs() < 1e-9, "{planned} {took}");
             }

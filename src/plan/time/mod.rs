@@ -1,12 +1,16 @@
 //! How long a run takes: the roofline of its steps over the share of it that is reached.
 
 mod gpus;
+mod links;
 mod measured;
 mod roofline;
+mod traffic;
 
 pub use self::gpus::{GPUS, Gpu};
+pub use self::links::{Link, Network, SHARE};
 pub use self::measured::Measured;
 pub use self::roofline::Roofline;
+pub use self::traffic::Traffic;
 use crate::config::{Config, Stage};
 use crate::error::Result;
 
@@ -82,13 +86,20 @@ pub struct Leg {
     pub what: &'static str,
     /// How often; `None` where the rows are not known.
     pub times: Option<u64>,
-    /// Seconds of one.
+    /// Seconds of one, on the fullest rank.
     pub each: Parts,
+    /// Between the ranks, in one.
+    pub traffic: Traffic,
 }
 
 impl Leg {
+    /// Of one, with what it waits for.
+    pub fn step(&self) -> f64 {
+        self.each.total() + self.traffic.waits
+    }
+
     pub fn seconds(&self) -> Option<f64> {
-        Some(self.times? as f64 * self.each.total())
+        Some(self.times? as f64 * self.step())
     }
 }
 
@@ -96,22 +107,25 @@ impl Leg {
 ///
 /// # Errors
 /// None that a shape with tokens has.
-pub fn legs(line: &Roofline, shares: Parts, rows: RowCounts) -> Result<Vec<Leg>> {
+pub fn legs(line: &Roofline, shares: Parts, rows: RowCounts, network: Option<&Network>) -> Result<Vec<Leg>> {
     let config = line.config;
     let mut legs = Vec::new();
     for stage in &config.stages {
-        let (times, least) = match stage {
-            Stage::Sft => (sft_steps(config, rows.train), line.sft()?),
-            Stage::Grpo => (grpo_steps(config, rows), line.grpo()?),
-            Stage::Enumerate => (Some(config.enumerate.steps as u64), line.enumerate()?),
+        let times = match stage {
+            Stage::Sft => sft_steps(config, rows.train),
+            Stage::Grpo => grpo_steps(config, rows),
+            Stage::Enumerate => Some(config.enumerate.steps as u64),
         };
-        legs.push(Leg { what: stage.name(), times, each: least.over(shares) });
+        let traffic = network.map(|network| Traffic::of(line, shares, network, *stage)).transpose()?;
+        let each = line.step(*stage)?.over(shares);
+        legs.push(Leg { what: stage.name(), times, each, traffic: traffic.unwrap_or_default() });
     }
     let least = rows.valid.map(|rows| line.evaluation(rows)).transpose()?;
     legs.push(Leg {
         what: "evaluation",
         times: least.and_then(|_| evaluations(config, rows)),
         each: least.unwrap_or_default().over(shares),
+        traffic: Traffic::default(),
     });
     Ok(legs)
 }
@@ -155,7 +169,7 @@ mod tests {
     use super::*;
     use crate::config::{ActivationMemory, TokenBudget};
     use crate::plan::work::Work;
-    use crate::plan::{Target, shapes};
+    use crate::plan::{Target, World, shapes};
     use crate::types::{FinishReason, Group, Prompt, Rollout};
 
     const CUDA: Target = Target { cuda: true, dtype: DType::BF16, answers: 0 };
@@ -170,7 +184,7 @@ mod tests {
     fn on(gpu: &str, config: &Config) -> Parts {
         let model = shapes::find("llama-3.1-8b").unwrap();
         let rates = Gpu::find("--gpu", gpu).unwrap().rates(DType::BF16);
-        Roofline { model: &model, config, target: CUDA, rates }.grpo().unwrap()
+        Roofline { model: &model, config, target: CUDA, rates, world: World::ONE }.grpo().unwrap()
     }
 
     /// Against the FLOP of a step as `rlvr bench step` counts them: no time is below what these take.
@@ -218,9 +232,9 @@ mod tests {
         let config = config(&["eval.every_steps=20"]);
         let model = shapes::find("llama-3.1-8b").unwrap();
         let rates = Gpu::find("--gpu", "h100").unwrap().rates(DType::BF16);
-        let line = Roofline { model: &model, config: &config, target: CUDA, rates };
+        let line = Roofline { model: &model, config: &config, target: CUDA, rates, world: World::ONE };
         let rows = RowCounts { train: Some(2421), valid: Some(100), ..RowCounts::default() };
-        let found = legs(&line, Efficiency::ESTIMATE.shares, rows).unwrap();
+        let found = legs(&line, Efficiency::ESTIMATE.shares, rows, None).unwrap();
         // 3 epochs of 2,421 rows by 128; 240 steps; before, after both stages, and at 20, 40 ... 220.
         let times: Vec<_> = found.iter().map(|leg| (leg.what, leg.times.unwrap())).collect();
         assert_eq!(times, [("sft", 57), ("grpo", 240), ("evaluation", 14)]);
@@ -228,7 +242,7 @@ mod tests {
         let [prefill, _, update, _] = line.grpo().unwrap().all();
         assert_eq!((found[1].each.prefill, found[1].each.update), (prefill / 0.7, update / shares.update));
         assert!(total(&found).unwrap() > found[1].seconds().unwrap());
-        let unknown = legs(&line, shares, RowCounts::default()).unwrap();
+        let unknown = legs(&line, shares, RowCounts::default(), None).unwrap();
         assert_eq!((unknown[0].times, unknown[1].times, total(&unknown)), (None, Some(240), None));
     }
 }

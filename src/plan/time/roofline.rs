@@ -1,94 +1,124 @@
 //! The least time that a machine of given rates needs for a step: every op at the longer of its arithmetic and its traffic.
 
 use super::Parts;
+use super::traffic::Pack;
 use crate::config::optim::{Bf16WeightsConfig, GradientsConfig, MomentsConfig, OptimConfig};
-use crate::config::{ActivationMemory, Config};
+use crate::config::{ActivationMemory, Config, Stage, TokenBudget};
 use crate::error::Result;
 use crate::model::adapter::Shape;
 use crate::model::config::ModelConfig;
 use crate::ops::adamw::blockwise::BLOCK;
 use crate::ops::cpu::few_rows;
 use crate::ops::token_logprob::{CPU_CHUNK_BYTES, CUDA_CHUNK_BYTES};
-use crate::plan::Target;
 use crate::plan::cost::{Cost, GroupShape, Groups, Layer, Rates};
+use crate::plan::{Shard, Target, World};
 
-/// A config's steps on one machine. Rows are as long as the config lets them be.
+/// A config's steps on one machine, or on the fullest of several ranks. Rows are as long as the config lets them be.
 #[derive(Clone, Copy)]
 pub struct Roofline<'a> {
     pub model: &'a ModelConfig,
     pub config: &'a Config,
     pub target: Target,
     pub rates: Rates,
+    pub world: World,
 }
 
 /// Prompts, all alike, and what is behind each.
 #[derive(Clone, Copy)]
-struct Rows {
+pub(super) struct Rows {
     count: usize,
     prompt: usize,
     completions: usize,
     new_tokens: usize,
 }
 
+impl Rows {
+    /// Those of the fullest of so many minibatches.
+    pub(super) fn over(self, minibatches: usize) -> Self {
+        Self { count: self.count.div_ceil(minibatches), ..self }
+    }
+}
+
 /// How often an update computes a forward pass.
 #[derive(Clone, Copy)]
-struct Passes {
-    forward: f64,
-    backward: f64,
+pub(super) struct Passes {
+    pub(super) forward: f64,
+    pub(super) backward: f64,
 }
 
 impl Roofline<'_> {
-    /// A GRPO step, all groups alive.
-    pub fn grpo(&self) -> Result<Parts> {
+    /// What a stage's step goes over, and how often; all groups alive, answers as long as they may be.
+    pub(super) fn stage(&self, stage: Stage) -> (Rows, Passes) {
         let (data, grpo, pack) = (&self.config.data, &self.config.grpo, &self.config.pack);
-        let rows = Rows {
-            count: grpo.prompts_per_step,
-            prompt: data.max_prompt_tokens,
-            completions: grpo.group_size,
-            new_tokens: grpo.max_completion_tokens,
-        };
-        let whole = rows.prompt + rows.completions * rows.new_tokens;
-        let taped = (pack.reused_tokens() / whole).min(rows.count) as f64 / rows.count as f64;
-        let updates = grpo.updates_per_rollout as f64;
-        let reference = if grpo.kl_coef != 0.0 { 1.0 } else { 0.0 };
-        let passes = Passes { forward: updates - taped + reference, backward: updates };
-        let rollout = self.rollout(rows)?;
-        let update = self.update(rows, passes, &grpo.optim)?;
-        let optimizer = grpo.updates() as f64 * self.optimizer(&grpo.optim);
-        Ok(Parts { update, optimizer, ..rollout })
+        let prompt = data.max_prompt_tokens;
+        match stage {
+            Stage::Grpo => {
+                let count = self.world.share(grpo.prompts_per_step);
+                let (completions, new_tokens) = (grpo.group_size, grpo.max_completion_tokens);
+                let rows = Rows { count, prompt, completions, new_tokens };
+                let whole = prompt + completions * new_tokens;
+                let taped = (pack.reused_tokens() / whole).min(count) as f64 / count as f64;
+                let updates = grpo.updates_per_rollout as f64;
+                let reference = if grpo.kl_coef != 0.0 { 1.0 } else { 0.0 };
+                (rows, Passes { forward: updates - taped + reference, backward: updates })
+            }
+            Stage::Sft => {
+                let count = self.world.share(self.config.sft.rows_per_step);
+                let rows = Rows { count, prompt, completions: 1, new_tokens: data.max_target_tokens };
+                (rows, Passes { forward: 1.0, backward: 1.0 })
+            }
+            Stage::Enumerate => {
+                let enumerate = &self.config.enumerate;
+                let count = self.world.share(enumerate.prompts_per_step);
+                let (completions, new_tokens) = (self.target.answers, data.max_target_tokens);
+                let forward = if enumerate.kl_coef != 0.0 { 2.0 } else { 1.0 };
+                (Rows { count, prompt, completions, new_tokens }, Passes { forward, backward: 1.0 })
+            }
+        }
     }
 
-    pub fn sft(&self) -> Result<Parts> {
-        let (data, sft) = (&self.config.data, &self.config.sft);
-        let rows = Rows {
-            count: sft.rows_per_step,
-            prompt: data.max_prompt_tokens,
-            completions: 1,
-            new_tokens: data.max_target_tokens,
-        };
-        let update = self.update(rows, Passes { forward: 1.0, backward: 1.0 }, &sft.optim)?;
-        Ok(Parts { update, optimizer: self.optimizer(&sft.optim), ..Parts::default() })
+    pub(super) fn optim(&self, stage: Stage) -> &OptimConfig {
+        match stage {
+            Stage::Sft => &self.config.sft.optim,
+            Stage::Grpo => &self.config.grpo.optim,
+            Stage::Enumerate => &self.config.enumerate.optim,
+        }
     }
 
-    /// A step of enumeration, every answer as long as `data.max_target_tokens`.
-    pub fn enumerate(&self) -> Result<Parts> {
-        let (data, enumerate) = (&self.config.data, &self.config.enumerate);
-        let rows = Rows {
-            count: enumerate.prompts_per_step,
-            prompt: data.max_prompt_tokens,
-            completions: self.target.answers,
-            new_tokens: data.max_target_tokens,
+    /// A step of a stage.
+    pub fn step(&self, stage: Stage) -> Result<Parts> {
+        let (rows, passes) = self.stage(stage);
+        let (grpo, optim) = (&self.config.grpo, self.optim(stage));
+        let (rollout, updates) = match stage {
+            Stage::Grpo => (self.rollout(rows)?, grpo.updates() as f64),
+            Stage::Sft | Stage::Enumerate => (Parts::default(), 1.0),
         };
-        let forward = if enumerate.kl_coef != 0.0 { 2.0 } else { 1.0 };
-        let update = self.update(rows, Passes { forward, backward: 1.0 }, &enumerate.optim)?;
-        Ok(Parts { update, optimizer: self.optimizer(&enumerate.optim), ..Parts::default() })
+        let update = self.update(rows, passes, optim)?;
+        Ok(Parts { update, optimizer: updates * self.optimizer(optim), ..rollout })
+    }
+
+    /// Seconds of each stage's step on one card, which keeps for the update what all ranks keep.
+    ///
+    /// # Errors
+    /// None that a shape with tokens has.
+    pub fn alone(&self, shares: Parts) -> Result<Vec<f64>> {
+        let mut config = self.config.clone();
+        let kept = config.pack.reused_tokens().saturating_mul(self.world.size);
+        config.pack.max_reused_tokens = TokenBudget::Tokens(kept);
+        let one = Roofline { config: &config, world: World::ONE, ..*self };
+        config.stages.iter().map(|stage| Ok(one.step(*stage)?.over(shares).total())).collect()
+    }
+
+    /// A GRPO step.
+    pub fn grpo(&self) -> Result<Parts> {
+        self.step(Stage::Grpo)
     }
 
     /// An evaluation of so many rows.
     pub fn evaluation(&self, rows: usize) -> Result<Parts> {
         let (data, eval) = (&self.config.data, &self.config.eval);
         self.rollout(Rows {
-            count: rows,
+            count: self.world.share(rows),
             prompt: data.max_prompt_tokens,
             completions: eval.samples_per_prompt,
             new_tokens: eval.max_completion_tokens,
@@ -183,11 +213,21 @@ impl Roofline<'_> {
     }
 
     fn update(&self, rows: Rows, passes: Passes, optim: &OptimConfig) -> Result<f64> {
+        let layers = self.model.num_hidden_layers as f64;
+        let of_one = |Pack { times, forward, head, block }: Pack| {
+            times * (passes.forward * forward + passes.backward * (head + layers * block))
+        };
+        Ok(self.packs(rows, optim)?.into_iter().map(of_one).sum())
+    }
+
+    /// The packs of an update over `rows`.
+    pub(super) fn packs(&self, rows: Rows, optim: &OptimConfig) -> Result<Vec<Pack>> {
         let size = rows.prompt + rows.completions * rows.new_tokens.saturating_sub(1);
         let recompute = self.config.pack.activations != ActivationMemory::Keep;
         let all_weights = self.config.lora.is_none();
-        let mut total = 0.0;
-        for (packs, together) in packs(rows.count, size, self.config.pack.max_tokens_per_pack) {
+        let layers = self.model.num_hidden_layers as f64;
+        let mut all = Vec::new();
+        for (times, together) in packs(rows.count, size, self.config.pack.max_tokens_per_pack) {
             let mut shape = self.shape(rows, together);
             shape.gradient_size = self.gradient_bytes(optim);
             let layout = shape.layout()?;
@@ -196,44 +236,52 @@ impl Roofline<'_> {
             let [inner @ .., head] = shape.layers();
             // Down projections and what only they read are not computed again.
             let unread = self.seconds(shape.linear(inner[3])) + self.seconds(shape.swiglu_forward());
-            let again = forward - self.model.num_hidden_layers as f64 * unread;
+            let again = forward / layers - unread;
             let of_layer = |layer: &Layer| {
                 let weight = if all_weights { shape.linear_backward_weight(*layer) } else { NOTHING };
                 self.seconds(shape.linear(*layer)) + self.seconds(weight)
             };
-            let block = inner.iter().map(of_layer).sum::<f64>()
+            let backward = inner.iter().map(of_layer).sum::<f64>()
                 + self.seconds(shape.attention_backward(&layout))
                 + 2.0 * self.seconds(shape.rms_norm_backward())
                 + self.seconds(shape.rope())
-                + self.seconds(shape.swiglu_backward());
-            let backward = self.model.num_hidden_layers as f64 * block + 2.0 * self.adapter(shape.rows);
+                + self.seconds(shape.swiglu_backward())
+                + 2.0 * self.adapter(shape.rows) / layers;
             let head_weight = if all_weights { NOTHING } else { shape.linear_backward_weight(head) };
-            let head = self.seconds(shape.token_logprob_forward());
+            let head_forward = self.seconds(shape.token_logprob_forward());
             let head_backward =
                 (self.seconds(shape.token_logprob_backward()) - self.seconds(head_weight)).max(0.0);
-            let recomputed = if recompute { again } else { 0.0 };
-            total += packs
-                * (passes.forward * forward
-                    + passes.backward * (head + recomputed + backward + head_backward));
+            let block = backward + if recompute { again } else { 0.0 };
+            all.push(Pack { times, forward, head: head_forward + head_backward, block });
         }
-        Ok(total)
+        Ok(all)
     }
 
-    fn gradient_bytes(&self, optim: &OptimConfig) -> usize {
+    pub(super) fn gradient_bytes(&self, optim: &OptimConfig) -> usize {
         let small = optim.gradients == GradientsConfig::Bf16 && self.target.dtype == candle_core::DType::BF16;
         if small { 2 } else { 4 }
     }
 
-    /// The norm of the gradients, and AdamW over all that is trained.
-    fn optimizer(&self, optim: &OptimConfig) -> f64 {
-        let bf16 = self.target.dtype == candle_core::DType::BF16 && self.config.lora.is_none();
-        let trained = match &self.config.lora {
+    /// Whether each rank updates a part of the weights.
+    pub(super) fn sharded(&self) -> bool {
+        self.world.size > 1 && self.world.shard != Shard::None && self.config.lora.is_none()
+    }
+
+    /// Numbers that are trained.
+    pub(super) fn trained(&self) -> f64 {
+        match &self.config.lora {
             None => self.model.parameter_count() as f64,
             Some(lora) => {
                 let tensors = Shape::from(lora).tensors(self.model);
                 tensors.iter().map(|(_, shape)| shape.iter().product::<usize>() as f64).sum()
             }
-        };
+        }
+    }
+
+    /// The norm of the gradients, and AdamW over all that is trained, or over the rank's part of it.
+    fn optimizer(&self, optim: &OptimConfig) -> f64 {
+        let bf16 = self.target.dtype == candle_core::DType::BF16 && self.config.lora.is_none();
+        let trained = self.trained() / if self.sharded() { self.world.size as f64 } else { 1.0 };
         let moments = match optim.moments {
             MomentsConfig::F32 => 16.0,
             MomentsConfig::Int8 => 4.0 + 16.0 / BLOCK as f64,
