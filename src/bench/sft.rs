@@ -35,6 +35,7 @@ impl SftShape {
             let target = token_ids.split_off(self.prompt_tokens);
             EncodedRow {
                 line: i + 1,
+                source: None,
                 prompt: Prompt { token_ids },
                 gold: LabelId(0),
                 target: Some(target),

@@ -10,6 +10,7 @@ use super::data_preview;
 use super::hub::{folder, rows};
 use super::text::TextArgs;
 use crate::config::data::DataConfig;
+use crate::config::mix::DataFile;
 use crate::config::{Config, Stage};
 use crate::data::check::{Check, Quantiles, Report};
 use crate::data::coverage;
@@ -134,20 +135,19 @@ impl CheckArgs {
         }
         let Some(config) = config else { return Ok(Vec::new()) };
         let (data, sft) = (&config.data, config.stages.contains(&Stage::Sft));
-        match (&data.train, &data.valid) {
-            (Some(train), Some(valid)) => {
-                let named = |path: &Path, key| rows(path).map_err(|error| error.of_key(key));
-                Ok(vec![
-                    (named(train, "data.train")?, sft || self.sft),
-                    (named(valid, "data.valid")?, self.sft),
-                ])
-            }
-            _ => {
-                let fix = "Name a file before --config";
-                let place = self.config.as_deref().unwrap_or_default();
-                Err(Error::input(place, "trains on synthetic logs: there is no file to check", fix).into())
-            }
+        if data.synthetic.is_some() {
+            let fix = "Name a file before --config";
+            let place = self.config.as_deref().unwrap_or_default();
+            return Err(
+                Error::input(place, "trains on synthetic logs: there is no file to check", fix).into()
+            );
         }
+        let named = |file: DataFile, sft| match rows(file.path) {
+            Ok(path) => Ok((path, sft)),
+            Err(error) => Err(error.of_key(&file.key).into()),
+        };
+        let trained = data.train_files().into_iter().map(|file| named(file, sft || self.sft));
+        trained.chain(data.held_out_files().into_iter().map(|file| named(file, self.sft))).collect()
     }
 }
 
@@ -189,10 +189,14 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
         }
         write_report(&report, &task, &limits, out)?;
         counts.push(report.labels);
-        // The second of a config's two is not learned from.
-        let said = match counts.as_slice() {
-            [trained, valid] => coverage::remarks("data.train", trained, Some(valid)),
-            [rows] if files.len() == 1 => coverage::remarks("the file", rows, None),
+        // The last of a config's are not learned from.
+        let said = match (counts.as_slice(), config.as_ref()) {
+            ([rows], _) if files.len() == 1 => coverage::remarks("the file", rows, None),
+            (all, Some(config)) if all.len() == files.len() => {
+                let (trained, valid) = all.split_at(config.data.train_files().len());
+                let what = if config.data.mix.is_empty() { "data.train" } else { "data.mix" };
+                coverage::remarks(what, &coverage::sum(trained), Some(&coverage::sum(valid)))
+            }
             _ => Vec::new(),
         };
         for text in said {

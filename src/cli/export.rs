@@ -215,9 +215,12 @@ impl Args {
         let (task, encoder) = (Task::load(&of_run.task)?, PromptEncoder::load(&companions.encoder_files())?);
         let rows = held_out(&of_run, &task, &encoder, &mut |_, _| ())?.rows;
         let tokens = of_run.eval.max_completion_tokens;
-        let what = match &of_run.data.valid {
-            Some(path) => path.display().to_string(),
-            None => "the run's synthetic validation logs".into(),
+        let files = of_run.data.held_out_files();
+        let what = match files.is_empty() {
+            true => "the run's synthetic validation logs".into(),
+            false => {
+                files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(" and ")
+            }
         };
         let probe = Probe::of_rows(task, encoder, &rows, self.probe_rows, tokens, &what);
         let (room, needed) = (config.max_position_embeddings, probe.positions());

@@ -59,27 +59,8 @@ impl Given<'_> {
 
     /// What to say of rows that a threshold is fitted on and the run was trained on.
     pub fn trained_on(self, task: &Task, data: &Path) -> Option<String> {
-        let train = self.config().ok().flatten()?.data.train?;
-        let leaks = match overlap::leaks(task, data, &train, NEAR) {
-            Ok(leaks) => leaks,
-            Err(error) => {
-                return Some(format!(
-                    "whether rows of {} were trained on is not known: {error}",
-                    data.display()
-                ));
-            }
-        };
-        let exact = leaks.iter().filter(|leak| leak.similarity == 1.0).count();
-        let first = leaks.first()?;
-        Some(format!(
-            "{} rows of {} are training rows of the run too ({}), {exact} of them word for word, the first in line {}: a \
-             model is surer of those than of new ones, which will be flagged more often than this rate says. Fit it on rows \
-             that nothing was trained on",
-            leaks.len(),
-            data.display(),
-            train.display(),
-            first.line
-        ))
+        let of_run = self.config().ok().flatten()?;
+        of_run.data.train_files().iter().find_map(|train| leaked(task, data, train.path))
     }
 
     /// Config of the run that the adapter, or else the model, is of.
@@ -91,4 +72,24 @@ impl Given<'_> {
         let run = folder.and_then(|folder| run_of(&folder));
         run.map(|run| Config::load(&run.join(RUN_CONFIG).to_string_lossy(), &[])).transpose()
     }
+}
+
+fn leaked(task: &Task, data: &Path, train: &Path) -> Option<String> {
+    let leaks = match overlap::leaks(task, data, train, NEAR) {
+        Ok(leaks) => leaks,
+        Err(error) => {
+            return Some(format!("whether rows of {} were trained on is not known: {error}", data.display()));
+        }
+    };
+    let exact = leaks.iter().filter(|leak| leak.similarity == 1.0).count();
+    let first = leaks.first()?;
+    Some(format!(
+        "{} rows of {} are training rows of the run too ({}), {exact} of them word for word, the first in line {}: a \
+             model is surer of those than of new ones, which will be flagged more often than this rate says. Fit it on rows \
+             that nothing was trained on",
+        leaks.len(),
+        data.display(),
+        train.display(),
+        first.line
+    ))
 }

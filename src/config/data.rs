@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::mix::{self, DataFile, MixSource, ValidFile};
 use crate::error::{Error, Result};
 
 /// `[data]`: what is trained and evaluated on.
@@ -15,6 +16,15 @@ pub struct DataConfig {
     /// Rows to evaluate on, likewise. Choose settings here, never on the test set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid: Option<PathBuf>,
+    /// Several sources to train on, in the place of `train`: `[[data.mix]]` with `path`, `weight` (default 1) and `name` (default: from the
+    /// path) each. A source's share of the rows that steps see is that of its weight; a small one is repeated, and an epoch is as many rows
+    /// as all have together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<MixSource>,
+    /// Several files to evaluate on, in the place of `valid`: `[[data.valid_files]]` with `path` and `name` each. They are scored together,
+    /// and each by itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub valid_files: Vec<ValidFile>,
     /// Logs made from the seed instead of files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<SyntheticConfig>,
@@ -24,10 +34,10 @@ pub struct DataConfig {
     /// Longer SFT answers are dropped and counted. Tokens, end token included.
     #[schemars(range(max = 1 << 20))]
     pub max_target_tokens: usize,
-    /// Rows of `train` to use at most, from the top; 0 uses all.
+    /// Rows of `train`, or of each source of `mix`, to use at most, from the top; 0 uses all.
     #[schemars(range(max = 1_000_000_000))]
     pub max_train_rows: usize,
-    /// Rows of `valid` to use at most, from the top; 0 uses all.
+    /// Rows of `valid`, or of each of `valid_files`, to use at most, from the top; 0 uses all.
     #[schemars(range(max = 1_000_000_000))]
     pub max_valid_rows: usize,
 }
@@ -55,6 +65,8 @@ impl Default for DataConfig {
         Self {
             train: None,
             valid: None,
+            mix: Vec::new(),
+            valid_files: Vec::new(),
             synthetic: None,
             max_prompt_tokens: 3072,
             max_target_tokens: 512,
@@ -65,9 +77,46 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// What is trained on: `train`, or the sources of `mix` in their order. None of synthetic logs.
+    pub fn train_files(&self) -> Vec<DataFile<'_>> {
+        match &self.train {
+            Some(path) => vec![DataFile { key: "data.train".into(), path, source: None }],
+            None => mix::sources(&self.mix),
+        }
+    }
+
+    /// What is evaluated on, likewise.
+    pub fn held_out_files(&self) -> Vec<DataFile<'_>> {
+        match &self.valid {
+            Some(path) => vec![DataFile { key: "data.valid".into(), path, source: None }],
+            None => mix::valid_files(&self.valid_files),
+        }
+    }
+
+    /// The paths of both with their keys, for what finds files by them.
+    pub fn paths_mut(&mut self) -> Vec<(String, &mut PathBuf)> {
+        let key = |list: &str, at: usize| format!("data.{list}[{at}].path");
+        let single = [("data.train", &mut self.train), ("data.valid", &mut self.valid)];
+        let single = single.into_iter().filter_map(|(key, path)| Some((key.to_string(), path.as_mut()?)));
+        let mix = self.mix.iter_mut().enumerate().map(|(i, of)| (key("mix", i), &mut of.path));
+        let valid = self.valid_files.iter_mut().enumerate();
+        single.chain(mix).chain(valid.map(|(i, of)| (key("valid_files", i), &mut of.path))).collect()
+    }
+
     pub fn validate(&self) -> Result<()> {
-        match (&self.synthetic, &self.train, &self.valid) {
-            (Some(_), None, None) | (None, Some(_), Some(_)) => {}
+        for (one, many, both) in [
+            ("data.train", "data.mix", self.train.is_some() && !self.mix.is_empty()),
+            ("data.valid", "data.valid_files", self.valid.is_some() && !self.valid_files.is_empty()),
+        ] {
+            if both {
+                let problem = format!("is given together with {many}, and only one can count");
+                return Err(Error::input(one, problem, "Keep one of them"));
+            }
+        }
+        mix::validate(&self.mix, &self.valid_files)?;
+        let (trains, evaluates) = (!self.train_files().is_empty(), !self.held_out_files().is_empty());
+        match (&self.synthetic, trains, evaluates) {
+            (Some(_), false, false) | (None, true, true) => {}
             (Some(_), ..) => {
                 return Err(Error::input(
                     "data",
@@ -75,8 +124,8 @@ impl DataConfig {
                     "Keep data.train and data.valid, or [data.synthetic]",
                 ));
             }
-            (None, train, _) => {
-                let missing = if train.is_none() { "data.train" } else { "data.valid" };
+            (None, ..) => {
+                let missing = if trains { "data.valid" } else { "data.train" };
                 return Err(Error::input(
                     missing,
                     "is not set",

@@ -12,14 +12,16 @@ use crate::error::{Error, Result};
 type Side = &'static [&'static str];
 
 /// Two ways of one decision: only one can count. A number of 0 is not given.
-const CHOICES: [(Side, Side); 7] = [
+const CHOICES: [(Side, Side); 9] = [
     (&["sft.steps"], &["sft.epochs"]),
     (&["grpo.steps"], &["grpo.epochs"]),
     (&["sft.optim.warmup_steps"], &["sft.optim.warmup_ratio"]),
     (&["grpo.optim.warmup_steps"], &["grpo.optim.warmup_ratio"]),
     (&["enumerate.optim.warmup_steps"], &["enumerate.optim.warmup_ratio"]),
     (&["model.path"], &["model.random"]),
-    (&["data.train", "data.valid"], &["data.synthetic"]),
+    (&["data.train"], &["data.mix"]),
+    (&["data.valid"], &["data.valid_files"]),
+    (&["data.train", "data.valid", "data.mix", "data.valid_files"], &["data.synthetic"]),
 ];
 
 /// A side that was given: one key of it, with its value and where it is from.
@@ -74,7 +76,12 @@ pub(super) fn settle_as_before(table: &mut Table) {
 
 /// The key of a side that was given last.
 fn given(layers: &Layers, side: Side) -> Option<Given> {
-    let off = |value: &Value| value.as_integer() == Some(0) || value.as_float() == Some(0.0);
+    let off = |value: &Value| match value {
+        Value::Integer(0) => true,
+        Value::Float(number) => *number == 0.0,
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    };
     let all = leaves(&layers.table).into_iter();
     let of_side = all.filter(|(key, value)| side.iter().any(|k| is_under(key, k)) && !off(value));
     // Of several the first.

@@ -11,6 +11,7 @@ mod layers;
 mod load;
 pub mod lora;
 pub mod loss;
+pub mod mix;
 pub mod model;
 pub mod optim;
 pub mod pack;
@@ -367,6 +368,28 @@ impl Config {
         self.stages.iter().map(of)
     }
 
+    /// The weights of `data.mix` say which rows a step sees: nothing else can.
+    fn validate_mix(&self) -> Result<()> {
+        let runs = |stage| self.stages.contains(&stage) && !self.data.mix.is_empty();
+        let balances = |balance| balance != stages::Balance::None;
+        let orders = [
+            ("grpo.balance", "label_sign", runs(Stage::Grpo) && balances(self.grpo.balance)),
+            (
+                "grpo.order",
+                "difficulty",
+                runs(Stage::Grpo) && self.grpo.order == stages::PromptOrder::Difficulty,
+            ),
+            ("enumerate.balance", "label_sign", runs(Stage::Enumerate) && balances(self.enumerate.balance)),
+        ];
+        match orders.into_iter().find(|(.., both)| *both) {
+            Some((key, got, _)) => {
+                let why = "the weights of data.mix order the rows already; a file a label sign can have a weight each";
+                Err(Error::config(key, got, "left out beside data.mix", why))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub fn validate(&self) -> Result<()> {
         if self.stages.is_empty() {
             let why = "a run without a stage trains nothing; use `rlvr eval` to evaluate only";
@@ -387,6 +410,7 @@ impl Config {
         if self.stages.contains(&Stage::Enumerate) {
             self.enumerate.validate()?;
         }
+        self.validate_mix()?;
         if let Some(lora) = &self.lora {
             lora.validate(&self.stages)?;
             let why = "an adapter is f32, whatever the weights beside it are";

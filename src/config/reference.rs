@@ -10,8 +10,8 @@ comments in `src/config/`, not this page.
 `rlvr train CONFIG --dry-run` prints every key with the value that it has in that config, and where the value is from. A
 file may start from a shipped config with `preset = \"demo\"`. Defaults lie below presets, presets below the file, the file
 below `--set section.key=value`. Of two keys that say one thing in two ways (`sft.steps` and `sft.epochs`, `warmup_steps`
-and `warmup_ratio`, `model.path` and `[model.random]`, `data.train` with `data.valid` and `[data.synthetic]`) the one that
-is given on top counts, and `rlvr train` says so; given side by side they are refused.
+and `warmup_ratio`, `model.path` and `[model.random]`, `data.train` and `[[data.mix]]`, `data.valid` and `[[data.valid_files]]`,
+files and `[data.synthetic]`) the one that is given on top counts, and `rlvr train` says so; given side by side they are refused.
 
 An empty default is a key that is absent unless it is given. `rlvr schema config` prints the same as a JSON schema; files
 whose first line names [schema/config.schema.json](schema/config.schema.json) are completed by editors.

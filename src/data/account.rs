@@ -1,6 +1,7 @@
 //! What becomes of a file's rows: kept or dropped, by reason and label, and which budget would keep nearly all.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 use super::limits::{Limits, TooLong};
 use crate::task::{LabelId, Task};
@@ -34,6 +35,25 @@ const MUCH: f64 = 0.1;
 const NEARLY_ALL: usize = 95;
 /// Labels that a line names.
 const NAMED: usize = 12;
+
+impl AddAssign for Account {
+    /// Of another file's rows.
+    fn add_assign(&mut self, other: Self) {
+        let Self { labels, prompt_tokens, target_tokens, control, hollow, unasked, half_characters } = other;
+        for (label, fate) in labels {
+            let own = self.labels.entry(label).or_default();
+            own.kept += fate.kept;
+            own.long_prompt += fate.long_prompt;
+            own.long_target += fate.long_target;
+        }
+        self.prompt_tokens.extend(prompt_tokens);
+        self.target_tokens.extend(target_tokens);
+        self.control += control;
+        self.hollow += hollow;
+        self.unasked += unasked;
+        self.half_characters += half_characters;
+    }
+}
 
 impl Account {
     /// `prompt`: none where it is too long by its bytes. `target`: the longest answer, where the row has one.

@@ -12,6 +12,15 @@ pub fn count(task: &Task, golds: impl Iterator<Item = LabelId>) -> Vec<(String, 
     counts
 }
 
+/// Rows of each label over several counts.
+pub fn sum(counts: &[Vec<(String, usize)>]) -> Vec<(String, usize)> {
+    let mut all = counts.first().cloned().unwrap_or_default();
+    for other in counts.iter().skip(1) {
+        all.iter_mut().zip(other).for_each(|((_, rows), (_, more))| *rows += more);
+    }
+    all
+}
+
 /// What to say of rows to learn from, `what`, by their labels; `held_out`: of those they are evaluated on.
 pub fn remarks(what: &str, counts: &[(String, usize)], held_out: Option<&[(String, usize)]>) -> Vec<String> {
     let absent: Vec<usize> = (0..counts.len()).filter(|label| counts[*label].1 == 0).collect();

@@ -21,19 +21,21 @@ pub fn limits(config: &Config, max_rows: usize, targets: Targets) -> Limits {
     }
 }
 
-/// Rows of `data.valid`, or the synthetic ones in their place.
+/// Rows of `data.valid` or `data.valid_files`, or the synthetic ones in their place.
 ///
 /// # Errors
 /// As [`Source::load`]; the config has no data.
 pub fn held_out(config: &Config, task: &Task, encoder: &PromptEncoder, watch: Watch) -> Result<Dataset> {
     let data = &config.data;
     let source = |max_rows| Source { task, encoder, limits: limits(config, max_rows, Targets::Ignored) };
-    match (&data.synthetic, &data.valid) {
-        (Some(made), _) => {
+    match &data.synthetic {
+        Some(made) => {
             let spec = Spec::new(config.seed, Split::Test, made.valid_rows);
             source(0).encode(Path::new("synthetic logs"), &synthetic::rows(&spec))
         }
-        (None, Some(valid)) => source(data.max_valid_rows).load_watched(valid, watch),
-        (None, None) => data.validate().and(Err(Error::Compute("no data".into()))),
+        None if data.held_out_files().is_empty() => {
+            data.validate().and(Err(Error::Compute("no data".into())))
+        }
+        None => source(data.max_valid_rows).load_all(&data.held_out_files(), watch),
     }
 }

@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::limits::{Limits, Targets, TooLong};
-use super::lines::{CHUNK, Line, Lines, Place};
+use super::lines::{self, CHUNK, Line, Lines, Place};
 use super::told::Told;
+use crate::config::mix::DataFile;
 use crate::error::{Error, Result};
 use crate::stop;
 use crate::task::{Answer, Evidence, LabelId, Task, Verdict};
@@ -23,8 +24,10 @@ pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
 /// One row, ready for a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedRow {
-    /// 1-based line of the file, counted on through those of a source.
+    /// 1-based line of the file, counted on through those of a data set, and through those that a config trains or evaluates on.
     pub line: usize,
+    /// Which of several files of a config it is of.
+    pub source: Option<Arc<str>>,
     /// Empty where its text has more bytes than the budget's tokens can stand for: it is too long, and not tokenised.
     pub prompt: Prompt,
     pub gold: LabelId,
@@ -99,6 +102,30 @@ impl Source<'_> {
         };
         let parse = |line: &Line| Ok((line.number, line.place.clone(), line.parse()?));
         self.collect(path, next, parse, Line::has_half_characters)
+    }
+
+    /// Rows of several files one after the other, each with the name of its own; `watch` hears of file after file.
+    ///
+    /// # Errors
+    /// As [`Self::load`], of any of them.
+    pub fn load_all(&self, files: &[DataFile], watch: Watch) -> Result<Dataset> {
+        let mut all = Dataset { rows: Vec::new(), dropped: Vec::new(), account: Account::default() };
+        let mut before = 0;
+        for file in files {
+            let mut dataset = self.load_watched(file.path, watch)?;
+            let source: Option<Arc<str>> = file.source.as_deref().map(Arc::from);
+            for row in &mut dataset.rows {
+                row.line += before;
+                row.source.clone_from(&source);
+            }
+            if files.len() > 1 {
+                before += lines::last_number(file.path)?;
+            }
+            all.rows.append(&mut dataset.rows);
+            all.account += dataset.account;
+        }
+        all.dropped = all.account.reasons(&self.limits);
+        Ok(all)
     }
 
     /// As [`Self::load`], for rows that are already in memory. `name` is what errors call them; rows count
@@ -197,6 +224,7 @@ impl Source<'_> {
         })?;
         let mut row = EncodedRow {
             line: sample.line,
+            source: None,
             prompt: Prompt::default(),
             gold,
             target: None,

@@ -1,5 +1,9 @@
 //! Which rows a step sees: a pure function of its arguments, so the cursor of a run is its step.
 
+mod mixed;
+
+pub use mixed::{Mixed, Share};
+
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 
@@ -55,12 +59,18 @@ pub struct Order {
 enum Rows {
     All(usize),
     Balanced { negative: Vec<usize>, positive: Vec<usize> },
+    Mixed(Mixed),
 }
 
 impl Order {
     /// Every row once an epoch, as [`indices`].
     pub fn shuffled(len: usize, seed: u64, stage: u32) -> Self {
         Self { seed, stage, rows: Rows::All(len) }
+    }
+
+    /// Rows of several sources, each as often as its weight says; see [`Mixed`].
+    pub fn mixed(shares: &[Share], seed: u64, stage: u32) -> Self {
+        Self { seed, stage, rows: Rows::Mixed(Mixed::new(shares)) }
     }
 
     /// Half of each step's rows negative, half positive, whatever their share in the data: the scarcer side
@@ -96,11 +106,15 @@ impl Order {
         Self { stage: self.stage + STAGES * round, ..self.clone() }.indices(step, batch)
     }
 
-    /// Rows of step `step` of `batch` rows each, counted from 0. Balanced, negative and positive rows take
+    /// Rows of step `step` of `batch` rows each, counted from 0. Mixed, see [`Mixed`]. Balanced, negative and positive rows take
     /// turns, and an odd batch gives its extra row to each side in turn.
     pub fn indices(&self, step: u64, batch: usize) -> Vec<usize> {
         let (negative, positive) = match &self.rows {
             Rows::All(len) => return indices(step, batch, *len, self.seed, self.stage),
+            Rows::Mixed(mixed) => {
+                let first = step * batch as u64;
+                return mixed.rows(first..first + batch as u64, self.seed, self.stage);
+            }
             Rows::Balanced { negative, positive } => (negative, positive),
         };
         let side = |rows: &[usize], pool: Pool, positions| -> Vec<usize> {

@@ -69,6 +69,7 @@ impl<'a> Unlabelled<'a> {
         let answers = answers.collect::<Result<Vec<_>>>()?;
         Ok(EncodedRow {
             line: read.number,
+            source: None,
             prompt,
             gold: LabelId::NEGATIVE,
             target: None,

@@ -14,6 +14,7 @@ mod summary;
 mod table;
 pub mod threshold;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
@@ -210,7 +211,7 @@ impl Evaluator<'_> {
                         sample,
                         gold: row.gold,
                         verdict: judged.verdict,
-                        group: None,
+                        group: row.source.as_ref().map(|source| source.to_string()),
                         attack_succeeded: row.attack_succeeded,
                     });
                     samples.push(judged.record(self.task, row));
@@ -223,10 +224,20 @@ impl Evaluator<'_> {
             tokens += rows.iter().map(|row| self.tokens(row)).sum::<usize>();
         }
         sinks.emit(&Event::work(what, "rows", done, done, start));
-        let report = Summary::new(self.task, &judgements).report;
+        let Summary { report, groups, .. } = Summary::new(self.task, &judgements);
         let stage = at.stage.to_string();
-        let metrics: Metrics = report.metrics().into_iter().collect();
-        let json = serde_json::to_value(&report).unwrap_or_default();
+        let mut metrics: Metrics = report.metrics().into_iter().collect();
+        metrics.extend(groups.iter().flat_map(|group| {
+            group.scores().map(|(name, score)| (format!("source/{}/{name}", group.value), score))
+        }));
+        let mut json = serde_json::to_value(&report).unwrap_or_default();
+        if !groups.is_empty() {
+            let scores = |group: &Group| {
+                let scores: BTreeMap<_, _> = group.scores().collect();
+                (group.value.clone(), serde_json::json!(scores))
+            };
+            json["sources"] = groups.iter().map(scores).collect::<serde_json::Map<_, _>>().into();
+        }
         let kind = SampleKind::Evaluation;
         sinks.emit(&Event::Samples { kind, stage: stage.clone(), step: at.step, samples });
         sinks.emit(&Event::Evaluation { stage, step: at.step, metrics, report: json });

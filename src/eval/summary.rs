@@ -90,6 +90,22 @@ pub struct Group {
     pub report: EvalReport,
 }
 
+impl Group {
+    /// The scores that tell files apart.
+    pub fn scores(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let report = &self.report;
+        let scores = [
+            ("accuracy_strict", report.strict.accuracy),
+            ("exact_label_accuracy", report.exact_label_accuracy),
+            ("recall", report.strict.recall),
+            ("false_positive_rate", report.strict.false_positive_rate),
+            ("macro_f1", report.macro_f1),
+            ("malformed_rate", report.malformed_rate),
+        ];
+        scores.into_iter().filter_map(|(name, score)| Some((name, score?)))
+    }
+}
+
 impl Summary {
     pub fn new(task: &Task, answers: &[Judgement]) -> Self {
         let by_prompt: Vec<&[Judgement]> = answers.chunk_by(|a, b| a.prompt == b.prompt).collect();

@@ -10,6 +10,7 @@ use super::histograms::histograms;
 use super::page_data::page_data;
 use super::rewards::rewards;
 use super::run::{Evaluation, Run};
+use super::sources;
 use super::svg::{escape, short};
 use super::tables::{self, Table};
 use crate::error::{Error, Result};
@@ -41,7 +42,12 @@ pub fn html(runs: &[Run]) -> Result<String> {
         |run: &Run| run.answers.notes.iter().map(|note| format!("{}: {note}", run.name)).collect::<Vec<_>>();
     cuts.extend(runs.iter().flat_map(of_run));
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    let stages = charts::steps(runs).into_iter().map(|(name, figures)| context! { name, figures });
+    let stages = charts::steps(runs).into_iter().map(|(name, mut figures)| {
+        figures.extend(sources::steps(runs, &name));
+        context! { name, figures }
+    });
+    let evaluations: Vec<_> =
+        charts::evaluations(runs).into_iter().chain(sources::evaluations(runs)).collect();
     let page = context! {
         title => names.join(", "),
         style => STYLE,
@@ -49,7 +55,7 @@ pub fn html(runs: &[Run]) -> Result<String> {
         results => tables::results(runs),
         warnings => tables::warnings(runs),
         rewards => rewards(runs),
-        evaluations => charts::evaluations(runs),
+        evaluations,
         stages => stages.collect::<Vec<_>>(),
         thresholds => tables::thresholds(runs),
         threshold_curves => charts::thresholds(runs),

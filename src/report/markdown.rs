@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::rewards::rewards;
 use super::run::Run;
+use super::sources;
 use super::svg::short;
 use super::tables::{self, Table};
 
@@ -69,8 +70,8 @@ fn curves(runs: &[Run]) -> Table {
     let mut rows = Vec::new();
     for run in runs {
         for stage in run.stages() {
-            for metric in metrics {
-                let curve = run.curve(stage, metric);
+            for metric in metrics.into_iter().map(String::from).chain(sources::metrics(run)) {
+                let curve = run.curve(stage, &metric);
                 let Some(last) = super::svg::smooth(&curve).last().copied() else { continue };
                 let values = || curve.iter().map(|point| point.1);
                 let ends = [
@@ -79,7 +80,7 @@ fn curves(runs: &[Run]) -> Table {
                     values().fold(f64::NEG_INFINITY, f64::max),
                     last.1,
                 ];
-                let name = [run.name.clone(), stage.to_string(), metric.to_string(), curve.len().to_string()];
+                let name = [run.name.clone(), stage.to_string(), metric, curve.len().to_string()];
                 rows.push(name.into_iter().chain(ends.map(short)).collect());
             }
         }

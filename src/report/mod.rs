@@ -8,6 +8,7 @@ mod markdown;
 mod page_data;
 mod rewards;
 mod run;
+mod sources;
 mod svg;
 mod tables;
 

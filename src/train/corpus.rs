@@ -11,7 +11,8 @@ use crate::task::Task;
 /// Rows of a file that are read at most.
 const MOST_ROWS: usize = 10_000;
 
-/// Texts, and phrases that become one token each: of the synthetic logs, or of the first rows of `data.train`.
+/// Texts, and phrases that become one token each: of the synthetic logs, or of the first rows of `data.train` or of each source of
+/// `data.mix`.
 pub fn of(config: &Config, task: &Task) -> Result<(Vec<String>, Vec<&'static str>)> {
     if let Some(data) = &config.data.synthetic {
         let spec =
@@ -23,10 +24,12 @@ pub fn of(config: &Config, task: &Task) -> Result<(Vec<String>, Vec<&'static str
         });
         return Ok((texts.collect(), synthetic::phrases()));
     }
-    match &config.data.train {
-        Some(path) => Ok((of_file(path, task)?, Vec::new())),
-        None => config.data.validate().and(Err(Error::Compute("no data".into()))),
+    let files = config.data.train_files();
+    if files.is_empty() {
+        return config.data.validate().and(Err(Error::Compute("no data".into())));
     }
+    let texts = files.iter().map(|file| of_file(file.path, task)).collect::<Result<Vec<_>>>()?;
+    Ok((texts.concat(), Vec::new()))
 }
 
 /// Texts of the first rows of a file.

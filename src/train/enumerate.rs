@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::by_source::BySource;
 use super::learner::{Learner, mean};
 use super::objective::{At, Objective, Surroundings};
 use super::reference::{self, Reference};
@@ -35,12 +36,8 @@ impl<'a> Enumerate<'a> {
             0.0 => None,
             _ => Some(Reference::open(around, policy, config.reference_sync_steps, sinks)?),
         };
-        let order = prompt_order(
-            &around.materials.rows.answers,
-            config.balance,
-            "enumerate.balance",
-            around.config.seed,
-        )?;
+        let rows = &around.materials.rows.answers;
+        let order = prompt_order(rows, around.config, config.balance, "enumerate.balance")?;
         Ok(Self { around, config, order, reference })
     }
 }
@@ -117,7 +114,7 @@ impl Expectation<'_> {
     /// `advantage_eps`. The rows were read with `Targets::Answers`.
     pub fn learn(&self, learner: &mut Learner, rows: &[&EncodedRow]) -> Result<Metrics> {
         let temperature = self.config.temperature;
-        let (mut sums, mut tokens) = (Sums::default(), 0);
+        let (mut sums, mut tokens, mut by_source) = (Sums::default(), 0, BySource::default());
         let sizes: Vec<usize> = rows.iter().map(|row| packed_tokens(row)).collect();
         let (owners, rank) = (learner.ranks().owners(&sizes), learner.ranks().rank());
         let mine = (0..rows.len()).filter(|i| owners[*i] == rank);
@@ -163,14 +160,19 @@ impl Expectation<'_> {
                         sums.entropy += expected.p[i] * entropies.unwrap_or(0.0) * length as f64;
                         sums.length += expected.p[i] * length as f64;
                     }
-                    sums.add(&expected, row, &set);
+                    let right = sums.add(&expected, row, &set);
+                    by_source.add(row.source.as_deref(), "reward", expected.reward, 1);
+                    by_source.add(row.source.as_deref(), "accuracy_strict", right, 1);
                 }
                 Ok(dlogps)
             })?;
         }
-        let all = learner.ranks().gather((sums, tokens))?;
-        let (sums, tokens) = all.into_iter().reduce(|(a, m), (b, n)| (a.and(&b), m + n)).unwrap_or_default();
-        Ok(sums.metrics(self, rows.len(), tokens))
+        let all = learner.ranks().gather((sums, tokens, by_source))?;
+        let whole = all.into_iter().reduce(|(a, m, x), (b, n, y)| (a.and(&b), m + n, x.and(y)));
+        let (sums, tokens, by_source) = whole.unwrap_or_default();
+        let mut metrics = sums.metrics(self, rows.len(), tokens);
+        metrics.extend(by_source.metrics());
+        Ok(metrics)
     }
 
     fn answer_set(&self, row: &EncodedRow) -> RewardedAnswers {
@@ -213,23 +215,27 @@ impl Sums {
         }
     }
 
-    fn add(&mut self, expected: &Expected, row: &EncodedRow, set: &RewardedAnswers) {
+    /// Returns the probability of a flag on a risky prompt, of the negative label on a benign one.
+    fn add(&mut self, expected: &Expected, row: &EncodedRow, set: &RewardedAnswers) -> f64 {
         let mass = |of: &dyn Fn(usize) -> bool| -> f64 {
             expected.p.iter().enumerate().filter(|(i, _)| of(*i)).map(|(_, p)| p).sum()
         };
         let flags = mass(&|i| !row.answers[i].label.is_negative());
+        let right =
+            if row.gold.is_negative() { mass(&|i| row.answers[i].label.is_negative()) } else { flags };
         if row.gold.is_negative() {
             self.false_alarms += flags;
-            self.passes += mass(&|i| row.answers[i].label.is_negative());
+            self.passes += right;
         } else {
             self.risky += 1.0;
-            self.hits += flags;
+            self.hits += right;
         }
         self.exact += mass(&|i| set.exact[i]);
         self.reward += expected.reward;
         self.squares += expected.std.powi(2) + expected.reward.powi(2);
         self.rest += expected.rest;
         self.kl += expected.kl;
+        right
     }
 
     /// Expectations under the policy at the sampling temperature, by the names that sampled GRPO's estimates have.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
+use crate::config::mix::DataFile;
 use crate::disk;
 use crate::error::Result;
 use crate::hub::data_files;
@@ -43,10 +44,10 @@ impl Inputs {
                 files.push((name.into(), path));
             }
         };
-        for (name, path) in [("data.train", &config.data.train), ("data.valid", &config.data.valid)] {
-            let Some(path) = path else { continue };
+        let data = config.data.train_files().into_iter().chain(config.data.held_out_files());
+        for DataFile { key: name, path, .. } in data {
             match data_files(path)?.as_slice() {
-                [single] => add(name, single.clone()),
+                [single] => add(&name, single.clone()),
                 // Of a data set of the hub.
                 several => {
                     for (at, file) in several.iter().enumerate() {

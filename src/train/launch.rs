@@ -69,17 +69,13 @@ pub fn fetch_parts(config: Config, parts: Parts, progress: &mut dyn Progress) ->
         pinned.extend(found.pinned);
         *path = Some(found.dir);
     }
-    for (key, path, record) in [
-        ("data.train", &mut config.data.train, &mut recorded.data.train),
-        ("data.valid", &mut config.data.valid, &mut recorded.data.valid),
-    ] {
-        let Some(named) = path else { continue };
-        let found = hub::pinned_data(named, progress).map_err(|error| error.of_key(key))?;
-        if found != *named {
+    for ((key, path), (_, record)) in config.data.paths_mut().into_iter().zip(recorded.data.paths_mut()) {
+        let found = hub::pinned_data(path, progress).map_err(|error| error.of_key(&key))?;
+        if found != *path {
             data.push(found.display().to_string());
         }
-        *record = Some(found.clone());
-        *path = Some(found);
+        record.clone_from(&found);
+        *path = found;
     }
     Ok(fetched)
 }
@@ -338,6 +334,12 @@ pub fn check_same(
             model.clone_from(then);
         }
     }
+    let mut then = recorded.data.clone();
+    for ((_, path), (_, then)) in given.data.paths_mut().into_iter().zip(then.paths_mut()) {
+        if is_pinned(path, then) {
+            path.clone_from(then);
+        }
+    }
     if (&given.model.path, &given.model.tokenizer) != (&recorded.model.path, &recorded.model.tokenizer) {
         given = fetch(given, progress)?.recorded;
     }
@@ -348,6 +350,18 @@ pub fn check_same(
     }
     let fix = "Give another run.name, or make the change in that file, which counts, and resume";
     Err(Error::input(run.config().display(), format!("is of another config: {}", changes.join("; ")), fix))
+}
+
+/// Whether `then` is the data set that `named` means, by a commit.
+fn is_pinned(named: &Path, then: &Path) -> bool {
+    let (named, then) = (named.to_string_lossy(), then.to_string_lossy());
+    let (repo, part) = match named.strip_prefix("hf:").map(|set| set.split_once(':').unwrap_or((set, ""))) {
+        Some(set) => set,
+        None => return false,
+    };
+    let pinned = then.strip_prefix("hf:").and_then(|then| then.strip_prefix(repo)?.strip_prefix('@'));
+    let pinned_part = pinned.and_then(|pinned| pinned.split_once(':')).map(|(_, part)| part);
+    pinned.is_some() && (part.is_empty() || pinned_part == Some(part))
 }
 
 /// `key was 1, is 2` of each that differs.

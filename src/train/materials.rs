@@ -140,7 +140,7 @@ impl Materials {
         }?;
         let whole = rows.data == config.data;
         let rows = Rows::load(rows, &task, &encoder, sinks)?;
-        if whole && config.data.train.is_some() {
+        if whole && config.data.synthetic.is_none() {
             rows.remarks(&task).into_iter().for_each(|text| sinks.warn(text));
         }
         if whole {
@@ -148,10 +148,10 @@ impl Materials {
         }
         // Asked before the first evaluation, not after the warm-up.
         if grpo {
-            prompt_order(&rows.grpo, config.grpo.balance, "grpo.balance", config.seed)?;
+            prompt_order(&rows.grpo, config, config.grpo.balance, "grpo.balance")?;
         }
         if enumerate {
-            prompt_order(&rows.answers, config.enumerate.balance, "enumerate.balance", config.seed)?;
+            prompt_order(&rows.answers, config, config.enumerate.balance, "enumerate.balance")?;
         }
         Ok((Self { task, encoder, rows, companions, lacks_copy: None }, start))
     }

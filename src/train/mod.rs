@@ -1,6 +1,7 @@
 //! Training: the loop over stages, what each does in a step, and what holds a run together.
 
 mod best;
+pub mod by_source;
 pub mod corpus;
 mod divergence;
 mod dump;

@@ -21,7 +21,7 @@ impl Prompts {
         let (config, rows) = (&around.config.grpo, &around.materials.rows.grpo);
         let by_difficulty = config.order == PromptOrder::Difficulty;
         Ok(Self {
-            order: prompt_order(rows, config.balance, "grpo.balance", around.config.seed)?,
+            order: prompt_order(rows, around.config, config.balance, "grpo.balance")?,
             difficulty: by_difficulty.then(|| difficulty.unwrap_or_else(|| Difficulty::new(rows.len()))),
             seed: around.config.seed,
             per_step: config.prompts_per_step,

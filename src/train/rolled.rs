@@ -1,10 +1,12 @@
 //! The judged groups of a step, as they come in round after round.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::by_source::BySource;
 use crate::algo::advantage::{AdvantageRule, ByGroup, RewardPart, Rewards, moments};
 use crate::algo::summary::RewardSummary;
 use crate::config::stages::{ScaleStd, TruncatedCompletions};
@@ -34,6 +36,9 @@ pub struct Rolled<'a> {
     /// The row of each group, an index into the stage's rows, and how its completions fared.
     tried: Vec<(usize, Successes)>,
     confusion: Confusion,
+    by_source: BySource,
+    /// Of the groups' rows, where they have several.
+    sources: Vec<Option<Arc<str>>>,
     timing: Timing,
     /// Whether this rank drew the group.
     mine: Vec<bool>,
@@ -99,6 +104,8 @@ impl<'a> Rolled<'a> {
             samples: Vec::new(),
             tried: Vec::new(),
             confusion: Confusion::new(task),
+            by_source: BySource::default(),
+            sources: Vec::new(),
             timing: Timing::default(),
             mine: Vec::new(),
             judged: Vec::new(),
@@ -172,9 +179,16 @@ impl<'a> Rolled<'a> {
             self.tried.push((*index, Successes { right, tried }));
             self.rewards.total.push(Vec::new());
             self.rewards.parts.iter_mut().for_each(|part| part.rewards.push(Vec::new()));
+            self.sources.push(row.source.clone());
             for mut judged in judged {
                 self.confusion.add(row.gold, judged.verdict);
                 judged.reward = self.reward(&judged, said.next().unwrap_or_default())?;
+                let right = matches!(
+                    judged.outcome,
+                    Outcome::ExactPositive | Outcome::WrongLabel | Outcome::ExactNegative
+                );
+                self.by_source.add(row.source.as_deref(), "reward", f64::from(judged.reward), 1);
+                self.by_source.add(row.source.as_deref(), "accuracy_strict", f64::from(u8::from(right)), 1);
                 self.samples.push(judged.record(self.task, row));
             }
         }
@@ -276,6 +290,12 @@ impl<'a> Rolled<'a> {
         metrics.extend(self.length_metrics());
         let report = self.confusion.report();
         metrics.extend(report.metrics().into_iter().filter(|(name, _)| name.matches('/').count() == 1));
+        metrics.extend(self.by_source.metrics());
+        let mut dead = BySource::default();
+        for (source, live) in self.sources.iter().zip(rule.live(&self.rewards)) {
+            dead.add(source.as_deref(), "frac_reward_zero_std", f64::from(u8::from(!live)), 1);
+        }
+        metrics.extend(dead.metrics());
         if let Some(missing) = resampled {
             metrics.insert("dynamic_sampling/rounds", f64::from(self.rounds.saturating_sub(1)));
             metrics.insert("dynamic_sampling/groups", self.groups.len() as f64);

@@ -212,6 +212,7 @@ mod tests {
     fn rows(prompt: usize, target: usize) -> Rows {
         let row = EncodedRow {
             line: 1,
+            source: None,
             prompt: Prompt { token_ids: vec![1; prompt] },
             gold: LabelId(0),
             target: Some(vec![1; target]),

@@ -1,17 +1,18 @@
 //! The rows of a run's stages and of its evaluation, as tokens.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use crate::config::data::DataConfig;
+use crate::config::mix::{DataFile, MixSource};
 use crate::config::stages::Balance;
 use crate::config::{Config, Stage};
 use crate::data::coverage;
 use crate::data::held_out::{held_out, limits};
 use crate::data::jsonl::{Dataset, EncodedRow, Source, Watch};
 use crate::data::limits::Targets;
-use crate::data::order::Order;
+use crate::data::order::{Mixed, Order, Share};
 use crate::data::synthetic::{self, Spec, Split};
 use crate::error::{Error, Result};
 use crate::eval::parts;
@@ -72,27 +73,33 @@ impl Rows {
                 valid_name: format!("the {SYNTHETIC_VALID}"),
             });
         }
-        let Some(train) = &data.train else {
+        let trained = data.train_files();
+        if trained.is_empty() {
             return data.validate().and(Err(Error::Compute("no data".into())));
-        };
+        }
         let valid = read("data.valid", data.max_valid_rows, Targets::Ignored, &|_, watch| {
             held_out(config, task, encoder, watch)
         })?;
+        let train = if data.mix.is_empty() { "data.train" } else { "data.mix" };
         let mut load = |what: &str, targets| {
-            read(what, data.max_train_rows, targets, &|source, watch| source.load_watched(train, watch))
+            read(what, data.max_train_rows, targets, &|source, watch| source.load_all(&trained, watch))
         };
-        let sft = if sft { load("data.train", Targets::Required)? } else { Vec::new() };
+        let sft = if sft { load(train, Targets::Required)? } else { Vec::new() };
         let grpo = match grpo {
             true if !sft.is_empty() => sft.clone(),
-            true => load("data.train", Targets::Ignored)?,
+            true => load(train, Targets::Ignored)?,
             false => Vec::new(),
         };
-        let answers =
-            if answers { load("data.train with all answers", Targets::Answers)? } else { Vec::new() };
+        let what = format!("{train} with all answers");
+        let answers = if answers { load(&what, Targets::Answers)? } else { Vec::new() };
         if let Some(text) = known(&valid, [&sft, &grpo, &answers], data) {
             sinks.emit(&Event::Warning { text });
         }
-        let valid_name = data.valid.as_ref().map_or(String::new(), |path| path.display().to_string());
+        let valid_name = names(&data.held_out_files(), " and ");
+        let rows = [&sft, &grpo, &answers].into_iter().find(|rows| !rows.is_empty());
+        if let Some(text) = rows.and_then(|rows| mixture(rows, &data.mix)) {
+            sinks.emit(&Event::Note { text });
+        }
         Ok(Self { sft, grpo, answers, valid, valid_name })
     }
 }
@@ -102,9 +109,11 @@ impl Rows {
     pub fn remarks(&self, task: &Task) -> Vec<String> {
         // Stages read the same file; one that keeps fewer rows has the same labels, or has said what it dropped.
         let trained = [&self.sft, &self.grpo, &self.answers].into_iter().find(|rows| !rows.is_empty());
+        let mixed = trained.is_some_and(|rows| rows.iter().any(|row| row.source.is_some()));
+        let what = if mixed { "data.mix" } else { "data.train" };
         let golds = |rows: &[EncodedRow]| coverage::count(task, rows.iter().map(|row| row.gold));
         let trained = trained.map_or(Vec::new(), |rows| golds(rows));
-        coverage::remarks("data.train", &trained, Some(&golds(&self.valid)))
+        coverage::remarks(what, &trained, Some(&golds(&self.valid)))
     }
 
     /// What to say of the rewards that the rows of GRPO or enumeration can earn.
@@ -126,27 +135,68 @@ fn known(valid: &[EncodedRow], trained: [&[EncodedRow]; 3], data: &DataConfig) -
         .filter(|row| trained.contains(row.prompt.token_ids.as_slice()))
         .map(|row| row.line)
         .collect();
-    let (first, name) = (known.first()?, |path: &Option<PathBuf>| {
-        path.as_ref().map_or(String::new(), |path| path.display().to_string())
-    });
-    let (train, valid_file) = (name(&data.train), name(&data.valid));
+    let first = known.first()?;
+    let against = format!(" --against {}", names(&data.train_files(), " --against "));
+    let check = names(&data.held_out_files(), &format!("{against}` and `rlvr data check "));
     Some(format!(
         "{} of {} validation rows are training rows too, the first in line {first}: scores on them measure memory. `rlvr data \
-         check {valid_file} --against {train}` names them and those that are nearly the same",
+         check {check}{against}` names them and those that are nearly the same",
         known.len(),
         valid.len(),
     ))
 }
 
-/// Tells the order of the prompts from that of SFT's rows. Sampled and enumerated steps of one seed see the same.
-const ORDER: u32 = 1;
+fn names(files: &[DataFile], between: &str) -> String {
+    files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>().join(between)
+}
 
-/// Rows in the order that `balance`, the config's `key`, says.
-pub fn prompt_order(rows: &[EncodedRow], balance: Balance, key: &str, seed: u64) -> Result<Order> {
+/// The sources of a mix; none of a single file's rows.
+fn shares(rows: &[EncodedRow], mix: &[MixSource]) -> Vec<Share> {
+    let mut first = 0;
+    let sources = rows.chunk_by(|a, b| a.source == b.source).map(|rows| {
+        first += rows.len();
+        first - rows.len()..first
+    });
+    // Every source has a row, or it was refused.
+    sources.zip(mix).map(|(rows, source)| Share { rows, weight: source.weight }).collect()
+}
+
+/// Says what the weights of a mix come to.
+fn mixture(rows: &[EncodedRow], mix: &[MixSource]) -> Option<String> {
+    let shares = shares(rows, mix);
+    let each = shares.iter().zip(Mixed::new(&shares).repeats()).map(|(of, (share, times))| {
+        let name = rows[of.rows.start].source.as_deref().unwrap_or_default();
+        format!(
+            "{name} {:.1}% of the rows drawn, its {} rows {times:.2} times an epoch",
+            100.0 * share,
+            of.rows.len()
+        )
+    });
+    (!shares.is_empty()).then(|| format!("data.mix: {}", each.collect::<Vec<_>>().join("; ")))
+}
+
+/// Tell the orders of the stages apart. Sampled and enumerated steps of one seed see the same prompts.
+const SFT: u32 = 0;
+const PROMPTS: u32 = 1;
+
+/// The order of SFT's rows.
+pub fn sft_order(rows: &[EncodedRow], config: &Config) -> Order {
+    order(rows, config, SFT)
+}
+
+fn order(rows: &[EncodedRow], config: &Config, stage: u32) -> Order {
+    match config.data.mix.as_slice() {
+        [] => Order::shuffled(rows.len(), config.seed, stage),
+        mix => Order::mixed(&shares(rows, mix), config.seed, stage),
+    }
+}
+
+/// Rows in the order that the weights of `data.mix` or `balance`, the config's `key`, say.
+pub fn prompt_order(rows: &[EncodedRow], config: &Config, balance: Balance, key: &str) -> Result<Order> {
     match balance {
-        Balance::None => Ok(Order::shuffled(rows.len(), seed, ORDER)),
+        Balance::None => Ok(order(rows, config, PROMPTS)),
         Balance::LabelSign => {
-            Order::balanced(rows.iter().map(|row| row.gold.is_negative()), key, seed, ORDER)
+            Order::balanced(rows.iter().map(|row| row.gold.is_negative()), key, config.seed, PROMPTS)
         }
     }
 }

@@ -1,7 +1,9 @@
 //! SFT: cross-entropy on the answers' tokens, averaged over all of a step's.
 
+use super::by_source::BySource;
 use super::learner::{Learner, mean};
 use super::objective::{At, Objective, Surroundings};
+use super::rows::sft_order;
 use crate::config::optim::OptimConfig;
 use crate::config::stages::SftConfig;
 use crate::data::jsonl::EncodedRow;
@@ -18,14 +20,11 @@ pub struct Sft<'a> {
     max_tokens_per_pack: usize,
 }
 
-/// Tells the data order of SFT from that of the stages after it.
-const ORDER: u32 = 0;
-
 impl<'a> Sft<'a> {
     pub fn new(around: Surroundings<'a>) -> Self {
         let Surroundings { config, materials, .. } = around;
         let rows = &materials.rows.sft;
-        let order = Order::shuffled(rows.len(), config.seed, ORDER);
+        let order = sft_order(rows, config);
         Self { config: &config.sft, rows, order, max_tokens_per_pack: config.pack.max_tokens_per_pack }
     }
 }
@@ -54,7 +53,7 @@ impl Objective for Sft<'_> {
     }
 }
 
-/// Adds the gradient of `-(1/n) sum log p(target)` over the rows' n target tokens. Metrics: loss, entropy,
+/// Adds the gradient of `-(1/n) sum log p(target)` over the rows' n target tokens. Metrics: loss, also by source, entropy,
 /// num_tokens.
 pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: usize) -> Result<Metrics> {
     let targets = rows
@@ -68,21 +67,38 @@ pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: u
     let (owners, rank) = (learner.ranks().owners(&sizes), learner.ranks().rank());
     let mine: Vec<usize> = (0..rows.len()).filter(|i| owners[*i] == rank).collect();
     let (mut loss, mut entropies, mut tokens) = (0.0, Vec::with_capacity(total), 0);
+    let mut by_source = BySource::default();
     for run in runs(mine.iter().map(|i| sizes[*i]), max_tokens_per_pack) {
         let mut batch = PackedBatch::default();
-        for &i in &mine[run] {
+        for &i in &mine[run.clone()] {
             batch.push_sequence(&rows[i].prompt.token_ids, targets[i]);
         }
         tokens += batch.tokens.len();
         learner.pass(&batch, 1.0, |now| {
             loss -= now.logprobs.iter().map(|l| f64::from(*l)).sum::<f64>() / total as f64;
             entropies.extend_from_slice(&now.entropies);
+            for (row, range) in mine[run].iter().map(|i| rows[*i]).zip(batch.target_ranges()) {
+                let count = range.len();
+                by_source.add(
+                    row.source.as_deref(),
+                    "loss",
+                    -now.logprobs[range].iter().map(|l| f64::from(*l)).sum::<f64>(),
+                    count,
+                );
+            }
             Ok(vec![-1.0 / total as f32; now.logprobs.len()])
         })?;
     }
-    let all = learner.ranks().gather((loss, entropies, tokens))?;
+    let all = learner.ranks().gather((loss, entropies, tokens, by_source))?;
     let loss: f64 = all.iter().map(|(loss, ..)| loss).sum();
-    let tokens: usize = all.iter().map(|(.., tokens)| tokens).sum();
-    let entropies: Vec<f32> = all.into_iter().flat_map(|(_, entropies, _)| entropies).collect();
-    Ok([("loss", loss), ("entropy", mean(&entropies)), ("num_tokens", tokens as f64)].into_iter().collect())
+    let tokens: usize = all.iter().map(|(_, _, tokens, _)| tokens).sum();
+    let (mut entropies, mut by_source) = (Vec::new(), BySource::default());
+    for (_, more, _, means) in all {
+        entropies.extend(more);
+        by_source = by_source.and(means);
+    }
+    let whole = [("loss", loss), ("entropy", mean(&entropies)), ("num_tokens", tokens as f64)];
+    let mut metrics: Metrics = whole.into_iter().collect();
+    metrics.extend(by_source.metrics());
+    Ok(metrics)
 }

@@ -46,6 +46,7 @@ fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
         |(i, ids): (usize, &Vec<u32>)| EncodedAnswer { label: LabelId(i as u16), token_ids: ids.clone() };
     EncodedRow {
         line: 1,
+        source: None,
         attack_succeeded: None,
         evidence: None,
         prompt: prompt.clone(),

@@ -49,6 +49,7 @@ mod lora;
 mod losses;
 mod mirror;
 mod missing_ids;
+mod mixing;
 mod mlflow;
 mod model_parity;
 #[cfg(target_os = "linux")]

@@ -12,6 +12,7 @@ use crate::bench::ops::Maker;
 use crate::bench::step::StepShape;
 use crate::bench::timing::{ceiling_size, ceilings};
 use crate::config::Config;
+use crate::config::mix::DataFile;
 use crate::data::raw;
 use crate::error::Error;
 use crate::model::config::ModelConfig;
@@ -40,10 +41,10 @@ pub struct Args {
     /// Tokens that an answer has on average, for times. Default: as many as it may have.
     #[arg(long, value_name = "N")]
     mean_answer_tokens: Option<usize>,
-    /// Rows of data.train, where it is not here.
+    /// Rows of data.train or of all of data.mix, where they are not here.
     #[arg(long, value_name = "N")]
     train_rows: Option<usize>,
-    /// Rows of data.valid, where it is not here.
+    /// Rows of data.valid or of all of data.valid_files, where they are not here.
     #[arg(long, value_name = "N")]
     valid_rows: Option<usize>,
 }
@@ -213,19 +214,20 @@ impl Asked<'_> {
             let (train, valid) = (Some(made.sft_rows), Some(made.valid_rows));
             return Ok(RowCounts { train, grpo: Some(made.grpo_rows), valid });
         }
-        let count = |given: Option<usize>, path: &Option<PathBuf>, most: usize| -> Result<_> {
-            let here = path.as_ref().filter(|path| path.is_file());
-            let found = match (given, here) {
-                (Some(rows), _) => Some(rows),
-                (None, Some(path)) => Some(raw::count(path)?),
-                (None, None) => None,
-            };
-            Ok(found.map(|rows| if most > 0 { rows.min(most) } else { rows }))
+        let least = |rows: usize, most: usize| if most > 0 { rows.min(most) } else { rows };
+        let count = |given: Option<usize>, files: Vec<DataFile>, most: usize| -> Result<_> {
+            if given.is_some() {
+                return Ok(given.map(|rows| least(rows, most * files.len().max(1))));
+            }
+            if files.is_empty() || !files.iter().all(|file| file.path.is_file()) {
+                return Ok(None);
+            }
+            files.iter().map(|file| Ok(least(raw::count(file.path)?, most))).sum::<Result<usize>>().map(Some)
         };
         Ok(RowCounts {
-            train: count(self.args.train_rows, &data.train, data.max_train_rows)?,
+            train: count(self.args.train_rows, data.train_files(), data.max_train_rows)?,
             grpo: None,
-            valid: count(self.args.valid_rows, &data.valid, data.max_valid_rows)?,
+            valid: count(self.args.valid_rows, data.held_out_files(), data.max_valid_rows)?,
         })
     }
 

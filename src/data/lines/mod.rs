@@ -7,7 +7,7 @@ mod list;
 
 use std::collections::VecDeque;
 use std::io::BufRead;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -148,16 +148,30 @@ pub fn row_at(path: &Path, line: usize) -> Result<(Place, Value)> {
     }
 }
 
+/// The number of the last row or line of a data file or of a data set's, as [`Line::number`] counts.
+///
+/// # Errors
+/// As [`Lines::open`].
+pub(super) fn last_number(path: &Path) -> Result<usize> {
+    let of = |file: PathBuf| counted(&file.into()).map(|(rows, header)| rows + header);
+    hub::data_files(path)?.into_iter().map(of).sum()
+}
+
 fn count_lines(file: &Arc<Path>) -> Result<usize> {
+    Ok(counted(file)?.0)
+}
+
+/// Rows, and lines of a header before them.
+fn counted(file: &Arc<Path>) -> Result<(usize, usize)> {
     let path: &Path = file;
     let mut opened = format::open(path)?;
     if opened.format == Format::Parquet {
-        return columnar::count(path);
+        return Ok((columnar::count(path)?, 0));
     }
     if opened.format == Format::JsonList {
         let mut list = List::new(file, opened.text);
         while list.next_line()?.is_some() {}
-        return Ok(list.number());
+        return Ok((list.number(), 0));
     }
     let (mut count, mut last) = (0, b'\n');
     loop {
@@ -169,7 +183,7 @@ fn count_lines(file: &Arc<Path>) -> Result<usize> {
         opened.text.consume(read);
     }
     let header = usize::from(matches!(opened.format, Format::Delimited(_)));
-    Ok((count + usize::from(last != b'\n')).saturating_sub(header))
+    Ok(((count + usize::from(last != b'\n')).saturating_sub(header), header))
 }
 
 /// Where rows come from, one after the other.
@@ -285,8 +299,6 @@ impl Source for JsonLines {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     #[test]
