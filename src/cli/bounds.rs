@@ -24,7 +24,7 @@ const SOME: Bound = Bound::Own(1.0, 1e6);
 const SHARE: Bound = Bound::Own(0.0, 1.0);
 
 /// By name; a flag means the same in every command.
-const BOUNDS: [(&str, Bound); 48] = [
+const BOUNDS: &[(&str, Bound)] = &[
     ("threads", Bound::Key("threads")),
     ("seed", Bound::Own(0.0, u64::MAX as f64)),
     ("max_prompt_tokens", TOKENS),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
-use half::vec::{HalfBitsVecExt, HalfFloatVecExt as _};
+use half::vec::HalfBitsVecExt;
 
 use super::share::part;
 use super::wire::Wire;
