@@ -59,14 +59,20 @@ fn bytes_of(tensor: &Tensor, range: Range<usize>, out: &mut Vec<u8>) -> Result<(
     Ok(())
 }
 
+fn numbers_of<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    let mut numbers = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+    bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(bytes);
+    numbers
+}
+
 fn bf16s(bytes: &[u8]) -> Vec<bf16> {
-    bytemuck::pod_collect_to_vec::<u8, u16>(bytes).reinterpret_into()
+    numbers_of::<u16>(bytes).reinterpret_into()
 }
 
 fn f32s(bytes: &[u8], dtype: DType) -> Vec<f32> {
     match dtype {
         DType::BF16 => bf16s(bytes).iter().map(|value| value.to_f32()).collect(),
-        _ => bytemuck::pod_collect_to_vec(bytes),
+        _ => numbers_of(bytes),
     }
 }
 

@@ -94,7 +94,12 @@ fn median(op: Op, engine: &dyn Engine, ranks: &Ranks, tensor: &Tensor, rounds: u
     Ok(all.get(all.len() / 2).copied().unwrap_or_default())
 }
 
-fn tell(args: &Args, (engine, size): (&str, usize), (op, mib): (Op, f64), (seconds, sent): (f64, f64)) -> Result<()> {
+fn tell(
+    args: &Args,
+    (engine, size): (&str, usize),
+    (op, mib): (Op, f64),
+    (seconds, sent): (f64, f64),
+) -> Result<()> {
     let rate = sent / seconds / 1e9;
     let mut out = std::io::stdout();
     match args.json {
