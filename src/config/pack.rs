@@ -15,6 +15,17 @@ pub enum ActivationMemory {
     Keep,
 }
 
+/// What each of several ranks holds of the gradients of all weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shard {
+    /// All of them, until they are summed after an update's last pack. Least is sent.
+    #[default]
+    Zero1,
+    /// Those of one block, and its share of all others: a block's are summed as soon as a pack's backward pass has them. Least memory.
+    Zero2,
+}
+
 /// `[pack]`: how work is cut into packed batches. Results do not depend on it, only speed and memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -32,6 +43,8 @@ pub struct PackConfig {
     /// for them; 0 switches it off. What is kept of a token: see `activations`. `"auto"`: on a GPU as many as fit its
     /// memory, on the CPU 8192.
     pub max_reused_tokens: TokenBudget,
+    /// Of several ranks: what each holds of the gradients. Its share of the optimiser's state is all that it has of that, either way.
+    pub shard: Shard,
 }
 
 /// A number of tokens, or `"auto"`.
@@ -113,6 +126,7 @@ impl Default for PackConfig {
             max_rollout_tokens: TokenBudget::Auto,
             activations: ActivationMemory::Auto,
             max_reused_tokens: TokenBudget::Auto,
+            shard: Shard::default(),
         }
     }
 }

@@ -363,6 +363,18 @@ impl Decoder {
         slopes: impl Into<Slopes<'s>>,
         gradients: &mut Gradients,
     ) -> Result<()> {
+        self.backward_by_block(forward, under, slopes, gradients, &mut |_, _| Ok(()))
+    }
+
+    /// [`Self::backward`]; `done` is told of each block, from the last to the first, once its gradients are whole.
+    pub fn backward_by_block<'s>(
+        &self,
+        forward: Forward,
+        under: impl Into<Distribution>,
+        slopes: impl Into<Slopes<'s>>,
+        gradients: &mut Gradients,
+        done: &mut dyn FnMut(usize, &mut Gradients) -> Result<()>,
+    ) -> Result<()> {
         let Forward { hidden, kept, rows } = forward;
         if kept.len() != self.blocks.len() {
             return Err(Error::Compute("backward needs a forward pass that kept inputs".into()));
@@ -397,6 +409,7 @@ impl Decoder {
                     }
                 },
             };
+            done(layer, gradients)?;
         }
         match gradients.at(self.embedding)? {
             Some(gradient) => embedding::scatter_add(gradient, &rows.tokens, &dx),

@@ -80,6 +80,14 @@ impl Gradients {
         Ok(())
     }
 
+    /// Takes the gradients of these weights out, each by its number among the trained ones: nothing was added to them from then on.
+    pub fn take(&mut self, trained: &[usize]) -> Result<Vec<Tensor>> {
+        let taken = trained.iter().map(|&at| self.tensors[at].take().map_or_else(|| self.zeros(at), Ok));
+        let taken = taken.collect();
+        trained.iter().for_each(|at| drop(self.joined.remove(at)));
+        taken
+    }
+
     /// Every gradient, in the order of `Decoder::trainable`; zeros made for the moment where nothing was added.
     pub fn tensors(&self) -> impl Iterator<Item = Result<Tensor>> {
         let tensors = self.tensors.iter().enumerate();

@@ -119,7 +119,9 @@ impl Expectation<'_> {
         let (owners, rank) = (learner.ranks().owners(&sizes), learner.ranks().rank());
         let mine = (0..rows.len()).filter(|i| owners[*i] == rank);
         let (sizes, mine): (Vec<usize>, Vec<&EncodedRow>) = mine.map(|i| (sizes[i], rows[i])).unzip();
-        for run in runs(sizes.iter().copied(), self.max_tokens_per_pack) {
+        let packs = runs(sizes.iter().copied(), self.max_tokens_per_pack);
+        let (own, most) = (packs.len(), learner.most_passes(packs.len())?);
+        for run in packs {
             let rows_of_pack = &mine[run];
             let batch = answers_batch(rows_of_pack, learner.decoder().max_positions())?;
             tokens += batch.tokens.len();
@@ -167,6 +169,7 @@ impl Expectation<'_> {
                 Ok(dlogps)
             })?;
         }
+        learner.end_passes(own, most)?;
         let all = learner.ranks().gather((sums, tokens, by_source))?;
         let whole = all.into_iter().reduce(|(a, m, x), (b, n, y)| (a.and(&b), m + n, x.and(y)));
         let (sums, tokens, by_source) = whole.unwrap_or_default();

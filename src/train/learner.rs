@@ -2,8 +2,10 @@
 
 use candle_core::Tensor;
 
+use super::summed::Summed;
 use crate::config::ActivationMemory;
 use crate::config::optim::{GradientsConfig, OptimConfig};
+use crate::config::pack::Shard;
 use crate::dist::{Engine, Ranks};
 use crate::error::{Error, Result};
 use crate::model::decoder::Decoder;
@@ -27,6 +29,8 @@ pub struct Learner {
     optim: OptimConfig,
     activations: ActivationMemory,
     ranks: Ranks,
+    /// `None`: gradients stay whole until they are summed.
+    summed: Option<Summed>,
 }
 
 /// Derivatives of a loss by every target's log-prob and entropy, the latter empty where it has none. Already divided
@@ -79,11 +83,18 @@ impl Learner {
             GradientsConfig::F32 => candle_core::DType::F32,
             GradientsConfig::Bf16 => candle_core::DType::BF16,
         });
-        Self { decoder, gradients, optimizer, optim: optim.clone(), activations, ranks }
+        Self { decoder, gradients, optimizer, optim: optim.clone(), activations, ranks, summed: None }
     }
 
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// What its rank holds of the gradients from now on; nothing changes for one that is alone.
+    pub fn sharded(mut self, shard: Shard) -> Self {
+        let sums = shard == Shard::Zero2 && !self.ranks.is_alone();
+        self.summed = sums.then(|| Summed::new(&self.decoder));
+        self
     }
 
     pub fn ranks(&self) -> &Ranks {
@@ -102,6 +113,7 @@ impl Learner {
     /// Takes [`Self::gradients`] back.
     pub fn clear(&mut self) {
         self.gradients.clear();
+        self.summed.iter_mut().for_each(Summed::clear);
     }
 
     /// The decoder alone: gradients and optimiser give their memory back.
@@ -138,7 +150,43 @@ impl Learner {
         let LossSlopes { dlogprobs, dentropies } = loss(&logprobs)?.into();
         let log_sums = &logprobs.log_sums;
         let slopes = Slopes { dlogprobs: &dlogprobs, dentropies: &dentropies, cut: None, log_sums };
-        self.decoder.backward(forward, under, slopes, &mut self.gradients)
+        let (Some(summed), Some(engine)) = (&mut self.summed, self.ranks.engine()) else {
+            return self.decoder.backward(forward, under, slopes, &mut self.gradients);
+        };
+        // All are there: from here to the pass's end nobody stops.
+        self.ranks.gather(())?;
+        let _whole = stop::hold();
+        let mut done = |layer, gradients: &mut Gradients| summed.add(engine, layer, gradients);
+        self.decoder.backward_by_block(forward, under, slopes, &mut self.gradients, &mut done)?;
+        summed.add_rest(engine, &mut self.gradients)
+    }
+
+    /// After this rank's `own` passes of an update: those in which only others have something to learn from.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn end_passes(&mut self, own: usize, most: usize) -> Result<()> {
+        let (Some(summed), Some(engine)) = (&mut self.summed, self.ranks.engine()) else { return Ok(()) };
+        for _ in own..most {
+            self.ranks.gather(())?;
+            let _whole = stop::hold();
+            for layer in (0..summed.layers()).rev() {
+                summed.add(engine, layer, &mut self.gradients)?;
+            }
+            summed.add_rest(engine, &mut self.gradients)?;
+        }
+        Ok(())
+    }
+
+    /// The most passes that any rank makes of an update, where all have to make as many.
+    ///
+    /// # Errors
+    /// As [`Ranks::gather`].
+    pub fn most_passes(&self, own: usize) -> Result<usize> {
+        match self.summed {
+            Some(_) => Ok(self.ranks.gather(own)?.into_iter().max().unwrap_or(own)),
+            None => Ok(own),
+        }
     }
 
     /// One update of the weights from all gradients since the last, which are zero again afterwards. Metrics:
@@ -166,16 +214,10 @@ impl Learner {
         // All are there. Whoever is asked to stop from here on stops after this step: no rank may lack at what follows.
         self.ranks.gather(())?;
         let _whole = stop::hold();
-        let mut parts = Vec::new();
-        let mut bucket = Vec::new();
-        for gradient in self.gradients.tensors() {
-            bucket.push(gradient?);
-            if is_full(&bucket) {
-                parts.extend(engine.reduce_scatter(&std::mem::take(&mut bucket))?);
-            }
-        }
-        parts.extend(engine.reduce_scatter(&bucket)?);
-        drop(bucket);
+        let parts = match &mut self.summed {
+            Some(summed) => summed.take(&self.decoder, self.ranks.share())?,
+            None => reduced(engine, &self.gradients)?,
+        };
         self.gradients.clear();
         let some: Vec<&Tensor> = parts.iter().filter(|part| part.elem_count() > 0).collect();
         let squares: f64 = self.ranks.gather(sum_squares(&some)?)?.into_iter().sum();
@@ -211,6 +253,19 @@ impl Learner {
         let name = named.into_iter().flatten().next().unwrap_or_else(|| "all weights together".into());
         Ok(AdamW::refusal(&name, self.optimizer.updates() + 1))
     }
+}
+
+/// This rank's part of the sum of every gradient.
+fn reduced(engine: &dyn Engine, gradients: &Gradients) -> Result<Vec<Tensor>> {
+    let (mut parts, mut bucket) = (Vec::new(), Vec::new());
+    for gradient in gradients.tensors() {
+        bucket.push(gradient?);
+        if is_full(&bucket) {
+            parts.extend(engine.reduce_scatter(&std::mem::take(&mut bucket))?);
+        }
+    }
+    parts.extend(engine.reduce_scatter(&bucket)?);
+    Ok(parts)
 }
 
 /// Whether the tensors are enough to be sent.

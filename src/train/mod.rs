@@ -29,4 +29,5 @@ pub mod sft;
 mod snapshot;
 pub mod stages;
 pub mod state;
+mod summed;
 pub mod watch;

@@ -102,6 +102,8 @@ impl Learner {
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
         let mut tally = Tally::default();
+        let own = policy.packs(groups, &teaching, &tapes);
+        let most = self.most_passes(own)?;
         let mut ahead = teaching.as_slice();
         while !ahead.is_empty() {
             tapes.retain_for(ahead);
@@ -132,6 +134,7 @@ impl Learner {
                 pack.loss(now, old_logps, &mut tally)
             })?;
         }
+        self.end_passes(own, most)?;
         // Of all ranks, in their order.
         let tally = self.ranks().gather(tally)?.into_iter().reduce(Tally::and).unwrap_or_default();
         Ok(Learned { metrics: tally.metrics(policy.loss), traces: tally.traces })
@@ -153,6 +156,16 @@ impl<'a> Policy<'a> {
             trace: false,
             mine: None,
         }
+    }
+
+    /// Passes over these groups.
+    fn packs(&self, groups: &[ScoredGroup], mut ahead: &[usize], tapes: &Tapes) -> usize {
+        let mut packs = 0;
+        while !ahead.is_empty() {
+            ahead = &ahead[self.pack_len(groups, ahead, tapes)..];
+            packs += 1;
+        }
+        packs
     }
 
     /// How many of the next groups go into one pass: within the bound, and all of one tape.

@@ -68,7 +68,9 @@ pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: u
     let mine: Vec<usize> = (0..rows.len()).filter(|i| owners[*i] == rank).collect();
     let (mut loss, mut entropies, mut tokens) = (0.0, Vec::with_capacity(total), 0);
     let mut by_source = BySource::default();
-    for run in runs(mine.iter().map(|i| sizes[*i]), max_tokens_per_pack) {
+    let packs = runs(mine.iter().map(|i| sizes[*i]), max_tokens_per_pack);
+    let (own, most) = (packs.len(), learner.most_passes(packs.len())?);
+    for run in packs {
         let mut batch = PackedBatch::default();
         for &i in &mine[run.clone()] {
             batch.push_sequence(&rows[i].prompt.token_ids, targets[i]);
@@ -89,6 +91,7 @@ pub fn learn(learner: &mut Learner, rows: &[&EncodedRow], max_tokens_per_pack: u
             Ok(vec![-1.0 / total as f32; now.logprobs.len()])
         })?;
     }
+    learner.end_passes(own, most)?;
     let all = learner.ranks().gather((loss, entropies, tokens, by_source))?;
     let loss: f64 = all.iter().map(|(loss, ..)| loss).sum();
     let tokens: usize = all.iter().map(|(_, _, tokens, _)| tokens).sum();

@@ -188,6 +188,7 @@ impl Training<'_> {
                 None if done > 0 => return Err(ended_before(stage, done, steps)),
                 None => Learner::among(ranks.clone(), decoder, &optim, activations, config.seed)?,
             };
+            learner = learner.sharded(config.pack.shard);
             // From here on all ranks end a stage together, with what the optimiser holds.
             ranks.gather(())?;
             ended = match record.steps(stage, &mut *objective, &mut learner, materials, adapters) {

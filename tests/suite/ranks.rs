@@ -98,6 +98,16 @@ fn as_one(one: &Path, several: &Path, bound: f64) {
 fn any_number_of_ranks_trains_as_one() {
     for (kind, sets) in [
         ("full", &["grpo.updates_per_rollout=2", "grpo.minibatches=2", "grpo.kl_coef=0.1"][..]),
+        // Two or more passes on some ranks, fewer on others.
+        (
+            "zero2",
+            &[
+                "pack.shard=zero2",
+                "pack.max_tokens_per_pack=230",
+                "pack.max_reused_tokens=0",
+                "grpo.kl_coef=0.1",
+            ],
+        ),
         ("lora", &["lora.rank=4", "lora.stages=fresh", "grpo.kl_coef=0.1"]),
         (
             "reward",

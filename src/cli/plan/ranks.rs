@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Duration, GIB, Planned};
-use crate::config::Config;
+use crate::config::{Config, pack};
 use crate::error::Error;
 use crate::model::config::ModelConfig;
 use crate::plan::ranks::counts;
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     adapters: usize,
     /// What of the optimiser a rank holds: its part, with its part of the gradients (zero2) or all of them (zero1), or
-    /// everything (none). Default: zero2; of an adapter none.
+    /// everything (none). Default: pack.shard; of an adapter none.
     #[arg(long, value_name = "HOW")]
     shard: Option<String>,
 }
@@ -138,7 +138,11 @@ impl Args {
     fn shard(&self, config: &Config) -> Result<Shard> {
         let adapter = config.lora.is_some();
         let Some(name) = &self.shard else {
-            return Ok(if adapter { Shard::None } else { Shard::Zero2 });
+            return Ok(match config.pack.shard {
+                _ if adapter => Shard::None,
+                pack::Shard::Zero1 => Shard::Zero1,
+                pack::Shard::Zero2 => Shard::Zero2,
+            });
         };
         let known = Shard::ALL.map(Shard::name).join(", ");
         let found = Shard::ALL.into_iter().find(|shard| shard.name() == name);
