@@ -1,6 +1,7 @@
 //! From rewards to the gradient of the log-probabilities: numbers only, no tensors.
 
 pub mod advantage;
+pub mod distill;
 pub mod enumerate;
 pub mod importance;
 pub mod kl;

@@ -44,6 +44,7 @@ impl SftShape {
                 answers: Vec::new(),
                 control_texts: Vec::new(),
                 told: None,
+                judge: None,
             }
         };
         let rows: Vec<EncodedRow> = (0..self.rows).map(row).collect();

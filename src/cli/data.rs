@@ -182,7 +182,16 @@ fn check(args: &CheckArgs, out: &mut impl Write) -> Result<()> {
             max_rows: 0,
             targets: if *needs_target { Targets::Required } else { Targets::Ignored },
         };
-        let check = Check { task: &task, encoder: encoder.as_ref(), limits, max_problems: args.max_problems };
+        // What is not learned from needs no judge.
+        let distill =
+            config.as_ref().and_then(|config| config.sft.distill.as_ref()).filter(|_| *needs_target);
+        let check = Check {
+            task: &task,
+            encoder: encoder.as_ref(),
+            limits,
+            max_problems: args.max_problems,
+            distill,
+        };
         let report = check.run_watched(file, &mut WorkDisplay::watch("checking", "rows"))?;
         if files.len() > 1 {
             writeln!(out, "{}", file.display())?;

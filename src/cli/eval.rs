@@ -10,9 +10,9 @@ use super::machine;
 use super::of_run::Given;
 use super::partial::{self, Lines};
 use super::text::TextArgs;
+use crate::config::eval::EvalConfig;
 use crate::config::model::DtypeKind;
 use crate::config::sampling::SamplingConfig;
-use crate::config::stages::EvalConfig;
 use crate::config::{DeviceKind, PackConfig};
 use crate::data::predictions::{Predictions, field_of_rows};
 use crate::data::{EncodedRow, Limits, Source, Targets};
@@ -240,7 +240,8 @@ impl Subject {
             targets,
         };
         let mut watch = WorkDisplay::watch("tokenising", "rows");
-        let dataset = Source { task, encoder: &encoder, limits }.load_watched(data, &mut watch)?;
+        let dataset =
+            Source { task, encoder: &encoder, limits, distill: None }.load_watched(data, &mut watch)?;
         if dataset.account.dropped() > 0 {
             eprintln!("warning: {}", dataset.account.say("rows", task, &limits).0);
         } else if dataset.account.has_remarks() {

@@ -144,7 +144,7 @@ fn lengths(task: &Task, encoder: &PromptEncoder, dir: &Path) -> Result<(Lengths,
         max_rows: 0,
         targets: Targets::Required,
     };
-    let source = Source { task, encoder, limits };
+    let source = Source { task, encoder, limits, distill: None };
     let mut rows = source.load(&dir.join("train.jsonl"))?.rows;
     rows.extend(source.load(&dir.join("valid.jsonl"))?.rows);
     let mut prompts: Vec<usize> = rows.iter().map(|row| row.prompt.token_ids.len()).collect();

@@ -3,7 +3,9 @@
 pub mod ablate;
 pub mod choice;
 pub mod data;
+pub mod distill;
 pub mod enumerate;
+pub mod eval;
 mod exclusive;
 pub mod foreign;
 pub mod keys;
@@ -63,7 +65,7 @@ pub struct Config {
     pub sft: stages::SftConfig,
     pub grpo: stages::GrpoConfig,
     pub enumerate: enumerate::EnumerateConfig,
-    pub eval: stages::EvalConfig,
+    pub eval: eval::EvalConfig,
     pub checkpoint: CheckpointConfig,
 }
 
@@ -236,7 +238,7 @@ impl Default for Config {
             sft: stages::SftConfig::default(),
             grpo: stages::GrpoConfig::default(),
             enumerate: enumerate::EnumerateConfig::default(),
-            eval: stages::EvalConfig::default(),
+            eval: eval::EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),
         }
     }
@@ -388,6 +390,16 @@ impl Config {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether a stage packs every answer of a closed task behind its prompt.
+    pub fn packs_answers(&self) -> bool {
+        let of = |stage: &Stage| match stage {
+            Stage::Sft => self.sft.distill.is_some(),
+            Stage::Grpo => false,
+            Stage::Enumerate => true,
+        };
+        self.stages.iter().any(of)
     }
 
     pub fn validate(&self) -> Result<()> {

@@ -9,8 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::account::Account;
 use super::jsonl::Watch;
+use super::judged;
 use super::limits::{Limits, Targets, TooLong};
 use super::lines::{CHUNK, Line, Lines};
+use crate::config::distill::DistillConfig;
 use crate::error::{Error, Result};
 use crate::task::{LabelId, Outcome, Task};
 use crate::text::PromptEncoder;
@@ -26,6 +28,8 @@ pub struct Check<'a> {
     pub limits: Limits,
     /// Problems to keep; all are counted.
     pub max_problems: usize,
+    /// Where a judge's word is looked for.
+    pub distill: Option<&'a DistillConfig>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +146,8 @@ impl Check<'_> {
     /// Keys of the row that the task does not read, and of its messages that the template does not ask for.
     fn unread_keys(&self, row: &Value, conversation: &Conversation) -> Vec<String> {
         let mut unread = self.task.unread_keys(row);
+        let judge = self.distill.and_then(|distill| distill.column.split('.').next());
+        unread.retain(|key| Some(key.as_str()) != judge);
         let Some(encoder) = self.encoder else { return unread };
         for (message, key) in
             conversation.messages.iter().flat_map(|m| m.more.keys().map(move |key| (m, key)))
@@ -170,6 +176,9 @@ impl Check<'_> {
                     format!("the target is judged {}, but the label is `{}`", name(outcome), sample.gold);
                 return error(problem, "Correct the target or the label, or the rules of the task");
             }
+        }
+        if let Some(distill) = self.distill {
+            judged::read(self.task, distill, &row, (path, number))?;
         }
         if sample.target.is_none() && self.limits.targets == Targets::Required {
             return Err(super::jsonl::no_target(path, number));
@@ -337,7 +346,7 @@ mod tests {
         let path = dir.path().join("rows.jsonl");
         std::fs::write(&path, rows.join("\n")).unwrap();
         let task = Task::load("riskcue").unwrap();
-        Check { task: &task, encoder, limits: LIMITS, max_problems }.run(&path).unwrap()
+        Check { task: &task, encoder, limits: LIMITS, max_problems, distill: None }.run(&path).unwrap()
     }
 
     fn encoder() -> PromptEncoder {
@@ -412,7 +421,7 @@ mod tests {
         assert_eq!(report.problem_count, 1);
         assert!(report.problems[0].text.contains("has no rows"));
         let task = Task::load("riskcue").unwrap();
-        let check = Check { task: &task, encoder: None, limits: LIMITS, max_problems: 9 };
+        let check = Check { task: &task, encoder: None, limits: LIMITS, max_problems: 9, distill: None };
         assert!(check.run(Path::new("no/such.jsonl")).unwrap_err().to_string().contains("cannot read"));
     }
 

@@ -27,7 +27,12 @@ pub fn limits(config: &Config, max_rows: usize, targets: Targets) -> Limits {
 /// As [`Source::load`]; the config has no data.
 pub fn held_out(config: &Config, task: &Task, encoder: &PromptEncoder, watch: Watch) -> Result<Dataset> {
     let data = &config.data;
-    let source = |max_rows| Source { task, encoder, limits: limits(config, max_rows, Targets::Ignored) };
+    let source = |max_rows| Source {
+        task,
+        encoder,
+        limits: limits(config, max_rows, Targets::Ignored),
+        distill: None,
+    };
     match &data.synthetic {
         Some(made) => {
             let spec = Spec::new(config.seed, Split::Test, made.valid_rows);

@@ -8,9 +8,11 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::account::Account;
+use super::judged;
 use super::limits::{Limits, Targets, TooLong};
 use super::lines::{self, CHUNK, Line, Lines, Place};
 use super::told::Told;
+use crate::config::distill::DistillConfig;
 use crate::config::mix::DataFile;
 use crate::error::{Error, Result};
 use crate::stop;
@@ -37,12 +39,14 @@ pub struct EncodedRow {
     pub attack_succeeded: Option<bool>,
     /// What a benign answer has to repeat; None where the task does not ask, or the row has nothing to ask.
     pub evidence: Option<Arc<Evidence>>,
-    /// The exact answers of the task's labels, with [`Targets::Answers`]; else none.
+    /// The exact answers of the task's labels, with [`Targets::Answers`] or beside `judge`; else none.
     pub answers: Vec<EncodedAnswer>,
     /// Control tokens that stand in the row's conversation as text, and were encoded as text.
     pub control_texts: Vec<String>,
     /// Where the task asks somebody what a completion earns.
     pub told: Option<Arc<Told>>,
+    /// Log-probs of the task's labels that a judge gave, with [`Source::distill`], where the row has them. `[labels]`
+    pub judge: Option<Arc<[f64]>>,
 }
 
 /// One label's answer and its end token.
@@ -75,6 +79,8 @@ pub struct Source<'a> {
     pub task: &'a Task,
     pub encoder: &'a PromptEncoder,
     pub limits: Limits,
+    /// Where a judge's word is read from rows with targets.
+    pub distill: Option<&'a DistillConfig>,
 }
 
 impl Source<'_> {
@@ -163,9 +169,15 @@ impl Source<'_> {
             }
             let encode = |read: &L| {
                 let (number, Place { file, line }, row) = parse(read)?;
-                let answers = match self.limits.targets {
-                    Targets::Answers => self.task.answers(&row, &file, line)?,
-                    Targets::Required | Targets::Ignored => Vec::new(),
+                let judge = match (self.distill, self.limits.targets) {
+                    (Some(distill), Targets::Required) => {
+                        judged::read(self.task, distill, &row, (&file, line))?
+                    }
+                    _ => None,
+                };
+                let answers = match self.limits.targets == Targets::Answers || judge.is_some() {
+                    true => self.task.answers(&row, &file, line)?,
+                    false => Vec::new(),
                 };
                 let sample = self.task.sample(&row, &file, line)?;
                 let told = Told::where_asked(self.task, &sample, &row, &file);
@@ -176,7 +188,7 @@ impl Source<'_> {
                         self.task.judge_in(evidence.as_deref(), answer, FinishReason::Stop)
                             == Verdict::Ungrounded
                     });
-                let encoded = EncodedRow { line: number, evidence, told, ..encoded };
+                let encoded = EncodedRow { line: number, evidence, told, judge, ..encoded };
                 Ok((encoded, too_long, has_half_characters(read), hollow))
             };
             // All of a chunk is encoded before any error is raised: errors come in the order of the file.
@@ -233,6 +245,7 @@ impl Source<'_> {
             answers: Vec::new(),
             control_texts: self.encoder.control_texts(&sample.conversation),
             told: None,
+            judge: None,
         };
         let prompt =
             self.encoder.encode_prompt_within(&sample.conversation, max_prompt_tokens).map_err(at)?;
@@ -251,8 +264,9 @@ impl Source<'_> {
         let encode =
             |answer: &Answer| Ok(EncodedAnswer { label: answer.label, token_ids: encode(&answer.text)? });
         row.answers = answers.iter().map(encode).collect::<Result<Vec<_>>>()?;
-        let longest = row.answers.iter().map(|a| a.token_ids.as_slice()).max_by_key(|ids| ids.len());
-        let too_long = TooLong::of(&self.limits, &prompt, row.target.as_deref().or(longest));
+        let answers = row.answers.iter().map(|answer| &answer.token_ids).chain(&row.target);
+        let longest = answers.map(Vec::as_slice).max_by_key(|ids| ids.len());
+        let too_long = TooLong::of(&self.limits, &prompt, longest);
         row.prompt = prompt;
         Ok((row, too_long))
     }
@@ -312,7 +326,7 @@ mod tests {
         let path = dir.path().join("rows.jsonl");
         std::fs::write(&path, bytes).unwrap();
         let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
-        Source { task: &task, encoder: &encoder, limits }.load(&path)
+        Source { task: &task, encoder: &encoder, limits, distill: None }.load(&path)
     }
 
     #[test]
@@ -385,7 +399,7 @@ mod tests {
         );
         let values: Vec<Value> = rows.iter().map(|row| serde_json::from_str(row).unwrap()).collect();
         let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
-        let source = Source { task: &task, encoder: &encoder, limits: limits() };
+        let source = Source { task: &task, encoder: &encoder, limits: limits(), distill: None };
         assert_eq!(source.encode(Path::new("synthetic"), &values).unwrap(), dataset);
         let error = source.encode(Path::new("synthetic"), &[Value::Null]).unwrap_err().to_string();
         assert!(error.starts_with("synthetic:1: "), "{error}");
@@ -435,7 +449,7 @@ mod tests {
         );
         let dir = tempfile::tempdir().unwrap();
         let (task, encoder) = (Task::load("riskcue").unwrap(), encoder());
-        let source = Source { task: &task, encoder: &encoder, limits: limits() };
+        let source = Source { task: &task, encoder: &encoder, limits: limits(), distill: None };
         assert!(source.load(dir.path()).unwrap_err().to_string().contains("is a folder, not a data file"));
         let absent = source.load(&dir.path().join("no.jsonl")).unwrap_err().to_string();
         assert!(absent.contains("no.jsonl: cannot read") && absent.contains("Check the path"), "{absent}");

@@ -6,6 +6,7 @@ pub mod coverage;
 pub mod difficulty;
 pub mod held_out;
 pub mod jsonl;
+mod judged;
 pub mod limits;
 pub mod lines;
 pub mod near;

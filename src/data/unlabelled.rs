@@ -78,6 +78,7 @@ impl<'a> Unlabelled<'a> {
             evidence: self.task.evidence(&row, LabelId::NEGATIVE).map(Arc::new),
             control_texts: self.encoder.control_texts(&conversation),
             told: None,
+            judge: None,
         })
     }
 }

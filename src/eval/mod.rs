@@ -21,7 +21,7 @@ pub use summary::{Group, Judgement, Samples, Spread, Summary, judge_recorded};
 pub use table::{exact_text, summary_text, threshold_text};
 
 use crate::config::PackConfig;
-use crate::config::stages::EvalConfig;
+use crate::config::eval::EvalConfig;
 use crate::data::jsonl::EncodedRow;
 use crate::dist::Ranks;
 use crate::error::Result;

@@ -255,9 +255,11 @@ impl Sum<'_> {
         let (data, sft) = (&self.config.data, &self.config.sft);
         let (prompt, answer) = (data.max_prompt_tokens as u64, data.max_target_tokens as u64);
         let pack = &self.config.pack;
-        let packs =
-            Packs::new(self.world.share(sft.rows_per_step), prompt + answer, pack.max_tokens_per_pack)
-                .of(prompt + answer, answer);
+        let rows = self.world.share(sft.rows_per_step);
+        let packs = match sft.distill {
+            Some(_) => self.answers_packs(rows),
+            None => Packs::new(rows, prompt + answer, pack.max_tokens_per_pack).of(prompt + answer, answer),
+        };
         self.backward(self.standing("sft update", &sft.optim), &sft.optim, packs.rows, &packs)
     }
 
@@ -336,17 +338,18 @@ impl Sum<'_> {
     }
 
     /// Every answer of each prompt behind it, as long as `data.max_target_tokens` lets it be.
-    fn enumerate_update(&self) -> Phase {
-        let (data, enumerate) = (&self.config.data, &self.config.enumerate);
+    fn answers_packs(&self, prompts: usize) -> Packs {
+        let data = &self.config.data;
         let (prompt, answers) = (data.max_prompt_tokens as u64, self.target.answers as u64);
         let targets = answers * data.max_target_tokens as u64;
         let size = prompt + targets;
-        let packs = Packs::new(
-            self.world.share(enumerate.prompts_per_step),
-            size,
-            self.config.pack.max_tokens_per_pack,
-        )
-        .of(size - answers.min(targets), targets);
+        Packs::new(prompts, size, self.config.pack.max_tokens_per_pack)
+            .of(size - answers.min(targets), targets)
+    }
+
+    fn enumerate_update(&self) -> Phase {
+        let enumerate = &self.config.enumerate;
+        let packs = self.answers_packs(self.world.share(enumerate.prompts_per_step));
         let standing = self.enumerate_standing("enumerate update");
         self.backward(standing, &enumerate.optim, packs.rows, &packs)
     }

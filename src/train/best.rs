@@ -10,7 +10,7 @@ use super::lora::Adapters;
 use super::materials::Materials;
 use super::place::merged_bound;
 use crate::config::Config;
-use crate::config::stages::EvalConfig;
+use crate::config::eval::EvalConfig;
 use crate::disk::named_when_done;
 use crate::error::{Error, Result};
 use crate::formats::file::write_json;

@@ -10,7 +10,7 @@ use super::materials::{Materials, Permits};
 use super::meter::Meter;
 use super::stages::{Record, Training};
 use super::state::{self, Cursor};
-use crate::config::{ActivationMemory, Config, Stage, keys_of};
+use crate::config::{ActivationMemory, Config, keys_of};
 use crate::disk;
 use crate::dist::Ranks;
 use crate::error::{Error, Result};
@@ -170,7 +170,7 @@ fn settled(config: &Config, materials: &Materials, decoder: &Decoder, sinks: &mu
     }
     let device = decoder.device();
     let memory = device.is_cuda().then(|| cuda::describe(device)).transpose()?.map(|card| card.memory_total);
-    let answers = if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
+    let answers = if config.packs_answers() { materials.task.labels().len() } else { 0 };
     let target = Target { cuda: device.is_cuda(), dtype: decoder.dtype(), answers };
     let Some(Settled { activations, max_reused_tokens, max_rollout_tokens, peak }) =
         activations::settle(&mut config, &decoder.config, target, memory)

@@ -83,8 +83,7 @@ impl Materials {
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let (mut materials, start) = Self::gather(config, config, run, sinks)?;
         let positions = config.model.max_positions;
-        let answers =
-            if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
+        let answers = if config.packs_answers() { materials.task.labels().len() } else { 0 };
         let target = Target { cuda: place.device.is_cuda(), dtype: place.dtype, answers };
         let (room, model) = (
             Room::here(&place.device, run, ranks.place().map_or(1, |place| place.local_size))?,
@@ -125,6 +124,15 @@ impl Materials {
                 "\"grpo\" in its place, or a task file whose [answers] has a text for the negative label too";
             let why = format!("the answers of task `{}` are no closed set", task.name());
             return Err(Error::config("stages", "enumerate", want, why));
+        }
+        let distills = config.stages.contains(&Stage::Sft) && config.sft.distill.is_some();
+        if distills && !task.has_closed_answers() {
+            let problem = format!(
+                "the answers of task `{}` are no closed set, over which a judge has probabilities",
+                task.name()
+            );
+            let fix = "Remove the section, or give a task file whose [answers] has a text for the negative label too";
+            return Err(Error::input("[sft.distill]", problem, fix));
         }
         if grpo && config.grpo.combine_rewards == CombineRewards::NormalizeThenSum && task.rewards().len() < 2
         {

@@ -3,6 +3,7 @@
 mod best;
 pub mod by_source;
 pub mod corpus;
+pub mod distill;
 mod divergence;
 mod dump;
 pub mod enumerate;

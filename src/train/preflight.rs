@@ -62,7 +62,7 @@ pub fn preflight(fetched: &Fetched, whole: bool, scratch: &Path) -> Result<Prefl
     if let (Start::Folder(dir), true) = (&start, whole) {
         weights::check(dir, &model)?;
     }
-    let answers = if config.stages.contains(&Stage::Enumerate) { materials.task.labels().len() } else { 0 };
+    let answers = if config.packs_answers() { materials.task.labels().len() } else { 0 };
     let (on_cuda, dtype) = (place.device.is_cuda(), place.dtype);
     let target = Target { cuda: on_cuda, dtype, answers };
     let card = on_cuda.then(|| cuda::describe(&place.device)).transpose()?;

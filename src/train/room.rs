@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Device;
 
 use super::rows::Rows;
-use crate::config::{Config, Stage};
+use crate::config::Config;
 use crate::data::jsonl::EncodedRow;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -160,10 +160,11 @@ fn as_long_as(config: &Config, rows: &Rows) -> Config {
     let all = [&rows.sft, &rows.grpo, &rows.answers, &rows.valid];
     let prompt = all.iter().filter_map(|rows| longest(rows, |row| row.prompt.token_ids.len())).max();
     let target = longest(&rows.sft, |row| row.target.as_ref().map_or(0, Vec::len));
+    let packs_answers = config.packs_answers();
     let data = &mut config.data;
     data.max_prompt_tokens = prompt.unwrap_or(data.max_prompt_tokens).min(data.max_prompt_tokens);
     // Enumerated answers are others than the rows'.
-    if !config.stages.contains(&Stage::Enumerate) {
+    if !packs_answers {
         data.max_target_tokens = target.unwrap_or(data.max_target_tokens).min(data.max_target_tokens);
     }
     config
@@ -221,6 +222,7 @@ mod tests {
             answers: Vec::new(),
             control_texts: Vec::new(),
             told: None,
+            judge: None,
         };
         let valid_name = String::new();
         Rows {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::config::data::DataConfig;
+use crate::config::distill::DistillConfig;
 use crate::config::mix::{DataFile, MixSource};
 use crate::config::stages::Balance;
 use crate::config::{Config, Stage};
@@ -42,12 +43,17 @@ impl Rows {
         let [sft, grpo, answers] =
             [Stage::Sft, Stage::Grpo, Stage::Enumerate].map(|stage| config.stages.contains(&stage));
         let mut read = |what: &str, max_rows, targets, load: &Load| -> Result<Vec<EncodedRow>> {
-            let source = Source { task, encoder, limits: limits(config, max_rows, targets) };
+            let distill = config.sft.distill.as_ref().filter(|_| sft);
+            let source = Source { task, encoder, limits: limits(config, max_rows, targets), distill };
             let start = Instant::now();
             let mut watch = |done: usize, total: usize| {
                 sinks.emit(&Event::work(format!("tokenising {what}"), "rows", done, total, start));
             };
             let dataset = load(source, &mut watch)?;
+            if let (Some(distill), Targets::Required) = (distill, targets) {
+                let text = judged_rows(what, &dataset.rows, distill)?;
+                sinks.emit(&Event::Note { text });
+            }
             let (text, is_much) = dataset.account.say(what, task, &source.limits);
             sinks.emit(&if is_much { Event::Warning { text } } else { Event::Note { text } });
             Ok(dataset.rows)
@@ -86,7 +92,7 @@ impl Rows {
         };
         let sft = if sft { load(train, Targets::Required)? } else { Vec::new() };
         let grpo = match grpo {
-            true if !sft.is_empty() => sft.clone(),
+            true if !sft.is_empty() => sft.iter().map(without_answers).collect(),
             true => load(train, Targets::Ignored)?,
             false => Vec::new(),
         };
@@ -124,6 +130,30 @@ impl Rows {
         let labels: Vec<LabelId> = rows.iter().map(|row| row.gold).collect();
         parts::warnings(&parts::parts(task, &labels, &[], None))
     }
+}
+
+/// GRPO samples its answers, and hears no judge.
+fn without_answers(row: &EncodedRow) -> EncodedRow {
+    EncodedRow { answers: Vec::new(), judge: None, ..row.clone() }
+}
+
+/// Says how many of SFT's rows have a judge's word.
+///
+/// # Errors
+/// None has.
+fn judged_rows(what: &str, rows: &[EncodedRow], distill: &DistillConfig) -> Result<String> {
+    let (judged, column) = (rows.iter().filter(|row| row.judge.is_some()).count(), &distill.column);
+    if judged == 0 {
+        let problem =
+            format!("= {column}: no row of {what} has that key, so [sft.distill] has nothing to learn");
+        let fix = "Correct the key, add the judge's numbers to the rows, or remove [sft.distill]";
+        return Err(Error::input(format!("sft.distill.column = {column}"), problem, fix));
+    }
+    let others = match rows.len() - judged {
+        0 => String::new(),
+        others => format!("; {others} are learned from by their answer alone"),
+    };
+    Ok(format!("sft.distill: {judged} of {} rows of {what} have a judge's `{column}`{others}", rows.len()))
 }
 
 /// Says how many validation rows ask what a training row asks too: they measure memory.

@@ -1,6 +1,7 @@
-//! SFT: cross-entropy on the answers' tokens, averaged over all of a step's.
+//! SFT: cross-entropy on the answers' tokens, averaged over all of a step's, and distillation beside it.
 
 use super::by_source::BySource;
+use super::distill;
 use super::learner::{Learner, mean};
 use super::objective::{At, Objective, Surroundings};
 use super::rows::sft_order;
@@ -43,6 +44,14 @@ impl Objective for Sft<'_> {
         let rows: Vec<&EncodedRow> =
             self.order.indices(at.step, per_step).into_iter().map(|i| &self.rows[i]).collect();
         let mut metrics = learn(learner, &rows, self.max_tokens_per_pack)?;
+        if let Some(config) = &self.config.distill {
+            let distilled = distill::learn(learner, &rows, config, self.max_tokens_per_pack)?;
+            let both = |a: &str, b: &str| metrics.get(a).unwrap_or(0.0) + distilled.get(b).unwrap_or(0.0);
+            let sums =
+                [("loss", both("loss", "distill/loss")), ("num_tokens", both("num_tokens", "num_tokens"))];
+            metrics.extend(distilled.iter());
+            metrics.extend(sums);
+        }
         metrics.extend(learner.step(at.learning_rate)?);
         metrics.insert("epoch", ((at.step + 1) * per_step as u64) as f64 / self.rows.len() as f64);
         Ok(metrics)

@@ -55,6 +55,7 @@ fn row(prompt: &Prompt, answers: &[Vec<u32>], gold: u16) -> EncodedRow {
         answers: answers.iter().enumerate().map(answer).collect(),
         control_texts: Vec::new(),
         told: None,
+        judge: None,
     }
 }
 

@@ -313,7 +313,7 @@ fn what_rounding_does_to_a_confident_model_is_reported_and_never_refused() {
     let limits =
         Limits { max_prompt_tokens: 2000, max_target_tokens: 99, max_rows: 0, targets: Targets::Ignored };
     let logs = synthetic::rows(&Spec::new(seed::of_test(), Split::Test, 64));
-    let source = data::Source { task: &task, encoder: &encoder, limits };
+    let source = data::Source { task: &task, encoder: &encoder, limits, distill: None };
     let rows = source.encode(Path::new("logs"), &logs).unwrap().rows;
     let golds = rows.iter().filter(|row| row.gold.is_negative()).count();
     assert_eq!(golds, 32);

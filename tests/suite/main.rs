@@ -23,6 +23,7 @@ mod cuda_trace;
 mod cuda_twin;
 mod curve;
 mod data_files;
+mod distill;
 mod divergence;
 mod doctor;
 mod enumerate;

@@ -12,7 +12,7 @@ use serde_json::json;
 use self::duration::{Asked, Duration};
 use self::ranks::Ranks;
 use super::hub::folder;
-use crate::config::{Config, DeviceKind, Loaded, Stage};
+use crate::config::{Config, DeviceKind, Loaded};
 use crate::error::Error;
 use crate::formats::hf::config_json;
 use crate::hub::{self, Parts};
@@ -204,7 +204,7 @@ fn places(args: &Args, asked: &Asked, config: &mut Config) -> Result<Vec<Place>>
 }
 
 fn answers(config: &Config) -> Result<usize> {
-    Ok(match config.stages.contains(&Stage::Enumerate) {
+    Ok(match config.packs_answers() {
         true => Task::load(&config.task)?.labels().len(),
         false => 0,
     })

@@ -93,7 +93,11 @@ impl Roofline<'_> {
             Stage::Grpo => (self.rollout(rows)?, grpo.updates() as f64),
             Stage::Sft | Stage::Enumerate => (Parts::default(), 1.0),
         };
-        let update = self.update(rows, passes, optim)?;
+        let mut update = self.update(rows, passes, optim)?;
+        if stage == Stage::Sft && self.config.sft.distill.is_some() {
+            // Every answer of each row, in packs of their own.
+            update += self.update(Rows { completions: self.target.answers, ..rows }, passes, optim)?;
+        }
         Ok(Parts { update, optimizer: updates * self.optimizer(optim), ..rollout })
     }
 

@@ -135,8 +135,8 @@ fn row(files: &Files, bytes: &[u8]) -> Result<()> {
         Limits { max_prompt_tokens: 3000, max_target_tokens: 500, max_rows: 0, targets: Targets::Required };
     let mut last = Ok(());
     for task in &files.tasks {
-        Check { task, encoder: Some(&files.encoder), limits, max_problems: 3 }.run(&path)?;
-        last = Source { task, encoder: &files.encoder, limits }.load(&path).map(drop);
+        Check { task, encoder: Some(&files.encoder), limits, max_problems: 3, distill: None }.run(&path)?;
+        last = Source { task, encoder: &files.encoder, limits, distill: None }.load(&path).map(drop);
     }
     last
 }

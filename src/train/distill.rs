@@ -1,0 +1,55 @@
+//! Distillation beside SFT: every answer of the set behind its prompt, drawn towards a judge's probabilities of them.
+
+use super::learner::Learner;
+use crate::algo::distill::distilled;
+use crate::config::distill::DistillConfig;
+use crate::data::jsonl::EncodedRow;
+use crate::error::Result;
+use crate::eval::enumerate::{answer_logps, answers_batch, packed_tokens};
+use crate::observe::Metrics;
+use crate::pack::runs;
+
+/// Adds the gradient of `weight` times the mean of [`distilled`]'s loss over those `rows` that have a judge's word. Metrics: distill/loss, the
+/// mean with its weight; distill/kl; distill/agreement, how often the likeliest label is the same; distill/rows; num_tokens.
+pub fn learn(
+    learner: &mut Learner,
+    rows: &[&EncodedRow],
+    config: &DistillConfig,
+    max_tokens_per_pack: usize,
+) -> Result<Metrics> {
+    let told = rows.iter().filter_map(|row| Some((*row, row.judge.as_deref()?)));
+    let (rows, judges): (Vec<&EncodedRow>, Vec<&[f64]>) = told.unzip();
+    let (mut loss, mut kl, mut agreed, mut tokens) = (0.0, 0.0, 0.0, 0);
+    for run in runs(rows.iter().map(|row| packed_tokens(row)), max_tokens_per_pack) {
+        let rows_of_pack = &rows[run.clone()];
+        let batch = answers_batch(rows_of_pack, learner.decoder().max_positions())?;
+        tokens += batch.tokens.len();
+        learner.pass(&batch, 1.0, |now| {
+            let logps = answer_logps(&batch, now.logprobs.iter().map(|l| f64::from(*l)));
+            let (mut logps, mut counts) = (logps.as_slice(), batch.target_counts.as_slice());
+            let mut dlogps = Vec::with_capacity(batch.targets.len());
+            for (row, judge) in rows_of_pack.iter().zip(&judges[run]) {
+                let (of_row, rest) = logps.split_at(row.answers.len());
+                let (lengths, others) = counts.split_at(row.answers.len());
+                (logps, counts) = (rest, others);
+                let judge: Vec<f64> = row.answers.iter().map(|answer| judge[answer.label.index()]).collect();
+                let found = distilled(of_row, &judge, config.temperature);
+                loss += config.weight * found.loss;
+                kl += found.kl;
+                agreed += f64::from(u8::from(found.agrees));
+                for (slope, length) in found.dloss_dlogp.iter().zip(lengths) {
+                    let slope = config.weight * slope / rows.len() as f64;
+                    dlogps.extend(std::iter::repeat_n(slope as f32, *length));
+                }
+            }
+            Ok(dlogps)
+        })?;
+    }
+    let mut metrics: Metrics =
+        [("distill/rows", rows.len() as f64), ("num_tokens", tokens as f64)].into_iter().collect();
+    if !rows.is_empty() {
+        let means = [("distill/loss", loss), ("distill/kl", kl), ("distill/agreement", agreed)];
+        metrics.extend(means.map(|(name, sum)| (name, sum / rows.len() as f64)));
+    }
+    Ok(metrics)
+}
