@@ -144,8 +144,7 @@ fn without_answers(row: &EncodedRow) -> EncodedRow {
 fn judged_rows(what: &str, rows: &[EncodedRow], distill: &DistillConfig) -> Result<String> {
     let (judged, column) = (rows.iter().filter(|row| row.judge.is_some()).count(), &distill.column);
     if judged == 0 {
-        let problem =
-            format!("= {column}: no row of {what} has that key, so [sft.distill] has nothing to learn");
+        let problem = format!("no row of {what} has that key, so [sft.distill] has nothing to learn");
         let fix = "Correct the key, add the judge's numbers to the rows, or remove [sft.distill]";
         return Err(Error::input(format!("sft.distill.column = {column}"), problem, fix));
     }
