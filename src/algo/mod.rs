@@ -2,6 +2,7 @@
 
 pub mod advantage;
 pub mod distill;
+pub mod entropy;
 pub mod enumerate;
 pub mod importance;
 pub mod kl;

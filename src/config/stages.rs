@@ -161,6 +161,11 @@ pub struct GrpoConfig {
     /// Weight of the mean entropy of the step's tokens, which is added to the objective.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub entropy_coef: f64,
+    /// Share of an update's tokens, those at which the policy's entropy is highest, that are learned from (arXiv:2506.01939, which takes 0.2); a
+    /// KL penalty in the loss stays on all. Costs a forward pass more an update. Default: every token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1))]
+    pub top_entropy_quantile: Option<f64>,
     /// Optimiser steps on each rollout (mu). Above 1 the ratio leaves 1 and clipping starts to matter.
     #[schemars(range(max = 1 << 16))]
     pub updates_per_rollout: usize,
@@ -177,6 +182,9 @@ pub struct GrpoConfig {
     /// Where the distance to the reference is charged. Default `loss`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_in: Option<KlPlace>,
+    /// Multiply each estimate in the loss by the policy's ratio to the weights that sampled, which the gradient sees too: TRL's
+    /// use_bias_correction_kl, of DeepSeek-V3.2. Without it the slope is that of the estimate.
+    pub kl_bias_correction: bool,
     /// Every so many steps the reference becomes the policy of that step. Default: it stays that of the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1_000_000_000))]
@@ -216,11 +224,13 @@ impl Default for GrpoConfig {
             overlong_penalty: None,
             importance_cap: None,
             entropy_coef: 0.0,
+            top_entropy_quantile: None,
             updates_per_rollout: 1,
             minibatches: 1,
             kl_coef: 0.0,
             kl_estimator: None,
             kl_in: None,
+            kl_bias_correction: false,
             reference_sync_steps: None,
             loss: LossConfig::default(),
             optim: OptimConfig::default(),
@@ -347,12 +357,17 @@ impl GrpoConfig {
         let given = [
             ("kl_estimator", self.kl_estimator.is_some()),
             ("kl_in", self.kl_in.is_some()),
+            ("kl_bias_correction", self.kl_bias_correction),
             ("reference_sync_steps", self.reference_sync_steps.is_some()),
         ];
         if let Some((name, _)) = given.into_iter().find(|(_, given)| *given && self.kl_coef == 0.0) {
             let problem = "has no effect: grpo.kl_coef is 0, so there is no reference";
             let fix = "Remove the key, or set grpo.kl_coef above 0";
             return Err(Error::input(format!("grpo.{name}"), problem, fix));
+        }
+        if self.kl_bias_correction && self.kl_in() == KlPlace::Reward {
+            let problem = "has no effect: with grpo.kl_in = \"reward\" no gradient goes through the distance";
+            return Err(Error::input("grpo.kl_bias_correction", problem, "Remove one of the two keys"));
         }
         match self.reference_sync_steps {
             Some(steps) => at_least(
@@ -387,6 +402,10 @@ impl GrpoConfig {
             return Err(Error::input(key, problem, "Remove one of the two keys"));
         }
         number("entropy_coef", coef, coef >= 0.0, "0 or more", "a negative bonus makes the policy collapse")?;
+        if let Some(top) = self.top_entropy_quantile {
+            let why = "it is a share of the tokens; without the key all are learned from";
+            number("top_entropy_quantile", top, top > 0.0 && top < 1.0, "above 0 and below 1", why)?;
+        }
         if let Some(cap) = self.importance_cap {
             number("importance_cap", cap, cap > 0.0, "above 0", "it bounds a ratio of probabilities")?;
             if matches!(self.loss, LossConfig::Vespo(_)) {

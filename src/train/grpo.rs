@@ -221,7 +221,11 @@ impl<'a> Grpo<'a> {
         let sampling = config.sampling;
         Policy {
             loss: &config.loss,
-            penalty: KlPenalty { coef, estimator: config.kl_estimator() },
+            penalty: KlPenalty {
+                coef,
+                estimator: config.kl_estimator(),
+                corrected: config.kl_bias_correction,
+            },
             under: Distribution {
                 temperature: sampling.temperature,
                 cut: sampling.replay_truncation.then(|| Sampling::from(&sampling)),
@@ -229,6 +233,7 @@ impl<'a> Grpo<'a> {
             max_completion_tokens: config.max_completion_tokens,
             max_tokens_per_pack: pack.max_tokens_per_pack,
             entropy_coef: config.entropy_coef,
+            top_entropy: config.top_entropy_quantile,
             importance_cap: config.importance_cap,
             reference: self.reference.as_ref().filter(|_| in_loss).map(Reference::weights),
             trace,

@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::dump::{self, Trace};
 use super::learner::{Learner, LossSlopes, mean};
 use super::reference;
+use crate::algo::entropy::top_entropy;
 use crate::algo::importance::truncated_importance;
 use crate::algo::loss::{KlPenalty, LossSums, Sequence, StepTotals, policy_loss};
 use crate::config::loss::LossConfig;
 use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::model::forward::Distribution;
+use crate::model::keep::Keep;
 use crate::observe::Metrics;
 use crate::ops::token_logprob::TokenLogprobs;
 use crate::pack::runs;
@@ -30,6 +32,8 @@ pub struct Policy<'a> {
     pub max_tokens_per_pack: usize,
     /// Weight of the mean entropy over the step's tokens in the objective.
     pub entropy_coef: f64,
+    /// Share of the update's tokens, those of the highest entropy, that are learned from; None: all.
+    pub top_entropy: Option<f64>,
     /// Bound of the importance weights, where they are wanted.
     pub importance_cap: Option<f64>,
     /// Frozen weights of the KL penalty.
@@ -70,6 +74,16 @@ struct Pack<'a> {
     members: &'a [usize],
     batch: &'a PackedBatch,
     ref_logps: Option<Vec<f64>>,
+    hesitant: Option<&'a Hesitant>,
+}
+
+/// Tokens of an update whose entropy is among the highest.
+struct Hesitant {
+    threshold: f32,
+    /// Of each group of the step, whose tokens these are; empty of groups that are another rank's. `[groups][tokens]`
+    kept: Vec<Vec<bool>>,
+    /// Of all ranks.
+    count: usize,
 }
 
 impl Learner {
@@ -98,7 +112,10 @@ impl Learner {
             g.group.completion_tokens() > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
         };
         let mine = |g: &usize| policy.mine.is_none_or(|mine| mine.get(*g) == Some(&true));
-        let teaching: Vec<usize> = part.filter(|g| mine(g) && teaches(&groups[*g])).collect();
+        let own: Vec<usize> =
+            part.filter(mine).filter(|g| groups[*g].group.completion_tokens() > 0).collect();
+        let hesitant = policy.top_entropy.map(|top| self.hesitant(policy, groups, &own, top)).transpose()?;
+        let teaching: Vec<usize> = own.into_iter().filter(|g| teaches(&groups[*g])).collect();
         let first_update = old_logps.is_empty();
         old_logps.resize(groups.len(), Vec::new());
         let mut tally = Tally::default();
@@ -125,7 +142,8 @@ impl Learner {
             };
             // A tape that is read to its end: from here the pass holds its rows alone and frees them block by block.
             tapes.retain_for(ahead);
-            let pack = Pack { policy, totals: &totals, groups, members, batch: &batch, ref_logps };
+            let hesitant = hesitant.as_ref();
+            let pack = Pack { policy, totals: &totals, groups, members, batch: &batch, ref_logps, hesitant };
             self.backward(forward, policy.under, |now| {
                 match first_update {
                     true => pack.keep_old(now, old_logps, &mut tally),
@@ -137,7 +155,33 @@ impl Learner {
         self.end_passes(own, most)?;
         // Of all ranks, in their order.
         let tally = self.ranks().gather(tally)?.into_iter().reduce(Tally::and).unwrap_or_default();
-        Ok(Learned { metrics: tally.metrics(policy.loss), traces: tally.traces })
+        let mut metrics = tally.metrics(policy.loss);
+        metrics.extend(hesitant.map(|of| ("entropy_threshold", f64::from(of.threshold))));
+        Ok(Learned { metrics, traces: tally.traces })
+    }
+
+    /// Looks at all tokens of an update before it learns from the first, at those of dead groups too: a forward pass of its own, so
+    /// that the choice does not depend on how the update is cut into packs.
+    fn hesitant(&self, policy: &Policy, groups: &[ScoredGroup], own: &[usize], top: f64) -> Result<Hesitant> {
+        let mut entropies: Vec<Vec<f32>> = vec![Vec::new(); groups.len()];
+        let sizes = own.iter().map(|g| groups[*g].group.packed_tokens());
+        for run in runs(sizes, policy.max_tokens_per_pack) {
+            let mut batch = PackedBatch::default();
+            own[run.clone()].iter().for_each(|g| batch.push(&groups[*g].group));
+            let forward = self.decoder().forward(&batch, Keep::Nothing)?;
+            let found = self.decoder().logprobs(&forward, policy.under)?.entropies;
+            let mut rest = found.as_slice();
+            for g in &own[run] {
+                let (of_group, after) = rest.split_at(groups[*g].group.completion_tokens());
+                entropies[*g] = of_group.to_vec();
+                rest = after;
+            }
+        }
+        let all = self.ranks().gather(entropies.concat())?.concat();
+        let threshold = top_entropy(&all, top).unwrap_or_default();
+        let is_kept = |entropy: &f32| *entropy >= threshold;
+        let kept = entropies.iter().map(|of| of.iter().map(is_kept).collect()).collect();
+        Ok(Hesitant { threshold, kept, count: all.iter().filter(|entropy| is_kept(entropy)).count() })
     }
 }
 
@@ -151,6 +195,7 @@ impl<'a> Policy<'a> {
             max_completion_tokens: usize::MAX,
             max_tokens_per_pack: usize::MAX,
             entropy_coef: 0.0,
+            top_entropy: None,
             importance_cap: None,
             reference: None,
             trace: false,
@@ -215,6 +260,15 @@ impl Pack<'_> {
             truncated_importance(&old, &sampled, cap)
         });
         tally.importance_weights.extend(importance.iter().flatten().map(|w| *w as f32));
+        let kept: Option<Vec<bool>> =
+            self.hesitant.map(|of| self.members.iter().flat_map(|g| &of.kept[*g]).copied().collect());
+        let factors = match (importance, &kept) {
+            (Some(factors), Some(kept)) => Some(
+                factors.iter().zip(kept).map(|(factor, kept)| if *kept { *factor } else { 0.0 }).collect(),
+            ),
+            (None, Some(kept)) => Some(kept.iter().map(|kept| f64::from(u8::from(*kept))).collect()),
+            (importance, None) => importance,
+        };
         let advantages = self.members.iter().flat_map(|g| &self.groups[*g].advantages);
         let sequences: Vec<Sequence> = self
             .batch
@@ -224,7 +278,7 @@ impl Pack<'_> {
                 logps: &logps[range.clone()],
                 old_logps: &old[range.clone()],
                 ref_logps: self.ref_logps.as_deref().map(|r| &r[range.clone()]),
-                importance: importance.as_deref().map(|w| &w[range]),
+                factors: factors.as_deref().map(|w: &[f64]| &w[range]),
                 advantage: f64::from(*advantage),
             })
             .collect();
@@ -238,9 +292,12 @@ impl Pack<'_> {
         let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
         let mut dentropies = Vec::new();
         if policy.entropy_coef != 0.0 {
-            let each = policy.entropy_coef / self.totals.active_tokens as f64;
-            tally.loss -= each * now.entropies.iter().map(|h| f64::from(*h)).sum::<f64>();
-            dentropies = vec![-each as f32; dlogprobs.len()];
+            let count = self.hesitant.map_or(self.totals.active_tokens, |of| of.count);
+            let each = policy.entropy_coef / count.max(1) as f64;
+            let counts = |t: usize| kept.as_ref().is_none_or(|kept| kept[t]);
+            let counted = now.entropies.iter().enumerate().filter(|(t, _)| counts(*t));
+            tally.loss -= each * counted.map(|(_, h)| f64::from(*h)).sum::<f64>();
+            dentropies = (0..dlogprobs.len()).map(|t| if counts(t) { -each as f32 } else { 0.0 }).collect();
         }
         Ok(LossSlopes { dlogprobs, dentropies })
     }

@@ -2,9 +2,7 @@
 
 use proptest::prelude::*;
 use rlvr::algo::loss::{KlPenalty, LossOutput, LossSums, Sequence, StepTotals, policy_loss};
-use rlvr::config::loss::{
-    CispoConfig, ClipConfig, KlEstimator, LossConfig, RatioLevel, SapoConfig, VespoConfig,
-};
+use rlvr::config::loss::{CispoConfig, ClipConfig, LossConfig, RatioLevel, SapoConfig, VespoConfig};
 use rlvr::rng::{Purpose, Sequential, Stream};
 use serde_json::Value;
 
@@ -68,7 +66,7 @@ fn golden_losses_equal_trl() {
                 logps: &logps[i],
                 old_logps: &old_logps[i],
                 ref_logps: (beta != 0.0).then_some(&ref_logps[i]),
-                importance: None,
+                factors: None,
                 advantage: advantages[i],
             })
             .collect();
@@ -78,8 +76,7 @@ fn golden_losses_equal_trl() {
             max_completion_tokens: number("max_completion_length").unwrap() as usize,
         };
         let out =
-            policy_loss(&config, KlPenalty { coef: beta, estimator: KlEstimator::K3 }, &sequences, &totals)
-                .unwrap();
+            policy_loss(&config, KlPenalty { coef: beta, ..KlPenalty::NONE }, &sequences, &totals).unwrap();
         close(out.loss, number("loss").unwrap(), &what);
         let wanted = gradients.concat();
         assert_eq!(out.dloss_dlogp.len(), wanted.len());
@@ -104,7 +101,7 @@ struct Completion {
     logps: Vec<f64>,
     old_logps: Vec<f64>,
     ref_logps: Vec<f64>,
-    importance: Vec<f64>,
+    factors: Vec<f64>,
     advantage: f64,
 }
 
@@ -115,9 +112,9 @@ impl Completion {
             (0..length).map(|_| shift - 2.0 * f64::from(draw.uniform())).collect()
         };
         let (logps, old_logps, ref_logps) = (logps(0.0), logps(0.1), logps(-0.1));
-        let importance = (0..length).map(|_| 2.0 * f64::from(draw.uniform())).collect();
+        let factors = (0..length).map(|_| 2.0 * f64::from(draw.uniform())).collect();
         let advantage = 4.0 * f64::from(draw.uniform()) - 2.0;
-        Self { logps, old_logps, ref_logps, importance, advantage }
+        Self { logps, old_logps, ref_logps, factors, advantage }
     }
 
     fn sequence(&self) -> Sequence<'_> {
@@ -125,7 +122,7 @@ impl Completion {
             logps: &self.logps,
             old_logps: &self.old_logps,
             ref_logps: Some(&self.ref_logps),
-            importance: Some(&self.importance),
+            factors: Some(&self.factors),
             advantage: self.advantage,
         }
     }
@@ -232,7 +229,7 @@ fn delta_is_the_c_of_dual_clip() {
         };
         let logps = [log_ratio - 1.0];
         let sequence =
-            Sequence { logps: &logps, old_logps: &[-1.0], ref_logps: None, importance: None, advantage: a };
+            Sequence { logps: &logps, old_logps: &[-1.0], ref_logps: None, factors: None, advantage: a };
         let config = LossConfig::Luspo(ClipConfig { delta: Some(c), ..ClipConfig::default() });
         let totals = StepTotals { sequences: 1, active_tokens: 1, max_completion_tokens: 1 };
         let out = policy_loss(&config, KlPenalty::NONE, &[sequence], &totals).unwrap();

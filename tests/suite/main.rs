@@ -75,6 +75,7 @@ mod stops;
 mod support;
 mod templates;
 mod thresholds;
+mod top_entropy;
 mod training;
 mod tutorial;
 mod weights;

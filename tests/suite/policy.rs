@@ -94,6 +94,32 @@ fn tapes_and_packs_change_neither_gradients_nor_metrics() {
     }
 }
 
+/// The choice is made over the whole update: what is learned from does not depend on packs and tapes either.
+#[test]
+fn tokens_of_the_highest_entropy_are_chosen_once_an_update() {
+    let loss = LossConfig::default();
+    let run = |top_entropy, entropy_coef, max_tokens_per_pack, keep| {
+        let (groups, rollouts) = roll_out(&small_decoder(8), keep);
+        let policy = Policy { top_entropy, entropy_coef, max_tokens_per_pack, ..plain(&loss) };
+        learned(&policy, &groups, rollouts.tapes)
+    };
+    let (whole, want) = run(Some(0.3), 0.02, 10_000, Keep::Nothing);
+    for (max_tokens, keep) in [(1, Keep::Nothing), (1, Keep::Activations), (10_000, Keep::Inputs)] {
+        let (metrics, got) = run(Some(0.3), 0.02, max_tokens, keep);
+        let error = worst(&got, &want, 1.0);
+        assert!(error < 1e-5, "packs of {max_tokens}, {keep:?}: {error:e}");
+        for name in ["loss", "entropy_threshold", "entropy"] {
+            let (got, want) = (metrics.get(name).unwrap(), whole.get(name).unwrap());
+            assert!((got - want).abs() <= 2e-5 * want.abs().max(0.1), "{name}: {got} is not {want}");
+        }
+    }
+    // With nearly all tokens kept it is nearly what it is without the choice, with few another gradient.
+    let (_, every) = run(None, 0.0, 10_000, Keep::Nothing);
+    let error = |top| worst(&run(Some(top), 0.0, 10_000, Keep::Nothing).1, &every, 1.0);
+    let (most, few) = (error(1.0), error(0.1));
+    assert!(most < 1e-6 && few > 0.1, "{most:e} {few:e}");
+}
+
 /// Away from the weights that sampled, and with a reference of its own, so that no term of a loss is silent.
 #[test]
 fn every_loss_has_one_gradient_however_its_groups_are_packed() {

@@ -22,6 +22,10 @@ impl Family for Cispo {
         Term { loss: slope * token.logp, slope, clipped }
     }
 
+    fn is_by_token(&self) -> bool {
+        true
+    }
+
     fn weight(&self, _tokens: usize, totals: &StepTotals) -> f64 {
         1.0 / totals.active_tokens as f64
     }

@@ -15,7 +15,7 @@ mod sapo;
 mod sums;
 mod vespo;
 
-use super::kl::kl;
+use super::kl::{Kl, kl};
 use crate::config::loss::{ClipConfig, KlEstimator, LossConfig, RatioLevel};
 use crate::error::{Error, Result};
 use clipped::Clip;
@@ -31,8 +31,9 @@ pub struct Sequence<'a> {
     /// Under the reference model. `[L]`
     pub ref_logps: Option<&'a [f64]>,
     /// Factors of the tokens' policy terms, constant to the gradient: what corrects for a sampler that is not the
-    /// trainer (`algo/importance.rs`). At the sequence level their mean is every token's. `[L]`
-    pub importance: Option<&'a [f64]>,
+    /// trainer (`algo/importance.rs`), and 0 of a token that is left out (`algo/entropy.rs`). At the sequence level, where the
+    /// terms of a completion are all equal, their mean is every token's. `[L]`
+    pub factors: Option<&'a [f64]>,
     pub advantage: f64,
 }
 
@@ -42,10 +43,29 @@ pub struct KlPenalty {
     /// 0: no penalty; where there are reference log-probs the distance is reported all the same.
     pub coef: f64,
     pub estimator: KlEstimator,
+    /// Whether each estimate is multiplied by the policy's ratio to the weights that sampled, which the gradient sees too: an estimate
+    /// of the distance of the policy itself, DeepSeek-V3.2's and TRL's `use_bias_correction_kl`.
+    pub corrected: bool,
 }
 
 impl KlPenalty {
-    pub const NONE: Self = Self { coef: 0.0, estimator: KlEstimator::K3 };
+    pub const NONE: Self = Self { coef: 0.0, estimator: KlEstimator::K3, corrected: false };
+
+    /// By each token of a completion. `log_ratios`: of its tokens, or their mean as often where the ratio is the sequence's. `[L]`
+    fn of(self, sequence: &Sequence<'_>, log_ratios: &[f64], level: RatioLevel) -> Option<Vec<Kl>> {
+        let pairs = sequence.logps.iter().zip(sequence.ref_logps?);
+        let mut all: Vec<Kl> = pairs.map(|(logp, reference)| kl(self.estimator, *logp, *reference)).collect();
+        if self.corrected {
+            let mean = all.iter().map(|kl| kl.value).sum::<f64>() / all.len().max(1) as f64;
+            for (kl, log_ratio) in all.iter_mut().zip(log_ratios) {
+                let ratio = log_ratio.exp();
+                // The ratio moves with its own log-prob, or with all of the sequence's.
+                let moved = if level == RatioLevel::Token { kl.value } else { mean };
+                *kl = Kl { value: ratio * kl.value, slope: ratio * (kl.slope + moved) };
+            }
+        }
+        Some(all)
+    }
 }
 
 /// Counts of the whole optimiser step, over all its micro-batches and processes.
@@ -105,6 +125,11 @@ trait Family {
     /// Weight of each token of a completion of `tokens` tokens.
     fn weight(&self, tokens: usize, totals: &StepTotals) -> f64;
 
+    /// Whether a token's term is of its own log-prob at every level, the ratio before it being a constant.
+    fn is_by_token(&self) -> bool {
+        false
+    }
+
     /// The weight that a sequence as a whole gives its tokens, for families that have one.
     fn sequence_weight(&self, _token: &Token) -> Option<f64> {
         None
@@ -147,6 +172,12 @@ pub fn policy_loss(
             sequence.logps.iter().zip(sequence.old_logps).map(|(new, old)| new - old).collect();
         let mean_log_ratio = log_ratios.iter().sum::<f64>() / log_ratios.len() as f64;
         let sequence_log_ratio = log_ratios.iter().map(|r| r.clamp(-20.0, 20.0)).sum();
+        // VESPO's weight is the sequence's, and its ratio is none.
+        let kl_level = if matches!(config, LossConfig::Vespo(_)) { RatioLevel::Token } else { level };
+        let penalties = match kl_level {
+            RatioLevel::Token => penalty.of(sequence, &log_ratios, kl_level),
+            RatioLevel::Sequence => penalty.of(sequence, &vec![mean_log_ratio; log_ratios.len()], kl_level),
+        };
         // Added up by sequence first: a sequence's part is the same number in any micro-batch.
         let mut loss = 0.0;
         let mut sides = Vec::with_capacity(log_ratios.len());
@@ -157,16 +188,17 @@ pub fn policy_loss(
             };
             let token = Token { logp, log_ratio, sequence_log_ratio, advantage: sequence.advantage };
             let Term { loss: mut token_loss, mut slope, clipped } = family.term(&token);
-            if let Some(importance) = sequence.importance {
+            if let Some(factors) = sequence.factors {
                 let factor = match level {
-                    RatioLevel::Token => importance[t],
-                    RatioLevel::Sequence => importance.iter().sum::<f64>() / importance.len() as f64,
+                    RatioLevel::Sequence if !family.is_by_token() => {
+                        factors.iter().sum::<f64>() / factors.len() as f64
+                    }
+                    _ => factors[t],
                 };
                 token_loss *= factor;
                 slope *= factor;
             }
-            if let Some(ref_logps) = sequence.ref_logps {
-                let kl = kl(penalty.estimator, logp, ref_logps[t]);
+            if let Some(kl) = penalties.as_ref().map(|all| all[t]) {
                 token_loss += penalty.coef * kl.value;
                 slope += penalty.coef * kl.slope;
                 out.sums.kl += kl.value;
@@ -196,10 +228,10 @@ fn check(kl_coef: f64, sequences: &[Sequence<'_>], totals: &StepTotals) -> Resul
         let tokens = sequence.logps.len();
         let optional = |slice: Option<&[f64]>| slice.map_or(tokens, <[f64]>::len);
         let old = sequence.old_logps.len();
-        let (reference, importance) = (optional(sequence.ref_logps), optional(sequence.importance));
-        if [old, reference, importance] != [tokens; 3] {
+        let (reference, factors) = (optional(sequence.ref_logps), optional(sequence.factors));
+        if [old, reference, factors] != [tokens; 3] {
             return fault(format!(
-                "sequence {i} has {tokens} log-probs, {old} old and {reference} reference ones, {importance} factors"
+                "sequence {i} has {tokens} log-probs, {old} old and {reference} reference ones, {factors} factors"
             ));
         }
         if kl_coef != 0.0 && sequence.ref_logps.is_none() {
@@ -237,13 +269,8 @@ mod tests {
         let old = [-1.0, -1.0];
         let good = [-1.0 + ln(1.5), -1.0];
         let bad = [-1.0 + ln(0.5), -1.0 + ln(2.0)];
-        let sequence = |logps, advantage| Sequence {
-            logps,
-            old_logps: &old,
-            ref_logps: None,
-            importance: None,
-            advantage,
-        };
+        let sequence =
+            |logps, advantage| Sequence { logps, old_logps: &old, ref_logps: None, factors: None, advantage };
         policy_loss(config, KlPenalty::NONE, &[sequence(&good, 2.0), sequence(&bad, -1.0)], &TOTALS).unwrap()
     }
 
@@ -307,13 +334,13 @@ mod tests {
             logps: &logps,
             old_logps: &logps,
             ref_logps: Some(&ref_logps),
-            importance: None,
+            factors: None,
             advantage: 0.0,
         };
         let totals = StepTotals { sequences: 1, active_tokens: 1, max_completion_tokens: 1 };
         let out = policy_loss(
             &LossConfig::default(),
-            KlPenalty { coef: 0.5, estimator: KlEstimator::K3 },
+            KlPenalty { coef: 0.5, ..KlPenalty::NONE },
             &[sequence],
             &totals,
         )
@@ -326,8 +353,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_together_is_refused() {
         let (two, one) = ([-1.0, -1.0], [-1.0]);
-        let good =
-            Sequence { logps: &two, old_logps: &two, ref_logps: None, importance: None, advantage: 1.0 };
+        let good = Sequence { logps: &two, old_logps: &two, ref_logps: None, factors: None, advantage: 1.0 };
         let refused = |coef, sequence, totals: StepTotals| {
             let penalty = KlPenalty { coef, ..KlPenalty::NONE };
             policy_loss(&LossConfig::default(), penalty, &[sequence], &totals).unwrap_err().to_string()
@@ -340,7 +366,7 @@ mod tests {
     #[test]
     fn no_advantage_is_no_gradient_even_when_the_ratio_overflows() {
         let sequence =
-            Sequence { logps: &[0.0], old_logps: &[-1e4], ref_logps: None, importance: None, advantage: 0.0 };
+            Sequence { logps: &[0.0], old_logps: &[-1e4], ref_logps: None, factors: None, advantage: 0.0 };
         for config in [
             LossConfig::default(),
             LossConfig::Sapo(SapoConfig::default()),

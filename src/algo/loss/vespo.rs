@@ -35,6 +35,10 @@ impl Family for Vespo {
         Term { loss: slope * token.logp, slope, clipped: None }
     }
 
+    fn is_by_token(&self) -> bool {
+        true
+    }
+
     fn weight(&self, _tokens: usize, totals: &StepTotals) -> f64 {
         1.0 / totals.active_tokens as f64
     }

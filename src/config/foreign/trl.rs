@@ -8,7 +8,7 @@ const ONE: &str = "a run is one process on one device";
 const IN_MEMORY: &str = "rows are tokenised once, before the first step, and stay in memory";
 const NO_UPLOAD: &str = "nothing is uploaded; `rlvr export` writes what can be";
 
-pub(in crate::config) const KEYS: [Foreign; 202] = [
+pub(in crate::config) const KEYS: [Foreign; 201] = [
     of(TRL, "num_generations", &["grpo.group_size"], ""),
     of(TRL, "num_generations_eval", &["eval.samples_per_prompt"], ""),
     of(TRL, "max_completion_length", COMPLETION, ""),
@@ -115,7 +115,6 @@ pub(in crate::config) const KEYS: [Foreign; 202] = [
     of(TRL, "vespo_k_neg", &["grpo.loss.k_neg"], "with grpo.loss.type = \"vespo\""),
     of(TRL, "vespo_lambda_neg", &["grpo.loss.lambda_neg"], "with grpo.loss.type = \"vespo\""),
     of(TRL, "ref_model_mixup_alpha", &["grpo.reference_sync_steps"], "the reference is replaced, not mixed"),
-    of(TRL, "top_entropy_quantile", &[], "every token of a completion is learned from"),
     of(TRL, "use_adaptive_entropy", &["grpo.entropy_coef"], "the coefficient stays as it is"),
     of(TRL, "entropy_coef_min", &["grpo.entropy_coef"], "the coefficient stays as it is"),
     of(TRL, "entropy_coef_max", &["grpo.entropy_coef"], "the coefficient stays as it is"),
@@ -132,7 +131,7 @@ pub(in crate::config) const KEYS: [Foreign; 202] = [
     of(TRL, "vllm_importance_sampling_clip_max", &["grpo.importance_cap"], ""),
     of(TRL, "vllm_importance_sampling_clip_min", &["grpo.importance_cap"], "there is no lower bound"),
     of(TRL, "off_policy_mask_threshold", &[], "no sequence is left out for being off the policy"),
-    of(TRL, "use_bias_correction_kl", &["grpo.kl_estimator"], "the estimate's own slope is taken: false"),
+    of(TRL, "use_bias_correction_kl", &["grpo.kl_bias_correction"], "false unless it is given"),
     of(TRL, "log_multimodal", &[], "text only"),
     of(TRL, "num_completions_to_print", &[], "samples/ has them, `rlvr report` shows them"),
     of(TRL, "log_unique_prompts", &[], "samples/ has completions and prompts"),

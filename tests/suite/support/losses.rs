@@ -26,6 +26,9 @@ pub fn configs() -> Vec<(LossConfig, KlPenalty)> {
     let losses = levels.into_iter().flat_map(of_level);
     losses
         .enumerate()
-        .map(|(i, loss)| (loss, KlPenalty { coef: 0.04, estimator: estimators[(i + i / 8) % 4] }))
+        .map(|(i, loss)| {
+            let estimator = estimators[(i + i / 8) % 4];
+            (loss, KlPenalty { coef: 0.04, estimator, corrected: i % 3 == 1 })
+        })
         .collect()
 }
