@@ -4,6 +4,7 @@ pub mod ablate;
 pub mod choice;
 pub mod data;
 pub mod distill;
+pub mod entropy;
 pub mod enumerate;
 pub mod eval;
 mod exclusive;

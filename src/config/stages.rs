@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::distill::DistillConfig;
+use super::entropy::AdaptiveEntropyConfig;
 use super::loss::{KlEstimator, KlPlace, LossConfig};
 use super::optim::OptimConfig;
 use super::sampling::SamplingConfig;
@@ -161,6 +162,8 @@ pub struct GrpoConfig {
     /// Weight of the mean entropy of the step's tokens, which is added to the objective.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub entropy_coef: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive_entropy: Option<AdaptiveEntropyConfig>,
     /// Share of an update's tokens, those at which the policy's entropy is highest, that are learned from (arXiv:2506.01939, which takes 0.2); a
     /// KL penalty in the loss stays on all. Costs a forward pass more an update. Default: every token.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -224,6 +227,7 @@ impl Default for GrpoConfig {
             overlong_penalty: None,
             importance_cap: None,
             entropy_coef: 0.0,
+            adaptive_entropy: None,
             top_entropy_quantile: None,
             updates_per_rollout: 1,
             minibatches: 1,
@@ -402,6 +406,7 @@ impl GrpoConfig {
             return Err(Error::input(key, problem, "Remove one of the two keys"));
         }
         number("entropy_coef", coef, coef >= 0.0, "0 or more", "a negative bonus makes the policy collapse")?;
+        self.adaptive_entropy.iter().try_for_each(|rule| rule.validate(coef))?;
         if let Some(top) = self.top_entropy_quantile {
             let why = "it is a share of the tokens; without the key all are learned from";
             number("top_entropy_quantile", top, top > 0.0 && top < 1.0, "above 0 and below 1", why)?;

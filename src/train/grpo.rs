@@ -14,6 +14,7 @@ use super::reference::Reference;
 use super::rolled::{Rolled, Round, Scored};
 use super::watch::Watch;
 use crate::algo::advantage::AdvantageRule;
+use crate::algo::entropy::EntropyControl;
 use crate::algo::loss::KlPenalty;
 use crate::config::loss::KlPlace;
 use crate::config::optim::OptimConfig;
@@ -40,6 +41,8 @@ pub struct Grpo<'a> {
     /// `None` where nobody is asked what a completion earns.
     judges: Option<Judges>,
     watch: Watch,
+    /// Of a coefficient that adapts.
+    entropy: Option<EntropyControl>,
     /// Lines whose prompts were told.
     told: BTreeSet<usize>,
 }
@@ -64,7 +67,9 @@ impl<'a> Grpo<'a> {
         let prompts = Prompts::new(&around, difficulty)?;
         let judges = Judges::open(&around.materials.task)?;
         let (watch, told) = (Watch::default(), BTreeSet::new());
-        Ok(Self { around, config, prompts, reference, judges, watch, told })
+        let entropy = around.entropy.unwrap_or(EntropyControl::new(config.entropy_coef));
+        let entropy = config.adaptive_entropy.map(|_| entropy);
+        Ok(Self { around, config, prompts, reference, judges, watch, entropy, told })
     }
 }
 
@@ -95,18 +100,27 @@ impl Objective for Grpo<'_> {
         let start = Instant::now();
         let mut old_logps = Vec::new();
         let mut traces = Vec::new();
-        let mut whole = None;
+        let (mut whole, mut control) = (None, self.entropy);
         for _ in 0..config.updates_per_rollout {
             let trace = self.around.config.run.dump_steps.contains(&(at.step + 1));
-            let policy = Policy { mine: Some(&mine), ..self.policy(trace) };
+            let plain = Policy { mine: Some(&mine), ..self.policy(trace) };
             let mut parts = Vec::new();
             traces.clear();
             for part in parts_of(groups.len(), config.minibatches) {
                 let tapes = std::mem::take(&mut tapes);
+                let entropy_coef = match (&control, &config.adaptive_entropy) {
+                    (Some(control), Some(rule)) => control.applied(rule),
+                    _ => config.entropy_coef,
+                };
+                let policy = Policy { entropy_coef, ..plain };
                 let mut learned = learner.learn(&policy, &groups, part, tapes, &mut old_logps)?;
                 learned.metrics.extend(learner.step(at.learning_rate)?);
                 // The weights are between two steps now: no stop before the last update.
                 whole = Some(stop::hold());
+                if let (Some(control), Some(rule)) = (&mut control, &config.adaptive_entropy) {
+                    learned.entropy.into_iter().for_each(|entropy| control.observe(entropy, rule));
+                    learned.metrics.insert("entropy_coef", control.coef());
+                }
                 traces.append(&mut learned.traces);
                 parts.push(learned.metrics);
             }
@@ -114,6 +128,7 @@ impl Objective for Grpo<'_> {
             metrics.extend(of_parts(&parts).iter().map(|(name, value)| (name.to_string(), value)));
         }
         drop(whole);
+        self.entropy = control;
         tried.into_iter().for_each(|(row, result)| self.prompts.tried(row, result));
         metrics.insert("time/update", start.elapsed().as_secs_f64());
         let seen = (at.step + 1) * config.prompts_per_step as u64;
@@ -136,6 +151,10 @@ impl Objective for Grpo<'_> {
 
     fn reference(&self) -> Option<&str> {
         self.reference.as_ref().and_then(Reference::digest)
+    }
+
+    fn entropy(&self) -> Option<EntropyControl> {
+        self.entropy
     }
 
     fn difficulty(&self) -> Option<&Difficulty> {
@@ -233,6 +252,7 @@ impl<'a> Grpo<'a> {
             max_completion_tokens: config.max_completion_tokens,
             max_tokens_per_pack: pack.max_tokens_per_pack,
             entropy_coef: config.entropy_coef,
+            measures_entropy: config.adaptive_entropy.is_some(),
             top_entropy: config.top_entropy_quantile,
             importance_cap: config.importance_cap,
             reference: self.reference.as_ref().filter(|_| in_loss).map(Reference::weights),

@@ -3,6 +3,7 @@
 use super::learner::Learner;
 use super::lora::Adapters;
 use super::materials::Materials;
+use crate::algo::entropy::EntropyControl;
 use crate::config::Config;
 use crate::config::optim::OptimConfig;
 use crate::data::difficulty::Difficulty;
@@ -28,6 +29,8 @@ pub struct Surroundings<'a> {
     pub before: u64,
     /// What [`Objective::reference`] was at the checkpoint that it goes on from.
     pub reference: Option<&'a str>,
+    /// Likewise of [`Objective::entropy`].
+    pub entropy: Option<EntropyControl>,
 }
 
 /// One optimiser step of a stage.
@@ -54,6 +57,11 @@ pub trait Objective {
 
     /// SHA-256 of the weights that its KL penalty holds the policy to.
     fn reference(&self) -> Option<&str> {
+        None
+    }
+
+    /// Where a coefficient that adapts stands.
+    fn entropy(&self) -> Option<EntropyControl> {
         None
     }
 

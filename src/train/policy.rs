@@ -32,6 +32,8 @@ pub struct Policy<'a> {
     pub max_tokens_per_pack: usize,
     /// Weight of the mean entropy over the step's tokens in the objective.
     pub entropy_coef: f64,
+    /// Compute every group, for the mean entropy of all tokens.
+    pub measures_entropy: bool,
     /// Share of the update's tokens, those of the highest entropy, that are learned from; None: all.
     pub top_entropy: Option<f64>,
     /// Bound of the importance weights, where they are wanted.
@@ -49,6 +51,8 @@ pub struct Policy<'a> {
 pub struct Learned {
     pub metrics: Metrics,
     pub traces: Vec<Trace>,
+    /// Mean over the tokens that an entropy bonus counts, nats; None of none.
+    pub entropy: Option<f64>,
 }
 
 /// Sums over the packs of an update.
@@ -59,6 +63,8 @@ struct Tally {
     tokens: usize,
     reused_tokens: usize,
     entropies: Vec<f32>,
+    /// Those that a bonus counts.
+    counted: Vec<f32>,
     /// |sampler - trainer log-prob| of each token.
     differences: Vec<f32>,
     importance_weights: Vec<f32>,
@@ -108,7 +114,7 @@ impl Learner {
             max_completion_tokens: policy.max_completion_tokens,
         };
         let teaches = |g: &ScoredGroup| {
-            let always = policy.reference.is_some() || policy.entropy_coef != 0.0;
+            let always = policy.reference.is_some() || policy.entropy_coef != 0.0 || policy.measures_entropy;
             g.group.completion_tokens() > 0 && (always || g.advantages.iter().any(|a| *a != 0.0))
         };
         let mine = |g: &usize| policy.mine.is_none_or(|mine| mine.get(*g) == Some(&true));
@@ -157,7 +163,8 @@ impl Learner {
         let tally = self.ranks().gather(tally)?.into_iter().reduce(Tally::and).unwrap_or_default();
         let mut metrics = tally.metrics(policy.loss);
         metrics.extend(hesitant.map(|of| ("entropy_threshold", f64::from(of.threshold))));
-        Ok(Learned { metrics, traces: tally.traces })
+        let entropy = (!tally.counted.is_empty()).then(|| mean(&tally.counted));
+        Ok(Learned { metrics, traces: tally.traces, entropy })
     }
 
     /// Looks at all tokens of an update before it learns from the first, at those of dead groups too: a forward pass of its own, so
@@ -195,6 +202,7 @@ impl<'a> Policy<'a> {
             max_completion_tokens: usize::MAX,
             max_tokens_per_pack: usize::MAX,
             entropy_coef: 0.0,
+            measures_entropy: false,
             top_entropy: None,
             importance_cap: None,
             reference: None,
@@ -290,13 +298,14 @@ impl Pack<'_> {
             tally.traces.extend(dump::traces(self.groups, self.members, &sequences, &out.dloss_dlogp));
         }
         let dlogprobs: Vec<f32> = out.dloss_dlogp.iter().map(|d| *d as f32).collect();
+        let counts = |t: usize| kept.as_ref().is_none_or(|kept| kept[t]);
+        let counted = || (0..now.entropies.len()).filter(|t| counts(*t)).map(|t| now.entropies[t]);
+        tally.counted.extend(counted());
         let mut dentropies = Vec::new();
         if policy.entropy_coef != 0.0 {
             let count = self.hesitant.map_or(self.totals.active_tokens, |of| of.count);
             let each = policy.entropy_coef / count.max(1) as f64;
-            let counts = |t: usize| kept.as_ref().is_none_or(|kept| kept[t]);
-            let counted = now.entropies.iter().enumerate().filter(|(t, _)| counts(*t));
-            tally.loss -= each * counted.map(|(_, h)| f64::from(*h)).sum::<f64>();
+            tally.loss -= each * counted().map(f64::from).sum::<f64>();
             dentropies = (0..dlogprobs.len()).map(|t| if counts(t) { -each as f32 } else { 0.0 }).collect();
         }
         Ok(LossSlopes { dlogprobs, dentropies })
@@ -310,6 +319,7 @@ impl Tally {
         self.tokens += other.tokens;
         self.reused_tokens += other.reused_tokens;
         self.entropies.extend(other.entropies);
+        self.counted.extend(other.counted);
         self.differences.extend(other.differences);
         self.importance_weights.extend(other.importance_weights);
         self.traces.extend(other.traces);

@@ -174,6 +174,7 @@ impl Training<'_> {
             done,
             before,
             reference: reference.as_deref(),
+            entropy: record.cursor.entropy,
         };
         let difficulty = record.cursor.difficulty.clone();
         let mut objective = objective(stage, around, &decoder, difficulty, &mut record.sinks)?;
@@ -210,7 +211,7 @@ impl Training<'_> {
                 // Without the optimiser, and before the evaluation: that may take longer than a stop lets it.
                 record.cursor.owes_evaluation = true;
                 (record.cursor.optimizer_updates, record.cursor.difficulty) = (None, None);
-                record.cursor.reference = None;
+                (record.cursor.reference, record.cursor.entropy) = (None, None);
                 record.keep(adapters, &decoder, None)?;
                 record.evaluate(materials, adapters, &decoder, stage.name(), steps)?
             }
@@ -333,6 +334,7 @@ impl<'a> Record<'a> {
             self.cursor.optimizer_updates = Some(learner.optimizer().updates());
             self.cursor.difficulty = objective.difficulty().cloned();
             self.cursor.reference = objective.reference().map(Into::into);
+            self.cursor.entropy = objective.entropy();
         }
         self.keep(adapters, learner.decoder(), Some(learner.optimizer()))
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::best::{self, Choice, Evaluated};
 use super::inputs::Inputs;
+use crate::algo::entropy::EntropyControl;
 use crate::data::difficulty::Difficulty;
 use crate::disk;
 use crate::dist::Share;
@@ -45,6 +46,9 @@ pub struct Cursor {
     /// SHA-256 of the weights that a KL penalty holds the policy to, within a stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
+    /// The coefficient of the entropy bonus, within a stage in which it adapts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<EntropyControl>,
     /// Running success rates, of a stage that orders its prompts by them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difficulty: Option<Difficulty>,
@@ -66,7 +70,7 @@ impl Cursor {
         self.stage += 1;
         self.step = 0;
         self.optimizer_updates = None;
-        (self.difficulty, self.reference) = (None, None);
+        (self.difficulty, self.reference, self.entropy) = (None, None, None);
         self.owes_evaluation = false;
         self.first_loss = None;
         self.choice.enter_stage();

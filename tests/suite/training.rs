@@ -138,6 +138,8 @@ fn a_run_with_a_state_of_its_own_resumes_bit_for_bit() {
         "grpo.kl_in=reward",
         "grpo.reference_sync_steps=2",
         "grpo.entropy_coef=0.001",
+        "grpo.adaptive_entropy.target=9",
+        "grpo.top_entropy_quantile=0.6",
         "grpo.baseline=leave_one_out",
         "grpo.truncated=mask",
         "grpo.importance_cap=2.0",
@@ -153,6 +155,11 @@ fn a_run_with_a_state_of_its_own_resumes_bit_for_bit() {
         assert_eq!(missing, (4.0 - live).round().max(0.0), "{event}");
         assert!(missing == 0.0 || number("dynamic_sampling/rounds") == 2.0, "{event}");
         assert!(number("kl").is_finite() && number("cispo_clip_ratio") == 0.0);
+        let coef = 0.001 + 0.005 * number("step");
+        assert!(
+            (number("entropy_coef") - coef).abs() < 1e-12 && number("entropy_threshold") > 0.0,
+            "{event}"
+        );
     }
     // 5 SFT steps, 6 GRPO steps; the checkpoint of step 9 is GRPO's fourth, right after a sync.
     let stopped = dir.path().join("stopped");
