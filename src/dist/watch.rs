@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,9 @@ struct Shared {
     /// To those that signs are sent to.
     peers: Mutex<Vec<(usize, TcpStream)>>,
     done: AtomicBool,
+    /// Peers that are heard no more: they have done their work, or are gone.
+    silent: Mutex<usize>,
+    fell_silent: Condvar,
     on_loss: fn(&Loss) -> !,
 }
 
@@ -71,12 +74,18 @@ impl Watch {
             at: Mutex::new("starting".into()),
             peers: Mutex::new(peers),
             done: AtomicBool::new(false),
+            silent: Mutex::new(0),
+            fell_silent: Condvar::new(),
             on_loss,
         });
         for (peer, stream) in control {
             stream.set_read_timeout(Some(SILENCE))?;
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || shared.listen(peer, stream));
+            std::thread::spawn(move || {
+                shared.listen(peer, stream);
+                *lock(&shared.silent) += 1;
+                shared.fell_silent.notify_all();
+            });
         }
         let beating = Arc::clone(&shared);
         let beats = std::thread::spawn(move || beating.beat());
@@ -100,10 +109,16 @@ impl Watch {
 }
 
 impl Drop for Watch {
-    /// Its work is done; that of the others may not be.
+    /// Its work is done; that of the others may not be. Rank 0 writes to the end, and a launcher that sees any rank leave with another
+    /// code than 0 ends the rest: so it leaves first.
     fn drop(&mut self) {
         if !self.shared.done.swap(true, Ordering::SeqCst) {
             self.shared.tell(&Sign::Done, None);
+            if self.shared.rank > 0 {
+                let silent = lock(&self.shared.silent);
+                let wait = self.shared.fell_silent.wait_while(silent, |silent| *silent == 0);
+                drop(wait.unwrap_or_else(PoisonError::into_inner));
+            }
         }
         if let Some(beats) = self.beats.take() {
             let _ = beats.join();
