@@ -51,7 +51,16 @@ pub fn role(wanted: Option<usize>) -> Result<Role> {
             if ours {
                 end_with_parent();
             }
-            Ok(Role::Work(Ranks::join(place, leave)?))
+            let ranks = Ranks::join(place, leave)?;
+            if let (true, Some(place), Some(engine)) = (ranks.is_first(), ranks.place(), ranks.engine()) {
+                eprintln!(
+                    "note: {} ranks, started by {}, over {}",
+                    place.size,
+                    place.launcher,
+                    engine.name()
+                );
+            }
+            Ok(Role::Work(ranks))
         }
         (Found::Alone(note), None) => {
             note.iter().for_each(|text| eprintln!("note: {text}"));

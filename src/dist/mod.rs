@@ -6,6 +6,8 @@
 mod engine;
 pub mod env;
 mod mesh;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod share;
 mod watch;
 pub mod wire;
@@ -50,13 +52,17 @@ impl Ranks {
         Self(None)
     }
 
-    /// Meets the others over TCP. `on_loss` ends this process; it is called on another thread than the run's.
+    /// Meets the others over TCP; numbers then go over MPI, where the build and the launcher have it. `on_loss` ends this process; it is called on another thread than the run's.
     ///
     /// # Errors
     /// The ranks cannot meet.
     pub fn join(place: Place, on_loss: fn(&Loss) -> !) -> Result<Self> {
         let mesh::Joined { data, control, hosts } = mesh::join(&place)?;
-        let wire: Arc<dyn Wire> = Arc::new(Tcp::new(place.rank, data));
+        let tcp = || -> Arc<dyn Wire> { Arc::new(Tcp::new(place.rank, data)) };
+        #[cfg(feature = "mpi")]
+        let wire = mpi::Mpi::start(&place)?.map_or_else(tcp, |mpi| Arc::new(mpi));
+        #[cfg(not(feature = "mpi"))]
+        let wire = tcp();
         let engine = Box::new(HostEngine::new(place.rank, place.size, Arc::clone(&wire)));
         let watch = Watch::start(place.rank, hosts, control, on_loss);
         let watch = watch

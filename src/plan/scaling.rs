@@ -44,6 +44,7 @@ pub fn rows(
     answers: usize,
     gpu: Gpu,
     [inside, between]: [&[Link]; 2],
+    adapters: usize,
 ) -> Result<Vec<Row>> {
     let target = Target { cuda: true, dtype: DType::BF16, answers };
     let Some(stage) = config.stages.last().copied() else { return Ok(Vec::new()) };
@@ -70,7 +71,9 @@ pub fn rows(
             let joined = |link: Option<&Link>| -> Result<Option<Network>> {
                 let inside = if gpus > 1 { inside } else { &[] };
                 let links: Vec<Link> = inside.iter().chain(link).copied().collect();
-                (gpus * nodes > 1).then(|| Network::new([gpus, nodes], &links, 1, Some(gpu))).transpose()
+                (gpus * nodes > 1)
+                    .then(|| Network::new([gpus, nodes], &links, adapters, Some(gpu)))
+                    .transpose()
             };
             let networks: Vec<Option<Network>> = match networks {
                 [] => vec![joined(None)?],
@@ -134,7 +137,7 @@ mod tests {
         let config = Config::load("riskcue-llama3.1-8b", &settings)?;
         let links = ["ib400", "eth25"].map(|name| Link::find(name).unwrap());
         let gpu = Gpu::find("--gpu", "h100")?;
-        rows(&shapes::find("llama-3.1-8b")?, &config, 0, gpu, [&[], &links])
+        rows(&shapes::find("llama-3.1-8b")?, &config, 0, gpu, [&[], &links], 1)
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["model", "memory_gib", "gpu", "price", "time", "bench"])]
     cards: bool,
     /// A table of one step on 1, 2, 4, 8 and 64 cards of one kind (--gpu, default h100), by what a rank holds.
-    #[arg(long, conflicts_with_all = ["cards", "memory_gib", "price", "time", "bench", "gpus", "nodes", "adapters", "shard"])]
+    #[arg(long, conflicts_with_all = ["cards", "memory_gib", "price", "time", "bench", "gpus", "nodes", "shard"])]
     scaling: bool,
     #[command(flatten)]
     duration: duration::Args,

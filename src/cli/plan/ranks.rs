@@ -100,7 +100,7 @@ impl Args {
         if between.is_empty() {
             between.push(Link::find("ib400")?);
         }
-        let rows = scaling::rows(model, config, answers, gpu, [&inside, &between])?;
+        let rows = scaling::rows(model, config, answers, gpu, [&inside, &between], self.adapters)?;
         if !as_json {
             println!(
                 "| trained | {} cards | joined by | GiB a card | sent, GB | waited, s | s a step | efficiency | same groups a card |",
