@@ -11,15 +11,21 @@ use half::vec::HalfBitsVecExt;
 use super::share::part;
 use super::wire::Wire;
 use crate::error::{Error, Result};
+use crate::ops::{cuda, memory};
 
 /// Every rank makes the same calls in the same order, with tensors of the same shapes and types: f32 or bf16, contiguous. A rank's part of a
 /// tensor is [`part`] of its elements, flat.
 pub trait Engine: Send + Sync {
     fn name(&self) -> &'static str;
-    /// This rank's part of each tensor's sum over the ranks, in f32 and in the order of the ranks, in the tensor's type.
+    /// This rank's part of each tensor's sum over the ranks, in the tensor's type. Over a wire they are added in f32 and in the order of the
+    /// ranks, by NCCL in the order of its rings, each sum of two rounded to the type.
     fn reduce_scatter(&self, tensors: &[Tensor]) -> Result<Vec<Tensor>>;
     /// Each tensor holds its own rank's part on entry and all parts when this returns.
     fn all_gather(&self, tensors: &[Tensor]) -> Result<()>;
+    /// What was asked for before is done. An engine that works beside the host says here what went wrong.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
     /// On rank 0 the parts of all ranks put together, flat and on the host; elsewhere nothing. Bytes may be gathered too, and ranks
     /// may give parts of any length.
     fn gather(&self, parts: &[Tensor]) -> Result<Option<Vec<Tensor>>>;
@@ -47,7 +53,7 @@ fn bytes_of(tensor: &Tensor, range: Range<usize>, out: &mut Vec<u8>) -> Result<(
     if range.is_empty() {
         return Ok(());
     }
-    let values = tensor.flatten_all()?.narrow(0, range.start, range.len())?.to_device(&Device::Cpu)?;
+    let values = memory::to_host(&tensor.flatten_all()?.narrow(0, range.start, range.len())?)?;
     match values.dtype() {
         DType::F32 => out.extend_from_slice(bytemuck::cast_slice(&values.to_vec1::<f32>()?)),
         DType::BF16 => {
@@ -112,7 +118,12 @@ impl Engine for HostEngine {
                 let values = f32s(take(from, count, dtype)?, dtype);
                 sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
             }
-            sums.push(Tensor::from_vec(sum, count, tensor.device())?.to_dtype(dtype)?);
+            let sum = Tensor::from_vec(sum, count, &Device::Cpu)?.to_dtype(dtype)?;
+            // A driver copies no empty arrays.
+            sums.push(match tensor.device() {
+                device if device.is_cuda() && count == 0 => cuda::uninit(device, 0, dtype)?,
+                device => sum.to_device(device)?,
+            });
         }
         Ok(sums)
     }
@@ -132,7 +143,11 @@ impl Engine for HostEngine {
                 }
                 let bytes = take(&mut rest, range.len(), tensor.dtype())?.to_vec();
                 let values = tensor_of(bytes, tensor.dtype())?.to_device(tensor.device())?;
-                tensor.flatten_all()?.slice_set(&values, 0, range.start)?;
+                let whole = tensor.flatten_all()?;
+                match tensor.device().is_cuda() {
+                    true => cuda::overwrite(&whole.narrow(0, range.start, range.len())?, &values)?,
+                    false => whole.slice_set(&values, 0, range.start)?,
+                }
             }
         }
         Ok(())

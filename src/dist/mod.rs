@@ -8,19 +8,22 @@ pub mod env;
 mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod nccl;
 mod share;
 mod watch;
 pub mod wire;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use candle_core::Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use engine::{Engine, HostEngine};
 pub use env::Place;
 pub use mesh::host_name;
+pub use nccl::Nccl;
 pub use share::{Share, owners, part};
 pub use watch::Loss;
 
@@ -37,6 +40,8 @@ struct Joined {
     place: Place,
     wire: Arc<dyn Wire>,
     engine: Box<dyn Engine>,
+    /// What takes its place between GPUs.
+    nccl: OnceLock<Nccl>,
     watch: Watch,
     /// All have heard that one of them stops.
     stopped: AtomicBool,
@@ -67,7 +72,8 @@ impl Ranks {
         let watch = Watch::start(place.rank, hosts, control, on_loss);
         let watch = watch
             .map_err(|error| Error::Compute(format!("the ranks cannot watch each other: {error}").into()))?;
-        Ok(Self(Some(Arc::new(Joined { place, wire, engine, watch, stopped: AtomicBool::new(false) }))))
+        let (nccl, stopped) = (OnceLock::new(), AtomicBool::new(false));
+        Ok(Self(Some(Arc::new(Joined { place, wire, engine, nccl, watch, stopped }))))
     }
 
     pub fn rank(&self) -> usize {
@@ -98,7 +104,19 @@ impl Ranks {
 
     /// `None`: alone.
     pub fn engine(&self) -> Option<&dyn Engine> {
-        self.0.as_ref().map(|joined| &*joined.engine)
+        let joined = self.0.as_ref()?;
+        Some(joined.nccl.get().map_or(&*joined.engine, |nccl| nccl as &dyn Engine))
+    }
+
+    /// Where all ranks have a GPU and NCCL, tensors go by it from now on. What there is to say of how they go; nothing to one process.
+    ///
+    /// # Errors
+    /// Some ranks on GPUs and some on the CPU; two on one GPU; NCCL does not start.
+    pub fn use_device(&self, device: &Device) -> Result<Option<String>> {
+        let Some(joined) = &self.0 else { return Ok(None) };
+        let (made, said) = nccl::engine(self, &joined.place, &joined.wire, device)?;
+        made.into_iter().for_each(|made| drop(joined.nccl.set(made)));
+        Ok(Some(said))
     }
 
     /// `2 on gpu-7`.

@@ -218,6 +218,7 @@ impl Learner {
             Some(summed) => summed.take(&self.decoder, self.ranks.share())?,
             None => reduced(engine, &self.gradients)?,
         };
+        engine.finish()?;
         self.gradients.clear();
         let some: Vec<&Tensor> = parts.iter().filter(|part| part.elem_count() > 0).collect();
         let squares: f64 = self.ranks.gather(sum_squares(&some)?)?.into_iter().sum();
@@ -240,6 +241,7 @@ impl Learner {
             }
         }
         engine.all_gather(&bucket)?;
+        engine.finish()?;
         self.decoder.adapter_changed()?;
         Ok(grad_norm)
     }

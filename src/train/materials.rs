@@ -80,6 +80,7 @@ impl Materials {
         sinks.emit(&Event::phase("opening the device"));
         let Opened { mut place, fell_back } =
             place::open_for(config, ranks.place().map_or(0, |place| place.local_rank))?;
+        let exchange = ranks.use_device(&place.device)?;
         // Rows before weights: a bad row should not cost the minutes that loading takes.
         let (mut materials, start) = Self::gather(config, config, run, sinks)?;
         let positions = config.model.max_positions;
@@ -101,7 +102,7 @@ impl Materials {
             Start::Seed(model) => Decoder::random_on(&place, *model, config.seed, positions)?,
         };
         let said = if samples { materials.probe_rewards()? } else { Vec::new() };
-        for text in fell_back.into_iter().chain(materials.encoder.note()).chain(said) {
+        for text in fell_back.into_iter().chain(exchange).chain(materials.encoder.note()).chain(said) {
             sinks.emit(&Event::Note { text });
         }
         Ok((materials, decoder))

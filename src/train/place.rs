@@ -23,12 +23,13 @@ pub fn open(device: DeviceKind, dtype: DtypeKind) -> Result<Opened> {
     open_at(device, dtype, 0)
 }
 
-/// [`open`], of several CUDA devices the one of this number.
-fn open_at(device: DeviceKind, dtype: DtypeKind, ordinal: usize) -> Result<Opened> {
+/// [`open`], of several CUDA devices that of the rank with this number on its host.
+fn open_at(device: DeviceKind, dtype: DtypeKind, local_rank: usize) -> Result<Opened> {
+    let ordinal = || cuda::of_local_rank(local_rank);
     let (device, fell_back) = match device {
         DeviceKind::Cpu => (Device::Cpu, None),
-        DeviceKind::Cuda => (cuda::device(ordinal)?, None),
-        DeviceKind::Auto => match cuda::device(ordinal) {
+        DeviceKind::Cuda => (cuda::device(ordinal())?, None),
+        DeviceKind::Auto => match cuda::device(ordinal()) {
             Ok(device) => (device, None),
             Err(error) => (Device::Cpu, Some(format!("running on the CPU: {}", cause(&error)))),
         },

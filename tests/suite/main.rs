@@ -18,6 +18,8 @@ mod cuda_model;
 #[cfg(feature = "cuda")]
 mod cuda_ops;
 #[cfg(feature = "cuda")]
+mod cuda_ranks;
+#[cfg(feature = "cuda")]
 mod cuda_trace;
 #[cfg(feature = "cuda")]
 mod cuda_twin;

@@ -61,7 +61,37 @@ impl Timer {
     }
 }
 
+/// GPUs of several processes; without the feature there are none.
+pub struct Communicator(Infallible);
+
+impl Communicator {
+    pub fn new(_: &Device, _: usize, _: usize, _: &[u8]) -> Result<Self> {
+        absent()
+    }
+    pub fn reduce(&self, _: &[(Tensor, Option<Tensor>, usize)]) -> Result<()> {
+        match self.0 {}
+    }
+    pub fn broadcast(&self, _: &[(Tensor, usize)]) -> Result<()> {
+        match self.0 {}
+    }
+    pub fn wait(&self) -> Result<()> {
+        match self.0 {}
+    }
+}
+
+pub fn nccl_version() -> std::result::Result<String, String> {
+    Err("this rlvr was built without CUDA".into())
+}
+pub fn nccl_id() -> Result<Vec<u8>> {
+    absent()
+}
 pub fn device(_: usize) -> Result<Device> {
+    absent()
+}
+pub fn of_local_rank(local_rank: usize) -> usize {
+    local_rank
+}
+pub fn bus_id(_: &Device) -> Result<String> {
     absent()
 }
 pub fn describe(_: &Device) -> Result<Description> {
@@ -98,6 +128,9 @@ pub fn concatenate(_: &[&Tensor]) -> Result<Tensor> {
     absent()
 }
 pub fn zero(_: &Tensor) -> Result<()> {
+    absent()
+}
+pub fn overwrite(_: &Tensor, _: &Tensor) -> Result<()> {
     absent()
 }
 

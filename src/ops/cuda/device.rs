@@ -47,6 +47,32 @@ pub fn device(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
+/// The device of the rank with this number on its host. Launchers that show each process its own GPU alone have it as device 0.
+pub fn of_local_rank(local_rank: usize) -> usize {
+    match CudaContext::device_count() {
+        Ok(1) => 0,
+        _ => local_rank,
+    }
+}
+
+/// Where on the host's bus the device is: the same from every process, whatever CUDA_VISIBLE_DEVICES shows it.
+///
+/// # Errors
+/// When `device` is no CUDA device or is lost.
+pub fn bus_id(device: &Device) -> Result<String> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_PCI_BUS_ID, CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID, CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID,
+    };
+    let stream = cuda(device)?.cuda_stream();
+    let asked = |attribute| {
+        let found = stream.context().attribute(attribute);
+        found.map_err(|e| fault(format!("the device cannot be asked: {e}")))
+    };
+    let domain = asked(CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let (bus, slot) = (asked(CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?, asked(CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?);
+    Ok(format!("{domain:04x}:{bus:02x}:{slot:02x}"))
+}
+
 fn no_driver(place: &str, error: DriverError) -> Error {
     use sys::CUresult::*;
     let (problem, fix) = match error.0 {

@@ -385,6 +385,17 @@ pub(super) fn copy_into(from: &Tensor, to: &Tensor) -> Result<()> {
     Ok(())
 }
 
+/// Writes the elements of `from` over those of `to`, in place.
+///
+/// # Errors
+/// When they differ in number or type, and as [`duplicate`].
+pub fn overwrite(to: &Tensor, from: &Tensor) -> Result<()> {
+    if (to.elem_count(), to.dtype()) != (from.elem_count(), from.dtype()) {
+        return Err(fault(format!("overwrite: {:?} with {:?}", to.shape(), from.shape())));
+    }
+    copy_into(from, to)
+}
+
 /// Sets every element to zero, in place.
 ///
 /// # Errors

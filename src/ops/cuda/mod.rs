@@ -19,24 +19,30 @@ mod grid;
 mod host;
 #[cfg(feature = "cuda")]
 mod launch;
+#[cfg(feature = "cuda")]
+mod nccl;
 
 use candle_core::{DType, Device, Tensor};
 
 #[cfg(not(feature = "cuda"))]
 pub use self::absent::{
-    Launch, Timer, concatenate, describe, device, duplicate, memory_in_use, memory_peak, multiprocessors,
-    read, reset_memory_peak, synchronize, to_host, uninit, zero,
+    Communicator, Launch, Timer, bus_id, concatenate, describe, device, duplicate, memory_in_use,
+    memory_peak, multiprocessors, nccl_id, nccl_version, of_local_rank, overwrite, read, reset_memory_peak,
+    synchronize, to_host, uninit, zero,
 };
 pub use self::description::Description;
 #[cfg(feature = "cuda")]
 pub use self::device::{
-    Timer, describe, device, memory_in_use, memory_peak, multiprocessors, reset_memory_peak, synchronize,
+    Timer, bus_id, describe, device, memory_in_use, memory_peak, multiprocessors, of_local_rank,
+    reset_memory_peak, synchronize,
 };
 pub use self::grid::{Grid, row_threads};
 #[cfg(feature = "cuda")]
 pub use self::host::{read, to_host};
 #[cfg(feature = "cuda")]
-pub use self::launch::{Launch, concatenate, duplicate, uninit, zero};
+pub use self::launch::{Launch, concatenate, duplicate, overwrite, uninit, zero};
+#[cfg(feature = "cuda")]
+pub use self::nccl::{Communicator, nccl_id, nccl_version};
 use crate::error::Result;
 
 /// `values` as a u32 tensor `[len]` on `device`.

@@ -25,7 +25,7 @@ using twin::need;
 using twin::stop;
 
 // CUresult
-enum Status { success = 0, invalid_value = 1, out_of_memory = 2, invalid_device = 101, invalid_image = 200, ecc_uncorrectable = 214, not_found = 500, not_supported = 801 };
+enum Status { success = 0, invalid_value = 1, out_of_memory = 2, invalid_device = 101, invalid_image = 200, invalid_context = 201, ecc_uncorrectable = 214, not_found = 500, not_supported = 801 };
 using Handle = void *;
 using Address = unsigned long long;
 
@@ -44,10 +44,22 @@ struct Event {
     bool recorded = false, timed = true;
 };
 
-char context_mark, pool_mark;  // their addresses are handles
+char context_marks[64], pool_mark;  // their addresses are handles
 thread_local Handle current_context;
 std::mutex launching;  // the kernels' fibers are one set
 const Function *running;
+
+// As many as a host's ranks, of which each takes one; RLVR_TWIN_DEVICES=N: so many.
+int devices() {
+    static const int count = [] {
+        const char *text = std::getenv("RLVR_TWIN_DEVICES");
+        if (!text) text = std::getenv("LOCAL_WORLD_SIZE");
+        const int asked = text ? std::atoi(text) : 1;
+        if (asked < 1 || asked > int(sizeof context_marks)) stop("%s devices cannot be", text);
+        return asked;
+    }();
+    return count;
+}
 
 std::string own_folder() {
     Dl_info info;
@@ -104,16 +116,18 @@ TWIN_EXPORT int cuInit(unsigned) {
     return said ? success : not_supported;
 }
 TWIN_EXPORT int cuDriverGetVersion(int *version) { return *version = 13000, success; }
-TWIN_EXPORT int cuDeviceGetCount(int *count) { return *count = 1, success; }
-TWIN_EXPORT int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal == 0 ? success : invalid_device; }
+TWIN_EXPORT int cuDeviceGetCount(int *count) { return *count = devices(), success; }
+TWIN_EXPORT int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal >= 0 && ordinal < devices() ? success : invalid_device; }
 TWIN_EXPORT int cuDeviceGetName(char *name, int size, int) { return std::snprintf(name, size, "%s", device_name), success; }
 TWIN_EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = twin::usage().total, success; }
-TWIN_EXPORT int cuDeviceGetAttribute(int *value, int attribute, int) {
+TWIN_EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
     switch (attribute) {
         case 1: return *value = 1024, success;                  // threads a block
         case 8: return *value = shared_by_default, success;     // shared memory a block
         case 10: return *value = 32, success;                   // warp size
         case 16: return *value = twin::dry() ? 132 : multiprocessors, success;  // traced as for an H100
+        case 33: return *value = device + 1, success;           // PCI bus
+        case 34: case 50: return *value = 0, success;           // and slot, and domain
         case 75: return *value = 9, success;                    // compute capability, major
         case 76: return *value = 0, success;                    // and minor
         case 97: return *value = shared_at_most, success;       // shared memory a block, when asked for
@@ -121,10 +135,14 @@ TWIN_EXPORT int cuDeviceGetAttribute(int *value, int attribute, int) {
     }
     stop("cuDeviceGetAttribute: attribute %d is not known to the twin; add it to tests/doubles/cuda-driver/driver.cpp", attribute);
 }
-TWIN_EXPORT int cuDevicePrimaryCtxRetain(Handle *context, int) { return *context = &context_mark, success; }
+TWIN_EXPORT int cuDevicePrimaryCtxRetain(Handle *context, int device) { return *context = context_marks + device, success; }
 TWIN_EXPORT int cuDevicePrimaryCtxRelease_v2(int) { return success; }
 TWIN_EXPORT int cuCtxGetCurrent(Handle *context) { return *context = current_context, success; }
 TWIN_EXPORT int cuCtxSetCurrent(Handle context) { return current_context = context, success; }
+TWIN_EXPORT int cuCtxGetDevice(int *device) {
+    if (!current_context) return invalid_context;
+    return *device = int((char *)current_context - context_marks), success;
+}
 TWIN_EXPORT int cuCtxSynchronize() { return success; }
 
 // Streams and events: everything is done at once, so a stream is only a handle.

@@ -7,7 +7,7 @@
 #
 # A binary built with --features cuda finds it through RLVR_CUDA_LIBRARY_PATH=FOLDER, and a real driver
 # first where one is installed; --run puts the twin before that. RLVR_TWIN_MEMORY_MB sets its memory;
-# RLVR_TWIN_LOST=N lets the
+# RLVR_TWIN_DEVICES=N shows N devices, without it as many as LOCAL_WORLD_SIZE says; RLVR_TWIN_LOST=N lets the
 # device be lost at kernel launch N; RLVR_TWIN_TRACE=FILE and RLVR_TWIN_DRY=1 are explained in trace.h.
 # Needs a C++20 compiler ($CXX, else c++). Files are compiled again only when they or a header changed.
 set -euo pipefail
@@ -43,8 +43,8 @@ build() { # build OUTPUT SOURCE...
     printf '%s' "$sum" >"$output.made"
 }
 
-build "$into/libcuda.so.1" "$here"/{driver,memory,libraries,trace}.cpp
-for library in libcublas.so.13 libcublasLt.so.13 libcurand.so.10; do
+build "$into/libcuda.so.1" "$here"/{driver,memory,libraries,nccl,trace}.cpp
+for library in libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnccl.so.2; do
     ln -sfn libcuda.so.1 "$into/$library"
 done
 

@@ -15,6 +15,7 @@ pub mod made;
 pub mod models;
 pub mod parity_fixture;
 pub mod preload;
+pub mod ranks;
 pub mod reward_server;
 pub mod room;
 pub mod runs;
