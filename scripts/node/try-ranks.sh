@@ -19,7 +19,7 @@ TORCHRUN=${TORCHRUN:-$(command -v torchrun)}
 ONLY=${ONLY:-.}
 say() { printf '%s\n' "$*" >&2; }
 demo=(train demo --set threads=1 --set "run.root=$dir/runs" --set eval.every_steps=0 --set checkpoint.every_steps=2
-    --set sft.epochs=0.05 --set "grpo.steps=${STEPS:-12}" --set data.synthetic.sft_rows=640 --set data.synthetic.grpo_rows=400
+    --set sft.epochs=1.0 --set "grpo.steps=${STEPS:-12}" --set data.synthetic.sft_rows=640 --set data.synthetic.grpo_rows=400
     --set data.synthetic.valid_rows=40)
 
 hosts=(rlvr-a rlvr-b)
@@ -70,8 +70,13 @@ try:
 except OSError as error:
     line["error"] = str(error)
 print(json.dumps(line), flush=True)
+good = int(again) == 0 and line.get("resumed_model_is_the_unbroken_one") and int(code) in ((1, 75) if "torchrun" in name else (75,))
+sys.exit(0 if good else 1)
 PY
+    # shellcheck disable=SC2181
+    (($? == 0)) || failed=1
 }
+failed=0
 
 has() { command -v "$1" >/dev/null || { say "no $1: its trials are left out"; return 1; }; }
 
@@ -198,3 +203,4 @@ AGENT
         say "no network namespaces: the trials on two hosts are left out"
     fi
 fi
+exit $failed

@@ -142,6 +142,65 @@ fn plan_compares_cards_by_price_and_names_what_is_an_estimate() {
     assert!(none.contains("It does not fit. What helps") && none.contains("add --train-rows"), "{none}");
 }
 
+#[test]
+fn plan_adds_up_several_cards_and_refuses_those_without_work() {
+    let many = ["plan", "riskcue-llama3.1-8b", "--model", "llama-3.1-8b", "--gpu", "h100"];
+    let words =
+        [&many[..], &["--gpus", "8", "--nodes", "2", "--link", "ib400", "--price", "2", "--json"]].concat();
+    let json: Value = serde_json::from_str(&stdout(&words)).unwrap();
+    let ranks = &json["ranks"];
+    assert_eq!((&ranks["size"], &ranks["shard"]), (&16.into(), &"zero2".into()));
+    let grpo = &ranks["steps"][1];
+    let waited = grpo["waited_seconds"].as_f64().unwrap();
+    assert!(waited > 0.0 && waited <= grpo["seconds"].as_f64().unwrap(), "{grpo}");
+    assert_eq!(json["time"]["price_per_hour"], 32.0);
+    let alone: Value = serde_json::from_str(&stdout(&[&many[..], &["--json"]].concat())).unwrap();
+    assert!(json["peak_bytes"].as_u64() < alone["peak_bytes"].as_u64() && alone["ranks"].is_null());
+    let uneven = stdout(&[&many[..], &["--gpus", "6"]].concat());
+    assert!(uneven.contains("grpo.prompts_per_step 32 on 6 cards: 2 have 6 groups, 4 have 5"), "{uneven}");
+    for (flags, part) in [
+        (&["--gpus", "0"][..], "from 1 to 1024"),
+        (&["--gpus", "8", "--nodes", "8", "--link", "ib400"], "32 of 64 cards would have no groups"),
+        (&["--gpus", "8", "--link", "carrier-pigeon"], "one of nvlink, pcie4, ib400, eth25"),
+        (&["--gpus", "8", "--nodes", "2"], "names no network between the nodes"),
+        (&["--link", "nvlink"], "does nothing for one card"),
+        (&["--gpus", "8", "--shard", "zero3"], "one of none, zero1, zero2"),
+        (
+            &[
+                "--gpus",
+                "8",
+                "--shard",
+                "zero2",
+                "--set",
+                "lora.rank=8",
+                "--set",
+                "grpo.optim.gradients=f32",
+                "--set",
+                "sft.optim.gradients=f32",
+            ],
+            "none with [lora]",
+        ),
+    ] {
+        let said = refused(&[&many[..], flags].concat());
+        assert!(said.contains(part), "{flags:?}: {said}");
+    }
+    let cpu = refused(&["plan", "demo", "--gpus", "2"]);
+    assert!(cpu.contains("the plan is of a CPU"), "{cpu}");
+}
+
+#[test]
+fn the_page_of_many_gpus_says_what_the_plan_says() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/many-gpus.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let command = page.lines().find_map(|line| line.strip_prefix("    rlvr plan --scaling")).unwrap();
+    let words = command.split_whitespace().map(|word| word.trim_matches('\''));
+    let table = stdout(&["plan", "--scaling"].into_iter().chain(words).collect::<Vec<_>>());
+    assert!(
+        table.lines().count() > 20 && page.contains(&table),
+        "docs/many-gpus.md has another table:\n{table}"
+    );
+}
+
 /// On the CPU the efficiency is that of a step which is timed.
 #[test]
 fn plan_times_a_step_on_the_cpu() {
