@@ -9,7 +9,7 @@ use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 
 use super::share::part;
-use super::wire::Wire;
+use super::wire::{Call, Wire, differs, exchange};
 use crate::error::{Error, Result};
 use crate::ops::{cuda, memory};
 
@@ -107,8 +107,9 @@ impl Engine for HostEngine {
             for tensor in tensors {
                 bytes_of(tensor, self.part(tensor, rank), bytes)?;
             }
+            bytes.push(Call::Sum as u8);
         }
-        let all = self.wire.all_to_all(&out.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
+        let all = exchange(&*self.wire, Call::Sum, &out.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         let mut rest: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
         let mut sums = Vec::with_capacity(tensors.len());
         for tensor in tensors {
@@ -125,7 +126,7 @@ impl Engine for HostEngine {
                 device => sum.to_device(device)?,
             });
         }
-        Ok(sums)
+        if rest.iter().all(|from| from.is_empty()) { Ok(sums) } else { Err(differs()) }
     }
 
     fn all_gather(&self, tensors: &[Tensor]) -> Result<()> {
@@ -133,7 +134,8 @@ impl Engine for HostEngine {
         for tensor in tensors {
             bytes_of(tensor, self.part(tensor, self.rank), &mut own)?;
         }
-        let all = self.wire.all_to_all(&vec![own.as_slice(); self.size])?;
+        own.push(Call::Parts as u8);
+        let all = exchange(&*self.wire, Call::Parts, &vec![own.as_slice(); self.size])?;
         for (rank, bytes) in all.iter().enumerate().filter(|(rank, _)| *rank != self.rank) {
             let mut rest = bytes.as_slice();
             for tensor in tensors {
@@ -159,9 +161,11 @@ impl Engine for HostEngine {
         for part in parts {
             bytes_of(part, 0..part.elem_count(), &mut own)?;
         }
-        let mut out = vec![[].as_slice(); self.size];
+        own.push(Call::Whole as u8);
+        let nothing = [Call::Whole as u8];
+        let mut out = vec![nothing.as_slice(); self.size];
         out[0] = &own;
-        let all = self.wire.all_to_all(&out)?;
+        let all = exchange(&*self.wire, Call::Whole, &out)?;
         if self.rank > 0 {
             return Ok(None);
         }
@@ -180,10 +184,6 @@ impl Engine for HostEngine {
         };
         parts.iter().enumerate().map(whole).collect::<Result<Vec<_>>>().map(Some)
     }
-}
-
-fn differs() -> Error {
-    Error::Compute("ranks disagree on what they exchange: their configs or versions differ".into())
 }
 
 #[cfg(test)]
@@ -264,6 +264,23 @@ mod tests {
                     assert_eq!(whole, &want, "{size} ranks, rank {rank}, {dtype:?}");
                     assert!(rank > 0 || on_first == &want, "{size} ranks, {dtype:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_at_different_calls_find_out() {
+        let tensor = |count| [numbers(count, 0, DType::F32)];
+        for odd in 0..3 {
+            let all = ranks(3, |engine, rank| match (rank == odd, odd) {
+                (false, _) => engine.reduce_scatter(&tensor(3000)).map(|_| ()),
+                (true, 0) => engine.all_gather(&tensor(3000)),
+                (true, 1) => engine.reduce_scatter(&tensor(900)).map(|_| ()),
+                (true, _) => engine.gather(&tensor(3000)).map(|_| ()),
+            });
+            for (rank, result) in all.iter().enumerate() {
+                let error = result.as_ref().unwrap_err().to_string();
+                assert!(error.contains("ranks disagree"), "rank {rank}, rank {odd} is elsewhere: {error}");
             }
         }
     }

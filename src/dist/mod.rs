@@ -28,7 +28,7 @@ pub use share::{Share, owners, part};
 pub use watch::Loss;
 
 use self::watch::Watch;
-use self::wire::{Tcp, Wire};
+use self::wire::{Call, Tcp, Wire, exchange};
 use crate::error::{Error, Result};
 use crate::stop;
 
@@ -46,10 +46,6 @@ struct Joined {
     /// All have heard that one of them stops.
     stopped: AtomicBool,
 }
-
-/// What a rank sends when it gives nothing else.
-const STOPS: u8 = 1;
-const GIVES: u8 = 0;
 
 impl Ranks {
     /// One process.
@@ -174,7 +170,7 @@ impl Ranks {
         let Some(joined) = self.0.as_ref().filter(|joined| !joined.stopped.load(Ordering::SeqCst)) else {
             return Ok(());
         };
-        match joined.exchange(&[STOPS]) {
+        match joined.exchange(Call::Stops, Vec::new()) {
             Err(Error::Stopped) | Ok(_) => Ok(()),
             Err(error) => Err(error),
         }
@@ -194,26 +190,25 @@ impl Joined {
             |error: String| Error::Compute(format!("ranks exchange what they cannot read: {error}").into());
         let known = self.stopped.load(Ordering::SeqCst);
         let stops = !known && matches!(stop::look(), Err(Error::Stopped));
-        let mut bytes = vec![if stops { STOPS } else { GIVES }];
+        let mut bytes = Vec::new();
         if !stops {
             ciborium::into_writer(mine, &mut bytes).map_err(|error| broken(error.to_string()))?;
         }
-        let all = self.exchange(&bytes)?;
+        let all = self.exchange(if stops { Call::Stops } else { Call::Values }, bytes)?;
         let read = |bytes: Vec<u8>| {
-            ciborium::from_reader(bytes.get(1..).unwrap_or_default())
-                .map_err(|error| broken(error.to_string()))
+            ciborium::from_reader(bytes.as_slice()).map_err(|error| broken(error.to_string()))
         };
         all.into_iter().map(read).collect()
     }
 
-    fn exchange(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let all = self.wire.all_to_all(&vec![bytes; self.place.size])?;
-        if all.iter().any(|bytes| bytes.first() == Some(&STOPS)) {
-            self.stopped.store(true, Ordering::SeqCst);
-            // Whoever was not asked by a signal is asked now.
-            stop::ask();
-            return Err(Error::Stopped);
-        }
-        Ok(all)
+    fn exchange(&self, call: Call, mut bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+        bytes.push(call as u8);
+        exchange(&*self.wire, call, &vec![bytes.as_slice(); self.place.size]).inspect_err(|error| {
+            if let Error::Stopped = error {
+                self.stopped.store(true, Ordering::SeqCst);
+                // Whoever was not asked by a signal is asked now.
+                stop::ask();
+            }
+        })
     }
 }

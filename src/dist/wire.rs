@@ -16,6 +16,43 @@ pub trait Wire: Send + Sync {
     fn all_to_all(&self, out: &[&[u8]]) -> Result<Vec<Vec<u8>>>;
 }
 
+/// What an exchange is of: the last byte of everything that is sent, so that ranks which are not at the same call find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Call {
+    Values,
+    /// In the place of values: the rank that sends it stops.
+    Stops,
+    Sum,
+    Parts,
+    Whole,
+}
+
+/// [`Wire::all_to_all`] of one call; what is sent ends with it.
+///
+/// # Errors
+/// As there; another rank is at another call. [`Error::Stopped`] where one stops and this one gives or stops.
+pub fn exchange(wire: &dyn Wire, call: Call, out: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+    let mut all = wire.all_to_all(out)?;
+    let calls: Vec<u8> = all.iter_mut().filter_map(Vec::pop).collect();
+    let agrees = |byte: u8| byte == call as u8;
+    let stops = |byte: u8| byte == Call::Stops as u8;
+    match calls.len() == all.len() {
+        true if calls.iter().all(|byte| agrees(*byte)) && call != Call::Stops => Ok(all),
+        true if [Call::Values, Call::Stops].contains(&call)
+            && calls.iter().all(|byte| stops(*byte) || *byte == Call::Values as u8) =>
+        {
+            Err(Error::Stopped)
+        }
+        _ => Err(differs()),
+    }
+}
+
+/// Ranks that are not at the same place.
+pub fn differs() -> Error {
+    Error::Compute("ranks disagree on what they exchange: their configs or versions differ".into())
+}
+
 /// A TCP connection to each other rank.
 pub struct Tcp {
     rank: usize,

@@ -23,7 +23,9 @@ pub fn learn(
     let (owners, rank) = (learner.ranks().owners(&sizes), learner.ranks().rank());
     let mine: Vec<usize> = (0..told.len()).filter(|i| owners[*i] == rank).collect();
     let (mut loss, mut kl, mut agreed, mut tokens) = (0.0, 0.0, 0.0, 0);
-    for run in runs(mine.iter().map(|i| sizes[*i]), max_tokens_per_pack) {
+    let packs = runs(mine.iter().map(|i| sizes[*i]), max_tokens_per_pack);
+    let (own, most) = (packs.len(), learner.most_passes(packs.len())?);
+    for run in packs {
         let of_pack: Vec<(&EncodedRow, &[f64])> = mine[run].iter().map(|i| told[*i]).collect();
         let rows_of_pack: Vec<&EncodedRow> = of_pack.iter().map(|(row, _)| *row).collect();
         let batch = answers_batch(&rows_of_pack, learner.decoder().max_positions())?;
@@ -49,6 +51,7 @@ pub fn learn(
             Ok(dlogps)
         })?;
     }
+    learner.end_passes(own, most)?;
     let all = learner.ranks().gather(([loss, kl, agreed], tokens))?;
     let sum = |i: usize| all.iter().map(|(sums, _)| sums[i]).sum::<f64>();
     let tokens: usize = all.iter().map(|(_, tokens)| tokens).sum();
