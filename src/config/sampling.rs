@@ -19,6 +19,10 @@ pub struct SamplingConfig {
     /// Keep tokens with at least this share of the largest probability; 0 keeps all.
     #[schemars(range(min = 0, max = 1))]
     pub min_p: f32,
+    /// Divides the positive logits of tokens that the prompt or the completion has already, and multiplies their negative ones, before the
+    /// temperature (arXiv:1909.05858); 1 is none. It chooses the tokens; log-probs are those without it, sampler's and trainer's alike. CPU only.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub repetition_penalty: f32,
     /// Log-probs are those of the distribution that was cut: the trainer cuts its own in the same way, and the
     /// sampled token is always part of it. Else top_k, top_p and min_p choose the tokens, and log-probs are those of
     /// the whole distribution. CPU only. Default false.
@@ -28,7 +32,14 @@ pub struct SamplingConfig {
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, replay_truncation: false }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            replay_truncation: false,
+        }
     }
 }
 
@@ -51,6 +62,14 @@ impl SamplingConfig {
         }
         if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
             return refuse("min_p", self.min_p, "at least 0 and at most 1", "it is a share of probability");
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            let why = "it divides logits; above 1 tokens are repeated less";
+            return refuse("repetition_penalty", self.repetition_penalty, "above 0", why);
+        }
+        if self.replay_truncation && self.repetition_penalty != 1.0 {
+            let why = "the trainer cuts a distribution without the penalty";
+            return refuse("repetition_penalty", self.repetition_penalty, "1 beside replay_truncation", why);
         }
         if self.replay_truncation && !self.cuts() {
             let problem = "has no effect: top_k, top_p and min_p leave every token";

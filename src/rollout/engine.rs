@@ -13,7 +13,7 @@ use crate::model::kv_cache::DecodeStep;
 use crate::model::tape::{Slots, Tape, Taping};
 use crate::ops::decode_attention::{Readers, SharedPrefix};
 use crate::ops::indices::Indices;
-use crate::ops::sampling::{Sampled, Sampling, sample};
+use crate::ops::sampling::{Repetition, Sampled, Sampling, sample, sample_penalised};
 use crate::ops::{embedding, memory};
 use crate::pack::runs;
 use crate::rng::{Purpose, Stream};
@@ -189,7 +189,7 @@ impl<'a> Engine<'a> {
         let mut active: Vec<usize> = (0..sequences).collect();
         let group_of = |sequence: &usize| sequence / per_prompt;
         // A row of logits a prompt; its completions all draw from it.
-        let mut drawn = self.draw(requests, draws, &active, 0, &first_logits)?;
+        let mut drawn = self.draw(requests, draws, &active, &rollouts, &first_logits)?;
         let mut readers: Option<Readers> = None;
         for t in 0..max_tokens {
             for (sequence, s) in active.iter().zip(&drawn) {
@@ -215,7 +215,7 @@ impl<'a> Engine<'a> {
             };
             let step = DecodeStep { tokens: &tokens, positions: &positions, readers, cached: t };
             let logits = self.decoder.logits(&self.decoder.decode(&cache, step)?)?;
-            drawn = self.draw(requests, draws, &active, t as u32 + 1, &logits)?;
+            drawn = self.draw(requests, draws, &active, &rollouts, &logits)?;
         }
         collected.timing.decode_seconds += start.elapsed().as_secs_f64();
         let mut rollouts = rollouts.into_iter();
@@ -239,23 +239,35 @@ impl<'a> Engine<'a> {
             .collect()
     }
 
-    /// One token for every active sequence. `logits`: a row a sequence, or a row for several in a run.
+    /// The next token of every active sequence. `logits`: a row a sequence, or a row for several in a run.
     fn draw(
         &self,
         requests: &[Request],
         draws: Draws,
         active: &[usize],
-        token_index: u32,
+        rollouts: &[Rollout],
         logits: &Tensor,
     ) -> Result<Vec<Sampled>> {
         let uniform = |sequence: &usize| {
             let (group, rollout) =
                 (sequence / self.completions.per_prompt, sequence % self.completions.per_prompt);
             let ids = [draws.step as u32, requests[group].sample_id, rollout as u32];
-            Stream::new(draws.seed, draws.purpose, ids).uniform(token_index)
+            Stream::new(draws.seed, draws.purpose, ids).uniform(rollouts[*sequence].token_ids.len() as u32)
         };
         let uniforms: Vec<f32> = active.iter().map(uniform).collect();
-        let drawn = sample(logits, &Sampling::from(&self.completions.sampling), &uniforms)?;
+        let (sampling, factor) =
+            (Sampling::from(&self.completions.sampling), self.completions.sampling.repetition_penalty);
+        let seen = |sequence: &usize| {
+            let prompt = &requests[sequence / self.completions.per_prompt].prompt.token_ids;
+            [prompt.as_slice(), &rollouts[*sequence].token_ids].concat()
+        };
+        let drawn = match factor == 1.0 {
+            true => sample(logits, &sampling, &uniforms)?,
+            false => {
+                let seen: Vec<Vec<u32>> = active.iter().map(seen).collect();
+                sample_penalised(logits, &sampling, &uniforms, Repetition { factor, seen: &seen })?
+            }
+        };
         self.decoder.refuse_no_distribution(drawn.iter().map(|s| s.logprob))?;
         Ok(drawn)
     }

@@ -64,6 +64,7 @@ mod probabilities;
 mod ranks;
 mod recorded_answers;
 mod reference;
+mod repetition;
 mod reports;
 mod reward_addresses;
 mod reward_page;

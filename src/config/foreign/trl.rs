@@ -8,7 +8,7 @@ const ONE: &str = "a run is one process on one device";
 const IN_MEMORY: &str = "rows are tokenised once, before the first step, and stay in memory";
 const NO_UPLOAD: &str = "nothing is uploaded; `rlvr export` writes what can be";
 
-pub(in crate::config) const KEYS: [Foreign; 201] = [
+pub(in crate::config) const KEYS: [Foreign; 200] = [
     of(TRL, "num_generations", &["grpo.group_size"], ""),
     of(TRL, "num_generations_eval", &["eval.samples_per_prompt"], ""),
     of(TRL, "max_completion_length", COMPLETION, ""),
@@ -79,12 +79,6 @@ pub(in crate::config) const KEYS: [Foreign; 201] = [
     of(TRL, "shuffle_dataset", &["grpo.order"], "every stage shuffles its rows by the seed"),
     of(TRL, "pad_to_multiple_of", &[], "rows are packed, nothing is padded"),
     of(TRL, "generation_kwargs", &["grpo.sampling.temperature"], "[grpo.sampling] has every key there is"),
-    of(
-        TRL,
-        "repetition_penalty",
-        &[],
-        "sampling is from the model as it is, so that the ratio is of what was sampled",
-    ),
     of(
         TRL,
         "cache_implementation",

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Sampled, Sampling, inverse_temperature, reach};
+use super::{Repetition, Sampled, Sampling, inverse_temperature, reach};
 use crate::error::Result;
 use crate::ops::cpu::simd::{exp, max, vectorize};
 use crate::ops::cpu::widened::View;
@@ -20,6 +20,52 @@ pub(super) fn sample(logits_rv: &Tensor, sampling: &Sampling, uniforms: &[f32]) 
         sample_row(&logits[row * vocab..(row + 1) * vocab], sampling, *uniform)
     };
     Ok(uniforms.par_iter().enumerate().map(draw).collect())
+}
+
+pub(super) fn sample_penalised(
+    logits_rv: &Tensor,
+    sampling: &Sampling,
+    uniforms: &[f32],
+    repetition: Repetition,
+) -> Result<Vec<Sampled>> {
+    let (rows, vocab) = logits_rv.dims2()?;
+    let logits = View::new(logits_rv)?;
+    let draws = uniforms.len() / rows;
+    let draw = |(i, (uniform, seen)): (usize, (&f32, &Vec<u32>))| {
+        let row = i / draws;
+        sample_row_penalised(
+            &logits[row * vocab..(row + 1) * vocab],
+            sampling,
+            *uniform,
+            repetition.factor,
+            seen,
+        )
+    };
+    Ok(uniforms.par_iter().zip(repetition.seen).enumerate().map(draw).collect())
+}
+
+fn sample_row_penalised(
+    logits_v: &[f32],
+    sampling: &Sampling,
+    uniform: f32,
+    factor: f32,
+    seen: &[u32],
+) -> Sampled {
+    let mut penalised = logits_v.to_vec();
+    for token in seen {
+        // From the plain logit: a token that came twice is penalised once.
+        if let (Some(to), Some(from)) = (penalised.get_mut(*token as usize), logits_v.get(*token as usize)) {
+            *to = if *from > 0.0 { from / factor } else { from * factor };
+        }
+    }
+    let token = sample_row(&penalised, sampling, uniform).token;
+    let largest = vectorize!(if any_nan(logits_v) { f32::NAN } else { max(logits_v) });
+    if !largest.is_finite() {
+        return NO_DISTRIBUTION;
+    }
+    let row = Row { logits: logits_v, max: largest, scale: inverse_temperature(sampling) };
+    let whole: f64 = vectorize!(logits_v.chunks(BLOCK).map(|block| f64::from(row.block_sum(block))).sum());
+    Sampled { token, logprob: (logits_v[token as usize] - largest) * row.scale - whole.ln() as f32 }
 }
 
 /// Logits whose weights are summed together before their sum is compared.
@@ -196,6 +242,30 @@ mod tests {
     use super::*;
     use crate::ops::sampling::sample;
     use crate::rng::{Purpose, Stream};
+
+    #[test]
+    fn a_token_that_came_before_is_penalised_once_and_keeps_its_plain_log_prob() {
+        // By hand: 2, -1, 0.5, 1.6 become 1, -2, 0.5, 1.6, whose largest is the last.
+        let (logits, greedy) = ([2.0, -1.0, 0.5, 1.6], config(0.0, 0, 1.0, 0.0));
+        let got = sample_row_penalised(&logits, &greedy, 0.5, 2.0, &[0, 1, 0, 9]);
+        assert_eq!(got.token, 3);
+        let whole: f32 = logits.iter().map(|x| x.exp()).sum();
+        assert!((got.logprob - (1.6f32.exp() / whole).ln()).abs() < 1e-6);
+        let (plain, none) =
+            (sample_row(&logits, &greedy, 0.5), sample_row_penalised(&logits, &greedy, 0.5, 2.0, &[]));
+        assert_eq!((plain.token, plain), (0, none));
+        // Shares follow the penalised logits: e^1 of e^1 + e^-2 + e^0.5 + e^1.6.
+        let sampling = config(1.0, 0, 1.0, 0.0);
+        let draws = 4000;
+        let hits = (0..draws)
+            .filter(|i| {
+                sample_row_penalised(&logits, &sampling, (*i as f32 + 0.5) / draws as f32, 2.0, &[0, 1]).token
+                    == 0
+            })
+            .count();
+        let want = 1f64.exp() / [1f64, -2.0, 0.5, 1.6].iter().map(|x| x.exp()).sum::<f64>();
+        assert!((hits as f64 / f64::from(draws) - want).abs() < 1e-3, "{hits} {want}");
+    }
 
     fn config(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> Sampling {
         Sampling { temperature, top_k, top_p, min_p, replay_truncation: false }

@@ -73,6 +73,48 @@ pub fn sample(logits_rv: &Tensor, sampling: &Sampling, uniforms: &[f32]) -> Resu
     cuda::sample(logits_rv, sampling, uniforms)
 }
 
+/// Tokens that came before are drawn less often: their logits are divided by `factor` where they are positive and multiplied by it
+/// elsewhere, before temperature and cuts (Keskar et al., CTRL, arXiv:1909.05858; as transformers and vLLM have it).
+#[derive(Clone, Copy, Debug)]
+pub struct Repetition<'a> {
+    /// Above 0; above 1 to repeat less.
+    pub factor: f32,
+    /// Of each draw, the tokens of its prompt and of what was drawn so far, each as often as it comes.
+    pub seen: &'a [Vec<u32>],
+}
+
+/// [`sample`] where tokens are penalised. Log-probs are those of the distribution without the penalty: what the trainer computes.
+///
+/// # Errors
+/// As [`sample`]; on a CUDA device.
+pub fn sample_penalised(
+    logits_rv: &Tensor,
+    sampling: &Sampling,
+    uniforms: &[f32],
+    repetition: Repetition,
+) -> Result<Vec<Sampled>> {
+    trail::begin("sampling");
+    if logits_rv.device().is_cuda() {
+        let fix = "Set it to 1, or device = \"cpu\"";
+        return Err(Error::input("sampling.repetition_penalty", "is not there yet on a CUDA device", fix));
+    }
+    let (rows, vocab) = logits_rv.dims2()?;
+    if vocab == 0
+        || rows == 0
+        || !uniforms.len().is_multiple_of(rows)
+        || repetition.seen.len() != uniforms.len()
+    {
+        let (draws, seen) = (uniforms.len(), repetition.seen.len());
+        return match draws {
+            0 => Ok(Vec::new()),
+            _ => Err(fault(format!(
+                "sampling: {draws} uniforms and {seen} lists for logits of {rows} x {vocab}"
+            ))),
+        };
+    }
+    cpu::sample_penalised(logits_rv, sampling, uniforms, repetition)
+}
+
 /// Reciprocal of the temperature; 1 where the largest logit is taken.
 fn inverse_temperature(sampling: &Sampling) -> f32 {
     if sampling.temperature == 0.0 { 1.0 } else { (1.0 / sampling.temperature).min(f32::MAX) }
