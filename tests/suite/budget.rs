@@ -144,9 +144,14 @@ fn plan_compares_cards_by_price_and_names_what_is_an_estimate() {
 
 #[test]
 fn plan_adds_up_several_cards_and_refuses_those_without_work() {
-    let many = ["plan", "riskcue-llama3.1-8b", "--model", "llama-3.1-8b", "--gpu", "h100"];
-    let words =
-        [&many[..], &["--gpus", "8", "--nodes", "2", "--link", "ib400", "--price", "2", "--json"]].concat();
+    // With what is kept left to the plan, many cards would keep more.
+    let many = "plan riskcue-llama3.1-8b --model llama-3.1-8b --gpu h100 --set pack.activations=recompute --set pack.max_reused_tokens=0";
+    let many: Vec<&str> = many.split(' ').collect();
+    let words = [
+        &many[..],
+        &["--gpus", "8", "--nodes", "2", "--link", "ib400", "--price", "2", "--shard", "zero2", "--json"],
+    ]
+    .concat();
     let json: Value = serde_json::from_str(&stdout(&words)).unwrap();
     let ranks = &json["ranks"];
     assert_eq!((&ranks["size"], &ranks["shard"]), (&16.into(), &"zero2".into()));
