@@ -209,9 +209,8 @@ pub fn ended(ranks: &Ranks, ended: Result<()>) -> Result<()> {
             ranks.gather(())?;
             return ended;
         }
-        // They know.
-        Some(Error::RankLost { .. }) => return ended,
-        Some(Error::Halted { .. }) => (error, stop::EXIT_CODE),
+        // Those that wait in a library, and not for a connection, do not know.
+        Some(Error::RankLost { .. } | Error::Halted { .. }) => (error, stop::EXIT_CODE),
         Some(ours) if ours.is_full_disk() || ours.is_lost_device() => (error, stop::EXIT_CODE),
         Some(ours) => (error, if ours.is_input() { 2 } else { 1 }),
         None => (error, 1),

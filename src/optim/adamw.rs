@@ -236,7 +236,7 @@ impl AdamW {
                     tensor.flatten_all()?.narrow(0, range.start, range.len())?.force_contiguous()?
                 }
             };
-            Ok(own.to_device(weight.device())?)
+            memory::to_device(&own, weight.device())
         };
         let moments = |which: &str| -> Result<Vec<Moment>> {
             decoder

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::model::decoder::Decoder;
 use crate::model::gradients::Gradients;
 use crate::ops::elementwise::add_assign;
+use crate::ops::memory;
 
 pub struct Summed {
     /// Numbers of the trained weights by block; then those outside of blocks.
@@ -68,7 +69,7 @@ impl Summed {
             Some(part) => Ok(part),
             None => {
                 let count = share.range(weight.elem_count()).len();
-                Ok(Tensor::zeros(count, DType::F32, weight.device())?)
+                memory::zeros(weight.device(), count, DType::F32)
             }
         };
         decoder.trainable().zip(&mut self.parts).map(part).collect()

@@ -7,11 +7,12 @@ pub mod blockwise;
 mod cpu;
 mod cuda;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use self::blockwise::BLOCK;
 use crate::error::Result;
 use crate::ops::fault::fault;
+use crate::ops::memory;
 use crate::rng::Stream;
 use crate::trail;
 
@@ -68,7 +69,7 @@ impl Moment {
     /// # Errors
     /// When the device has no memory left.
     pub fn zeros(weight: &Tensor) -> Result<Self> {
-        Ok(Self::F32(Tensor::zeros(weight.shape(), DType::F32, weight.device())?))
+        Ok(Self::F32(memory::zeros(weight.device(), weight.shape(), DType::F32)?))
     }
 
     /// Zero, in a byte an element.
@@ -77,9 +78,8 @@ impl Moment {
     /// When the device has no memory left.
     pub fn zeros_int8(weight: &Tensor) -> Result<Self> {
         let count = weight.elem_count();
-        let zeros = |count, dtype, device: &Device| Tensor::zeros(count, dtype, device);
-        let codes = zeros(count, DType::U8, weight.device())?;
-        Ok(Self::Int8 { codes, scales: zeros(count.div_ceil(BLOCK), DType::F32, weight.device())? })
+        let zeros = |count: usize, dtype| memory::zeros(weight.device(), count, dtype);
+        Ok(Self::Int8 { codes: zeros(count, DType::U8)?, scales: zeros(count.div_ceil(BLOCK), DType::F32)? })
     }
 
     fn tensors(&self) -> Vec<&Tensor> {

@@ -4,8 +4,8 @@ use candle_core::{DType, Device, Shape, Tensor};
 
 use super::Normal;
 use crate::error::Result;
-use crate::ops::cuda::{Launch, spread, uninit};
-pub use crate::ops::cuda::{concatenate, duplicate, memory_peak, synchronize, to_host};
+use crate::ops::cuda::{Launch, spread};
+pub use crate::ops::cuda::{concatenate, duplicate, memory_peak, synchronize, to_host, uninit};
 use crate::ops::fault::fault;
 
 pub(super) fn operand(tensor: &Tensor) -> Result<Tensor> {

@@ -60,6 +60,24 @@ pub fn filled(device: &Device, shape: impl Into<Shape>, dtype: DType, value: f32
     }
 }
 
+/// Zero in every element, or none.
+pub fn zeros(device: &Device, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+    let shape = shape.into();
+    // A driver gives out no empty arrays.
+    if device.is_cuda() && shape.elem_count() == 0 {
+        return cuda::uninit(device, shape, dtype);
+    }
+    Ok(Tensor::zeros(shape, dtype, device)?)
+}
+
+/// The tensor on `device`; it may have no elements.
+pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    if device.is_cuda() && tensor.elem_count() == 0 {
+        return cuda::uninit(device, tensor.shape(), tensor.dtype());
+    }
+    Ok(tensor.to_device(device)?)
+}
+
 /// What random weights are like.
 #[derive(Clone, Debug)]
 pub struct Normal {
