@@ -18,7 +18,7 @@ cd "$dir" || exit 1
 TORCHRUN=${TORCHRUN:-$(command -v torchrun)}
 ONLY=${ONLY:-.}
 say() { printf '%s\n' "$*" >&2; }
-demo=(train demo --set threads=1 --set "run.root=$dir/runs" --set eval.every_steps=0 --set checkpoint.every_steps=2
+demo=(train demo --set threads=1 --set "run.root=$dir/runs" --set eval.every_steps=0 --set eval.keep_best=last --set checkpoint.every_steps=2
     --set sft.epochs=1.0 --set "grpo.steps=${STEPS:-12}" --set data.synthetic.sft_rows=640 --set data.synthetic.grpo_rows=400
     --set data.synthetic.valid_rows=40)
 
@@ -86,6 +86,8 @@ ONLY=. trial one 1 1 TERM one
 own() { exec "$RLVR" "$@" --ranks "$n"; }
 for n in 2 4; do trial "rlvr-$n" "$n" 1 TERM own; done
 
+# More ranks than cores: who waits leaves the core to others. mpirun knows; under srun it is to be said.
+export OMPI_MCA_mpi_yield_when_idle=1
 mpi=(mpirun --allow-run-as-root --oversubscribe)
 mpirun_() { exec "${mpi[@]}" -n "$n" "$RLVR" "$@"; }
 mpirun_tcp() { RLVR_WIRE=tcp mpirun_ "$@"; }
