@@ -12,7 +12,7 @@ use rlvr::dist::{Engine, HostEngine, Nccl, part};
 use rlvr::ops::cuda::{self, Communicator};
 
 use crate::support::cuda::{device, on_twin, values};
-use crate::support::ranks::{as_one, by_hand, cut, ended, train};
+use crate::support::ranks::{as_one, by_hand, cut, ended, lively, train};
 use crate::support::small::{Small, left, said};
 
 fn twin() -> Option<Device> {
@@ -197,7 +197,7 @@ fn gpus_train_as_one() {
         return;
     }
     for (kind, sets, bound) in [
-        ("full", &["model.dtype=f32", "grpo.kl_coef=0.1"][..], 1e-4),
+        ("full", &["model.dtype=f32"][..], 1e-4),
         ("lora", &["model.dtype=f32", "lora.rank=4"], 1e-4),
         // Rounding at random has draws of each share's own; masters have none.
         (
@@ -207,9 +207,10 @@ fn gpus_train_as_one() {
         ),
     ] {
         let dir = tempfile::tempdir().unwrap();
+        let task = lively(dir.path());
         let small = Small::new(
             dir.path(),
-            &[sets, &["device=cuda", "checkpoint.every_steps=2", "checkpoint.keep_last=9"]].concat(),
+            &[sets, &["device=cuda", "checkpoint.every_steps=2", "checkpoint.keep_last=9", &task]].concat(),
         );
         assert!(small.train("one", None).status.success());
         let one = dir.path().join("one");
