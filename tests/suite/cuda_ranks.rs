@@ -203,7 +203,7 @@ fn gpus_train_as_one() {
         (
             "bf16",
             &["model.dtype=bf16", "sft.optim.bf16_weights=masters", "grpo.optim.bf16_weights=masters"],
-            0.02,
+            1e-3,
         ),
     ] {
         let dir = tempfile::tempdir().unwrap();
