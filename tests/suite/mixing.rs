@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::support::ranks::as_one;
 use crate::support::runs::{records, rlvr, rows, stdout, text};
 
 /// A demo's config on two files to train on, of 40 and 120 rows, and two to evaluate on. `more` lies on top.
@@ -224,4 +225,21 @@ fn what_cannot_be_mixed_is_refused_by_name() {
             || error.contains("data.mix is given together with data.train"),
         "{error}"
     );
+}
+
+#[test]
+fn several_ranks_draw_what_one_process_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "");
+    // Rewards that are all alike, as here, would leave GRPO a gradient of rounding.
+    let common = ["--set", "threads=1", "--set", "stages=[\"sft\"]"];
+    for (name, ranks) in [("one", "1"), ("two", "2")] {
+        let name = format!("run.name={name}");
+        let words = [&["train", text(&config), "--ranks", ranks, "--set", &name][..], &common].concat();
+        let (ended, said) = said(&words);
+        assert!(ended, "{said}");
+    }
+    as_one(&dir.path().join("one"), &dir.path().join("two"), 5e-5);
+    let last = rows(&dir.path().join("two/metrics.jsonl"));
+    assert!(of_kind(&last, "step", "sft").iter().any(|step| step["source/few/loss"].as_f64().is_some()));
 }

@@ -29,7 +29,13 @@ fn any_number_of_ranks_trains_as_one() {
         ("lora", &["lora.rank=4", "lora.stages=fresh", "grpo.kl_coef=0.1"]),
         (
             "reward",
-            &["grpo.loss.type=dapo", "grpo.kl_coef=0.05", "grpo.kl_in=reward", "grpo.max_resamples=2"],
+            &[
+                "grpo.loss.type=dapo",
+                "grpo.kl_coef=0.05",
+                "grpo.kl_in=reward",
+                "grpo.max_resamples=2",
+                "grpo.top_entropy_quantile=0.5",
+            ],
         ),
         (
             "enumerate",
