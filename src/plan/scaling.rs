@@ -93,9 +93,9 @@ pub fn rows(
 
 fn row(line: &Roofline, stage: Stage, network: Option<Network>, plan: &Plan) -> Result<Row> {
     let shares = Efficiency::ESTIMATE.shares;
-    let traffic = network.map(|network| Traffic::of(line, shares, &network, stage)).transpose()?;
+    let traffic = network.map(|network| Traffic::of(line, &network, stage)).transpose()?;
     let traffic = traffic.unwrap_or_default();
-    let step = line.step(stage)?.over(shares).total() + traffic.waits;
+    let step = line.step(stage)?.over(shares).total() + traffic.seconds;
     let size = line.world.size;
     let alone = line.alone(shares)?.pop().unwrap_or(step);
     // The same groups, with all of the optimiser.

@@ -154,7 +154,7 @@ pub fn duration(planned: &Planned, duration: &Duration) {
         // What no row is known of has no time.
         let all = Some(leg.step()).filter(|seconds| *seconds > 0.0).map_or(format!("{:>10}", "?"), number);
         let parts = each.all().map(number).concat();
-        let waited = if waits { number(traffic.waits) } else { String::new() };
+        let waited = if waits { number(traffic.seconds) } else { String::new() };
         let times = times.map_or("?".into(), |times| times.to_string());
         let hours = leg.seconds().map_or("?".into(), |seconds| format!("{:.2}", seconds / 3600.0));
         println!("{what:<12}{times:>7}{all}{parts}{waited}{hours:>10}");

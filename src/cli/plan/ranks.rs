@@ -113,7 +113,7 @@ impl Args {
             if as_json {
                 let json = json!({
                     "trained": row.trained, "gpu": gpu.name, "cards": row.cards, "links": row.links,
-                    "peak_bytes": row.peak, "bytes_sent": sent, "waited_seconds": row.traffic.waits,
+                    "peak_bytes": row.peak, "bytes_sent": sent, "waited_seconds": row.traffic.seconds,
                     "step_seconds": row.step, "efficiency": row.efficiency, "efficiency_same_groups": row.weak,
                 });
                 println!("{json}");
@@ -126,7 +126,7 @@ impl Args {
                 row.links,
                 row.peak as f64 / GIB,
                 sent / 1e9,
-                row.traffic.waits,
+                row.traffic.seconds,
                 row.step,
                 row.efficiency,
                 row.weak
@@ -188,19 +188,18 @@ pub fn heading(planned: &Planned) {
 pub fn traffic(planned: &Planned, duration: &Duration) {
     let Ranks { world, network: Some(_) } = planned.ranks else { return };
     println!(
-        "\nbetween the cards, a step (computed: rings at {SHARE} of the links' rate)\n{:<12}{:>12}{:>14}{:>12}{:>10}{:>10}{:>9}{:>12}",
-        "", "collectives", "gradients, GB", "weights, GB", "s", "waited, s", "times", "efficiency"
+        "\nbetween the cards, a step (computed: rings at {SHARE} of the links' rate)\n{:<12}{:>12}{:>14}{:>12}{:>11}{:>9}{:>12}",
+        "", "collectives", "gradients, GB", "weights, GB", "waited, s", "times", "efficiency"
     );
     for (leg, alone) in duration.legs.iter().zip(&duration.alone) {
         let (t, times) = (leg.traffic, alone / leg.step());
         println!(
-            "{:<12}{:>12}{:>14.2}{:>12.2}{:>10.3}{:>10.3}{:>9.2}{:>12.2}",
+            "{:<12}{:>12}{:>14.2}{:>12.2}{:>11.3}{:>9.2}{:>12.2}",
             leg.what,
             t.collectives,
             t.gradients / 1e9,
             t.weights / 1e9,
             t.seconds,
-            t.waits,
             times,
             times / world.size as f64
         );
@@ -219,7 +218,7 @@ pub fn json(planned: &Planned) -> Option<Value> {
             let t = leg.traffic;
             json!({
                 "of": leg.what, "collectives": t.collectives, "gradient_bytes_sent": t.gradients,
-                "weight_bytes_sent": t.weights, "seconds": t.seconds, "waited_seconds": t.waits,
+                "weight_bytes_sent": t.weights, "waited_seconds": t.seconds,
                 "seconds_alone": alone, "efficiency": alone / leg.step() / world.size as f64,
             })
         });

@@ -95,7 +95,7 @@ pub struct Leg {
 impl Leg {
     /// Of one, with what it waits for.
     pub fn step(&self) -> f64 {
-        self.each.total() + self.traffic.waits
+        self.each.total() + self.traffic.seconds
     }
 
     pub fn seconds(&self) -> Option<f64> {
@@ -116,7 +116,7 @@ pub fn legs(line: &Roofline, shares: Parts, rows: RowCounts, network: Option<&Ne
             Stage::Grpo => grpo_steps(config, rows),
             Stage::Enumerate => Some(config.enumerate.steps as u64),
         };
-        let traffic = network.map(|network| Traffic::of(line, shares, network, *stage)).transpose()?;
+        let traffic = network.map(|network| Traffic::of(line, network, *stage)).transpose()?;
         let each = line.step(*stage)?.over(shares);
         legs.push(Leg { what: stage.name(), times, each, traffic: traffic.unwrap_or_default() });
     }
