@@ -52,7 +52,7 @@ fn any_number_of_ranks_trains_as_one() {
             let name = format!("of-{ranks}");
             let output = train(&small, &name, ranks);
             assert!(output.status.success(), "{kind}, {ranks} ranks: {}", said(&output));
-            as_one(&dir.path().join("one"), &dir.path().join(&name), 2e-5);
+            as_one(&dir.path().join("one"), &dir.path().join(&name), 2e-4);
             let log = std::fs::read_to_string(dir.path().join(&name).join("ranks/1/log.txt")).unwrap();
             assert!(log.contains("sft step 1") && log.contains("loss"), "{log}");
         }
@@ -115,7 +115,7 @@ fn a_program_judges_for_every_rank() {
         let output = command.args(["--allow-programs", "--ranks", &ranks.to_string()]).output().unwrap();
         assert!(output.status.success(), "{}", said(&output));
     }
-    as_one(&dir.path().join("one"), &dir.path().join("two"), 2e-5);
+    as_one(&dir.path().join("one"), &dir.path().join("two"), 2e-4);
     let line =
         rows(&dir.path().join("two/metrics.jsonl")).into_iter().find(|line| line["stage"] == "grpo").unwrap();
     assert!(line["rewards/length/mean"].as_f64().unwrap() > 0.0, "{line}");

@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::runs::{rows, text};
 use super::small::{Small, left, said};
 
+/// Of the first step, where one process and several have the same weights.
+const FIRST: f64 = 1e-6;
+
 /// Runs the small demo with so many ranks.
 pub fn train(small: &Small, name: &str, ranks: usize) -> Output {
     let mut command = small.command(name, None);
@@ -58,7 +61,8 @@ pub fn lively(dir: &Path) -> String {
     format!("task={}", text(&path))
 }
 
-/// Metrics of every step and evaluation, and what was sampled; `bound` for metrics, five times that for weights.
+/// Metrics of every step and evaluation, and what was sampled; `bound` for metrics, five times that for weights. Metrics of the very first
+/// step within a millionth: from then on Adam and quotients by small deviations make rounding larger.
 pub fn as_one(one: &Path, several: &Path, bound: f64) {
     let (mut want, mut got) = (left(one), left(several));
     for line in want.0.iter_mut().chain(&mut got.0).filter(|line| line["stage"] == "enumerate") {
@@ -69,6 +73,8 @@ pub fn as_one(one: &Path, several: &Path, bound: f64) {
     }
     assert_eq!(want.0.len(), got.0.len(), "lines of metrics.jsonl");
     for (line, (want, got)) in want.0.iter().zip(&got.0).enumerate() {
+        let is_first = want["event"] == "step" && want["stage"] == "sft" && want["step"] == 1;
+        let bound = if is_first { FIRST.min(bound) } else { bound };
         near(&format!("line {}", line + 1), want, got, bound);
     }
     let sampled = |run: &Path| -> Vec<(String, Value)> {
