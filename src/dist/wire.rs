@@ -1,4 +1,4 @@
-//! What carries bytes between ranks, and the connections of a [`super::mesh`] as one.
+//! What carries bytes between ranks, and the connections of `mesh` as one.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
