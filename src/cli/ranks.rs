@@ -76,7 +76,8 @@ pub fn role(wanted: Option<usize>) -> Result<Role> {
                 local_size: wanted,
                 address: "127.0.0.1".into(),
                 port,
-                job: String::new(),
+                // Another rlvr may have found the same port free.
+                job: format!("rlvr {}", std::process::id()),
                 launcher: "rlvr",
             };
             Ok(Role::Started(start((0..wanted).map(of))?))

@@ -119,6 +119,8 @@ pub fn by_hand(small: &Small, name: &str, size: usize, change: impl Fn(usize, &m
     (0..size)
         .map(|rank| {
             let mut command = small.command(name, None);
+            // Another test may have found the same port free.
+            command.env("TORCHELASTIC_RUN_ID", format!("{} {port} {name}", std::process::id()));
             change(rank, &mut command);
             for (key, value) in
                 [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", size), ("LOCAL_WORLD_SIZE", size)]
